@@ -1,0 +1,173 @@
+//! Fragments -> inputs -> validated `Settings`; only `Settings` travel.
+//!
+//! Loading, layering and validation live in `config/load.rs`; this file is what the rest of the agent sees.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that an integrator can decide, validated.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The board's name; a bundle's manifest must carry the same one.
+    pub compatible: String,
+    /// `None`: no hub is configured; only local control works.
+    pub cloud: Option<Cloud>,
+    pub slots: Slots,
+    pub bootloader: Bootloader,
+    pub trust: Trust,
+    pub download: Download,
+    pub health: Health,
+    pub policy: Policy,
+    pub report: Report,
+    pub state: State,
+    pub system: System,
+}
+
+/// How the hub is reached, and as whom.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    /// Hub host name as in user name and SAS (`myhub.azure-devices.net`).
+    pub host: String,
+    /// Host to connect to instead (`GatewayHostName`), for TCP and TLS.
+    pub gateway: Option<String>,
+    pub port: u16,
+    pub device_id: String,
+    pub module_id: Option<String>,
+    pub auth: Auth,
+    /// PEM bundle trusted for the hub and for downloads, beside the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// MQTT keep-alive; at most 1177 s.
+    pub keep_alive: Duration,
+    /// Life of a SAS token; renewed before it ends.
+    pub token_ttl: Duration,
+}
+
+/// Proof of identity towards the hub.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// Base64 device key.
+    SharedKey(Secret),
+    /// PEM files; read again at each connect.
+    X509 { certificate: PathBuf, key: PathBuf },
+}
+
+/// A string that no log or report may show: `Debug` prints `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The secret itself; call this only where it is used.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where the two slots are: a block device, `PARTLABEL=`, `PARTUUID=`, or a regular file.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    pub a: String,
+    pub b: String,
+}
+
+/// Which boot environment is used, and how many boots a trial gets.
+#[derive(Debug, Clone)]
+pub struct Bootloader {
+    pub kind: BootloaderKind,
+    /// Boot attempts of a trial, 1 to 9.
+    pub tries: u8,
+}
+
+#[derive(Debug, Clone)]
+pub enum BootloaderKind {
+    /// `fw_env.config` in libubootenv's format.
+    Uboot { config: PathBuf },
+    /// A preallocated grubenv of 1024 bytes.
+    Grub { grubenv: PathBuf },
+}
+
+#[derive(Debug, Clone)]
+pub struct Trust {
+    /// Folder of PEM public keys (`*.pem`).
+    pub keys: PathBuf,
+    /// Valid signatures from different keys that a manifest needs, at least 1.
+    pub required_signatures: usize,
+    /// Host patterns a download may use (`host`, `host:port` or `*.suffix`); empty: any public host.
+    pub allowed_hosts: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Download {
+    /// How long transient errors are retried.
+    pub patience: Duration,
+    /// A transfer that brings nothing for so long is broken off and retried.
+    pub stall_timeout: Duration,
+    /// Bytes per second; `None`: unlimited.
+    pub rate_limit: Option<u64>,
+    /// Byte budget of one operation unless the call brings its own.
+    pub max_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// Time from the agent's start on a trial until the verdict, on CLOCK_BOOTTIME.
+    pub deadline: Duration,
+    /// systemd units that must be active.
+    pub units: Vec<String>,
+    /// Whether units that failed since the update count (needs systemd).
+    pub no_new_failed_units: bool,
+    /// Folder with `required.d` and `wanted.d`.
+    pub checks_dir: PathBuf,
+    /// Time limit of one check.
+    pub check_timeout: Duration,
+    /// Pause between rounds of checks that did not pass.
+    pub retry_interval: Duration,
+    /// A fresh authenticated hub session is required.
+    pub require_cloud: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Daily windows in UTC in which the reboot may happen; empty: any time.
+    pub windows: Vec<Window>,
+    /// The reboot waits for `firmwareApprove`.
+    pub approval: bool,
+    /// The command that reboots the gateway.
+    pub reboot_command: Vec<String>,
+}
+
+/// Minutes after midnight UTC; a window may wrap around midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub start: u16,
+    pub end: u16,
+}
+
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Least time between two progress patches within one phase.
+    pub interval: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct State {
+    pub dir: PathBuf,
+}
+
+/// Where the kernel speaks: changed only to run the agent beside a simulated machine.
+#[derive(Debug, Clone)]
+pub struct System {
+    pub proc: PathBuf,
+    pub sys: PathBuf,
+    /// Runtime folder of the control socket.
+    pub run: PathBuf,
+}

@@ -1,0 +1,30 @@
+//! The map: every module in the order in which one update flows through it.
+//!
+//! cloud command -> open the manifest -> plan or refuse -> prepare -> stage -> arm -> reboot -> health ->
+//! commit or roll back -> report. Imports run one way: programs -> agent -> edges -> core. The core does no
+//! I/O, edges do not know each other, and only `agent` sees all of them.
+
+pub mod config;
+
+// Core: pure; no tokio, no file system, no clock.
+pub mod bundle;
+pub mod failure;
+pub mod machine;
+pub mod manifest;
+pub mod plan;
+pub mod slot;
+
+// Edges: I/O; ignorant of one another.
+pub mod boot;
+pub mod clock;
+pub mod control;
+pub mod device;
+pub mod health;
+pub mod hub;
+pub mod stage;
+pub mod store;
+pub mod tls;
+
+// Driver.
+pub mod agent;
+pub mod report;
