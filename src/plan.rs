@@ -1,1 +1,309 @@
-//! To be written.
+//! Manifest x device x policy -> `Plan` or refusal; and what the reboot waits for. Pure: the agent gathers
+//! the facts, this file judges.
+
+use std::cmp::Ordering;
+
+use time::{OffsetDateTime, Time};
+
+use crate::config::Window;
+use crate::failure::{Code, Failure};
+use crate::machine::{Extra, Hold, ImageInfo, Operation, Plan, Quarantined};
+use crate::manifest::Manifest;
+use crate::slot::Slot;
+
+/// The facts about this gateway that a plan depends on.
+#[derive(Debug, Clone)]
+pub struct Device<'a> {
+    pub compatible: &'a str,
+    pub booted: Slot,
+    /// What runs, as far as it is known.
+    pub booted_image: Option<&'a ImageInfo>,
+    /// What the running system calls itself, when no image is known.
+    pub booted_version: Option<&'a str>,
+    /// The highest security version among the record and the booted image's own metadata.
+    pub floor: u64,
+    /// Bytes of the target slot.
+    pub capacity: u64,
+    pub quarantine: &'a [Quarantined],
+    pub tries: u8,
+}
+
+/// Plans the installation of `manifest`, or says why not.
+pub fn plan(operation: &Operation, manifest: &Manifest, device: &Device<'_>) -> Result<Plan, Failure> {
+    let image = image_info(manifest);
+    right_board(manifest, device)?;
+    expected_version(operation, &image)?;
+    above_floor(&image, device)?;
+    not_quarantined(operation, &image, device)?;
+    newer(operation, &image, device)?;
+    fits(&image, device)?;
+    Ok(Plan {
+        operation: operation.clone(),
+        target: !device.booted,
+        from_version: device
+            .booted_image
+            .map(|booted| booted.version.clone())
+            .or(device.booted_version.map(str::to_owned)),
+        image: Some(image),
+        tries: device.tries,
+        rewrite: true,
+        extra: Extra::new(),
+    })
+}
+
+fn image_info(manifest: &Manifest) -> ImageInfo {
+    let body = manifest.body();
+    ImageInfo {
+        version: body.version.clone(),
+        security_version: body.security_version,
+        created: body.created,
+        manifest: manifest.digest(),
+        sha256: body.image.sha256,
+        size: body.image.size,
+    }
+}
+
+fn right_board(manifest: &Manifest, device: &Device<'_>) -> Result<(), Failure> {
+    let theirs = &manifest.body().compatible;
+    if theirs == device.compatible {
+        return Ok(());
+    }
+    let message = format!("the bundle is for `{theirs}`, this board is `{}`", device.compatible);
+    Err(Failure::new(Code::WrongBoard, message))
+}
+
+fn expected_version(operation: &Operation, image: &ImageInfo) -> Result<(), Failure> {
+    match &operation.version {
+        Some(expected) if *expected != image.version => {
+            let message = format!("the call expects version {expected}, the bundle holds {}", image.version);
+            Err(Failure::new(Code::VersionMismatch, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// No flag goes below the floor.
+fn above_floor(image: &ImageInfo, device: &Device<'_>) -> Result<(), Failure> {
+    if image.security_version >= device.floor {
+        return Ok(());
+    }
+    let message = format!(
+        "security version {} is below this gateway's floor {}, which no flag lowers; build the bundle with \
+         --security-version {} or higher",
+        image.security_version, device.floor, device.floor
+    );
+    Err(Failure::new(Code::Downgrade, message))
+}
+
+fn not_quarantined(operation: &Operation, image: &ImageInfo, device: &Device<'_>) -> Result<(), Failure> {
+    let entry = device.quarantine.iter().find(|entry| entry.refused && entry.sha256 == image.sha256);
+    let Some(entry) = entry.filter(|_| !operation.force) else { return Ok(()) };
+    let message = format!(
+        "this image failed here before ({}): release a fixed one, or call again with force",
+        entry.failure
+    );
+    let refused = Failure::new(Code::Quarantined, message);
+    Err(Failure { evidence: entry.failure.evidence.clone(), ..refused })
+}
+
+fn newer(operation: &Operation, image: &ImageInfo, device: &Device<'_>) -> Result<(), Failure> {
+    let booted_version = device.booted_image.map(|booted| booted.version.as_str()).or(device.booted_version);
+    let Some(booted_version) = booted_version else { return Ok(()) };
+    let same_image = device.booted_image.is_some_and(|booted| booted.sha256 == image.sha256);
+    if same_image {
+        let message = format!("version {booted_version} with this very image runs already; force repeats it");
+        return if operation.force { Ok(()) } else { Err(Failure::new(Code::AlreadyInstalled, message)) };
+    }
+    let older = match compare_versions(&image.version, booted_version) {
+        Ordering::Less => true,
+        Ordering::Greater => false,
+        Ordering::Equal => device.booted_image.is_some_and(|booted| image.created <= booted.created),
+    };
+    if !older || operation.allow_downgrade {
+        return Ok(());
+    }
+    let message = format!(
+        "version {} (created {}) is not newer than {booted_version}, which runs; call with allowDowngrade to \
+         go back",
+        image.version, image.created
+    );
+    Err(Failure::new(Code::Downgrade, message))
+}
+
+fn fits(image: &ImageInfo, device: &Device<'_>) -> Result<(), Failure> {
+    if image.size <= device.capacity {
+        return Ok(());
+    }
+    let message = format!("the image has {} bytes, the slot only {}", image.size, device.capacity);
+    Err(Failure::new(Code::TooLarge, message))
+}
+
+/// Orders versions as people read them: runs of digits by value, the rest by character, so that 1.10 is
+/// newer than 1.9; `~` sorts before everything, even the end (1.0~rc1 is older than 1.0), as in Debian.
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a, b);
+    loop {
+        let (text_a, rest_a) = split_at(a, |c| c.is_ascii_digit());
+        let (text_b, rest_b) = split_at(b, |c| c.is_ascii_digit());
+        let (digits_a, next_a) = split_at(rest_a, |c| !c.is_ascii_digit());
+        let (digits_b, next_b) = split_at(rest_b, |c| !c.is_ascii_digit());
+        let order = compare_text(text_a, text_b).then_with(|| compare_digits(digits_a, digits_b));
+        if order != Ordering::Equal || (next_a.is_empty() && next_b.is_empty()) {
+            return order;
+        }
+        (a, b) = (next_a, next_b);
+    }
+}
+
+fn split_at(text: &str, at: impl Fn(char) -> bool) -> (&str, &str) {
+    text.split_at(text.find(at).unwrap_or(text.len()))
+}
+
+fn compare_digits(a: &str, b: &str) -> Ordering {
+    let (a, b) = (a.trim_start_matches('0'), b.trim_start_matches('0'));
+    a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+}
+
+fn compare_text(a: &str, b: &str) -> Ordering {
+    let weigh = |text: &str| -> Vec<i32> {
+        let weight = |c: char| if c == '~' { -1 } else { c as i32 };
+        text.chars().map(weight).chain([0]).collect()
+    };
+    weigh(a).cmp(&weigh(b))
+}
+
+/// What a reboot still waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wait {
+    Approval,
+    /// A synchronised clock: without one neither a time nor a window means anything.
+    Clock,
+    /// This moment (`notBefore`, `firmwareDefer`, or the next window's start).
+    Until(OffsetDateTime),
+}
+
+/// The facts that decide whether the reboot may happen now.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub time: OffsetDateTime,
+    pub synchronised: bool,
+}
+
+/// `None`: reboot now. At the operation's deadline windows no longer count; approval and deferral do.
+pub fn wait(operation: &Operation, hold: &Hold, windows: &[Window], approval: bool, now: Now) -> Option<Wait> {
+    if approval && !hold.approved {
+        return Some(Wait::Approval);
+    }
+    let overdue = now.synchronised && operation.deadline.is_some_and(|deadline| now.time >= deadline);
+    let windows = if overdue { &[] } else { windows };
+    let earliest = [operation.not_before, hold.until].into_iter().flatten().max();
+    if (earliest.is_some() || !windows.is_empty()) && !now.synchronised {
+        return Some(Wait::Clock);
+    }
+    let from = earliest.map_or(now.time, |earliest| earliest.max(now.time));
+    let opens = next_open(windows, from);
+    let opens = operation.deadline.map_or(opens, |deadline| opens.min(deadline.max(from)));
+    (opens > now.time).then_some(Wait::Until(opens))
+}
+
+/// The first moment from `from` on that lies in a window.
+fn next_open(windows: &[Window], from: OffsetDateTime) -> OffsetDateTime {
+    let minute = u16::from(from.hour()) * 60 + u16::from(from.minute());
+    if windows.is_empty() || windows.iter().any(|window| contains(window, minute)) {
+        return from;
+    }
+    let midnight = from.replace_time(Time::MIDNIGHT);
+    let minutes_until = |window: &Window| {
+        let start = i64::from(window.start);
+        if window.start > minute { start } else { start + 24 * 60 }
+    };
+    let soonest = windows.iter().map(minutes_until).min().unwrap_or(0);
+    midnight + time::Duration::minutes(soonest)
+}
+
+fn contains(window: &Window, minute: u16) -> bool {
+    if window.start <= window.end {
+        (window.start..window.end).contains(&minute)
+    } else {
+        minute >= window.start || minute < window.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::format_description::well_known::Rfc3339;
+
+    fn at(text: &str) -> OffsetDateTime {
+        OffsetDateTime::parse(text, &Rfc3339).unwrap()
+    }
+
+    fn now(text: &str) -> Now {
+        Now { time: at(text), synchronised: true }
+    }
+
+    const NIGHT: Window = Window { start: 22 * 60, end: 4 * 60 };
+
+    #[test]
+    fn versions_are_ordered_as_people_read_them() {
+        for (older, newer) in [
+            ("1.9", "1.10"),
+            ("1.0~rc1", "1.0"),
+            ("1.0", "1.0.1"),
+            ("1.0", "1.0a"),
+            ("2024.09", "2024.10"),
+            ("v1", "v2"),
+            ("1.02", "1.3"),
+        ] {
+            assert_eq!(compare_versions(older, newer), Ordering::Less, "{older} < {newer}");
+            assert_eq!(compare_versions(newer, older), Ordering::Greater, "{newer} > {older}");
+        }
+        assert_eq!(compare_versions("1.0", "1.00"), Ordering::Equal);
+        assert_eq!(compare_versions("", ""), Ordering::Equal);
+    }
+
+    #[test]
+    fn nothing_asked_for_reboots_at_once_even_with_a_wrong_clock() {
+        let unsynchronised = Now { synchronised: false, ..now("1970-01-01T00:00:00Z") };
+        assert_eq!(wait(&Operation::default(), &Hold::default(), &[], false, unsynchronised), None);
+    }
+
+    #[test]
+    fn a_window_holds_the_reboot_until_it_opens() {
+        let wait = |time| wait(&Operation::default(), &Hold::default(), &[NIGHT], false, now(time));
+        assert_eq!(wait("2026-01-01T12:30:00Z"), Some(Wait::Until(at("2026-01-01T22:00:00Z"))));
+        assert_eq!(wait("2026-01-01T23:30:00Z"), None);
+        assert_eq!(wait("2026-01-01T03:59:59Z"), None);
+        assert_eq!(wait("2026-01-01T04:00:00Z"), Some(Wait::Until(at("2026-01-01T22:00:00Z"))));
+    }
+
+    #[test]
+    fn a_window_waits_for_a_synchronised_clock() {
+        let unsynchronised = Now { synchronised: false, ..now("2026-01-01T23:30:00Z") };
+        let found = wait(&Operation::default(), &Hold::default(), &[NIGHT], false, unsynchronised);
+        assert_eq!(found, Some(Wait::Clock));
+    }
+
+    #[test]
+    fn not_before_and_window_both_count_and_the_deadline_ends_windows() {
+        let mut operation =
+            Operation { not_before: Some(at("2026-01-02T12:00:00Z")), ..Operation::default() };
+        let hold = Hold::default();
+        let waits = |operation: &Operation, time| wait(operation, &hold, &[NIGHT], false, now(time));
+        let noon = "2026-01-01T12:00:00Z";
+        assert_eq!(waits(&operation, noon), Some(Wait::Until(at("2026-01-02T22:00:00Z"))));
+        operation.deadline = Some(at("2026-01-02T13:00:00Z"));
+        assert_eq!(waits(&operation, noon), Some(Wait::Until(at("2026-01-02T13:00:00Z"))));
+        assert_eq!(waits(&operation, "2026-01-02T13:00:00Z"), None);
+    }
+
+    #[test]
+    fn approval_and_deferral_outlast_the_deadline() {
+        let operation = Operation { deadline: Some(at("2026-01-01T00:00:00Z")), ..Operation::default() };
+        let noon = now("2026-01-01T12:00:00Z");
+        assert_eq!(wait(&operation, &Hold::default(), &[], true, noon), Some(Wait::Approval));
+        let until = at("2026-01-03T00:00:00Z");
+        let deferred = Hold { approved: true, until: Some(until) };
+        assert_eq!(wait(&operation, &deferred, &[], true, noon), Some(Wait::Until(until)));
+    }
+}

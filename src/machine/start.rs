@@ -1,0 +1,259 @@
+//! What start-up does, whatever the record says: what is really booted and what the boot environment says
+//! outrank it. One function a row of the table in docs/architecture.md.
+
+use super::step::{arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back};
+use super::*;
+use crate::slot::Armed;
+
+type Step = (Record, Option<Effect>);
+
+/// Reconciles the record with the world and issues the phase's effect again.
+pub(super) fn start(record: &Record, boot: &Boot) -> Step {
+    // The witnesses disagree: touch nothing.
+    let Some(booted) = boot.booted else { return (record.clone(), None) };
+    match boot.env {
+        None => environment_lost(record, booted),
+        Some(BootEnv { trial: Some(trial), .. }) if trial.slot == booted => on_trial(record, boot, booted),
+        Some(BootEnv { trial: Some(trial), .. }) => trial_elsewhere(record, boot, trial),
+        Some(env) if env.primary == booted => on_primary(record, boot, booted),
+        Some(env) => astray(record, boot, booted, &env),
+    }
+}
+
+/// The booted slot is the one on trial: never arm again, reach a verdict.
+fn on_trial(record: &Record, boot: &Boot, booted: Slot) -> Step {
+    match record.phase.clone() {
+        Phase::RollingBack { plan, failure, tried, .. } if plan.target == booted => {
+            let phase = Phase::RollingBack { plan: plan.clone(), failure, tried, rebooted: None };
+            enter(record, phase, Effect::Revert(plan))
+        }
+        Phase::Committing { plan } if plan.target == booted => {
+            enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))
+        }
+        Phase::Staging { plan }
+        | Phase::Holding { plan, .. }
+        | Phase::Arming { plan, .. }
+        | Phase::Rebooting { plan, .. }
+        | Phase::Trying { plan, .. }
+            if plan.target == booted =>
+        {
+            trying(record, boot, plan)
+        }
+        // An environment older than the commit came back: the slot has proven itself before.
+        _ if record.slots.get(booted).state == SlotState::Proven => {
+            (record.clone(), Some(Effect::Rebuild(Plan::unknown(booted).env_committed())))
+        }
+        phase => {
+            let ended = overtaken(record, boot, &phase);
+            trying(&ended, boot, Plan::unknown(booted))
+        }
+    }
+}
+
+/// An older environment came back and started a trial that is not this operation's: the operation ends.
+fn overtaken(record: &Record, boot: &Boot, phase: &Phase) -> Record {
+    let failure = Failure::new(
+        Code::BootloaderFailed,
+        "an older boot environment came back and started the other slot; start the update again",
+    );
+    match phase.operation() {
+        None => record.clone(),
+        Some(operation) => {
+            let mut next = record.clone();
+            let (plan, result) = (phase.plan(), Outcome::Failed);
+            next.finish(End { operation, plan, result, failure: Some(failure) }, boot.now);
+            next
+        }
+    }
+}
+
+fn trying(record: &Record, boot: &Boot, plan: Plan) -> Step {
+    let (boots, connected) = match &record.phase {
+        // The agent was restarted: the boot is the same.
+        Phase::Trying { trial, .. } if trial.boot_id == boot.boot_id => (trial.boots, trial.connected),
+        Phase::Trying { trial, .. } => (trial.boots.saturating_add(1), trial.connected),
+        Phase::Rebooting { connected, .. } => (1, *connected),
+        _ => (1, false),
+    };
+    let trial = Trial { boot_id: boot.boot_id.clone(), boots, connected };
+    let phase = Phase::Trying { plan: plan.clone(), trial: trial.clone() };
+    enter(record, phase, Effect::Check(plan, trial))
+}
+
+/// The other slot is on trial and this one runs: the reboot is still to come, or it led back here.
+fn trial_elsewhere(record: &Record, boot: &Boot, trial: Armed) -> Step {
+    let mine = record.phase.plan().filter(|plan| plan.target == trial.slot).cloned();
+    let Some(plan) = mine else { return unexplained_trial(record, trial) };
+    let as_armed = trial.tries >= plan.tries;
+    match record.phase.clone() {
+        Phase::Arming { boot_id, .. } if as_armed && boot_id == boot.boot_id => arm(record, boot, plan, true),
+        Phase::Rebooting { boot_id, .. } if as_armed && boot_id == boot.boot_id => {
+            (record.clone(), Some(Effect::Reboot))
+        }
+        Phase::Arming { .. } | Phase::Rebooting { .. } if as_armed => {
+            roll_back(record, plan, never_tried())
+        }
+        Phase::Arming { .. } | Phase::Rebooting { .. } | Phase::Committing { .. } => {
+            let failure = fell_back(&plan, 0, trial.tries);
+            roll_back(record, plan, failure)
+        }
+        Phase::Trying { trial: seen, .. } => {
+            let failure = fell_back(&plan, seen.boots, trial.tries);
+            roll_back(record, plan, failure)
+        }
+        Phase::RollingBack { .. } => (record.clone(), Some(Effect::Revert(plan))),
+        // Nothing was armed by this operation: an older environment came back.
+        _ => (record.clone(), Some(Effect::Rebuild(plan.env_before()))),
+    }
+}
+
+/// A trial that this record's operation did not arm.
+fn unexplained_trial(record: &Record, trial: Armed) -> Step {
+    let plan = Plan::unknown(trial.slot);
+    if matches!(record.phase, Phase::Unknown) {
+        let failure = fell_back(&plan, 0, trial.tries);
+        return roll_back(record, plan, failure);
+    }
+    (record.clone(), Some(Effect::Rebuild(plan.env_before())))
+}
+
+/// The booted slot is the primary and nothing is on trial.
+fn on_primary(record: &Record, boot: &Boot, booted: Slot) -> Step {
+    match record.phase.clone() {
+        Phase::Idle | Phase::Unknown => settled(record, booted),
+        Phase::Opening { operation } => (record.clone(), Some(Effect::Open(operation))),
+        phase => match phase.plan() {
+            Some(plan) if plan.target == booted => on_committed(record, boot, plan, &phase),
+            Some(plan) => go_on(record, boot, plan.clone(), phase.clone()),
+            None => settled(record, booted),
+        },
+    }
+}
+
+/// Nothing to do; a primary is always a proven slot, so an agent that is new here learns that.
+fn settled(record: &Record, booted: Slot) -> Step {
+    let mut next = record.clone();
+    next.phase = Phase::Idle;
+    next.slots.get_mut(booted).state = SlotState::Proven;
+    (next, None)
+}
+
+/// The target runs and is the primary: it was committed, whatever was saved of it.
+fn on_committed(record: &Record, boot: &Boot, plan: &Plan, phase: &Phase) -> Step {
+    match phase {
+        // A verdict against the slot stands: only a failed commit write can have landed all the same.
+        Phase::RollingBack { failure, .. } if failure.code != Code::BootloaderFailed => {
+            (record.clone(), Some(Effect::Revert(plan.clone())))
+        }
+        // Nothing of this operation can have booted: something else made its target the running slot.
+        Phase::Preparing { .. } | Phase::Staging { .. } | Phase::Holding { .. } => {
+            let failure = Failure::new(
+                Code::SlotBusy,
+                "the target became the running slot before it was tried; start the update again",
+            );
+            let (mut next, effect) = ended_before_arming(record, boot, plan, failure);
+            next.slots.get_mut(plan.target).state = SlotState::Proven;
+            (next, effect)
+        }
+        _ => committed(record, boot, plan),
+    }
+}
+
+/// The old slot runs, proven, and the environment knows of no trial.
+fn go_on(record: &Record, boot: &Boot, plan: Plan, phase: Phase) -> Step {
+    match phase {
+        Phase::Preparing { .. } => (record.clone(), Some(Effect::Prepare(plan))),
+        Phase::Staging { .. } => (record.clone(), Some(Effect::Stage(plan))),
+        Phase::Holding { hold, .. } => (record.clone(), Some(Effect::Hold(plan, hold))),
+        Phase::Arming { .. } => arm(record, boot, plan, true),
+        Phase::RollingBack { failure, tried, .. } => back_in_old_slot(record, boot, &plan, failure, tried),
+        Phase::Trying { trial, .. } => {
+            let failure = fell_back(&plan, trial.boots, 0);
+            let (marked, _) = roll_back(record, plan.clone(), failure.clone());
+            back_in_old_slot(&marked, boot, &plan, failure, true)
+        }
+        Phase::Committing { .. } => {
+            let failure = fell_back(&plan, 1, 0);
+            back_in_old_slot(record, boot, &plan, failure, true)
+        }
+        _ => back_in_old_slot(record, boot, &plan, trial_vanished(), false),
+    }
+}
+
+/// The booted slot is neither the primary nor on trial: degraded.
+fn astray(record: &Record, boot: &Boot, booted: Slot, env: &BootEnv) -> Step {
+    match record.phase.clone() {
+        Phase::RollingBack { plan, failure, tried, rebooted } if plan.target == booted => {
+            // Ordered once already under another boot: ordering it again would go round for ever.
+            if rebooted.as_ref().is_some_and(|id| *id != boot.boot_id) {
+                return no_way_back(record, boot, &plan, failure);
+            }
+            let rebooted = Some(boot.boot_id.clone());
+            enter(record, Phase::RollingBack { plan, failure, tried, rebooted }, Effect::Reboot)
+        }
+        Phase::Opening { operation } => (record.clone(), Some(Effect::Open(operation))),
+        Phase::Idle | Phase::Unknown => idle(record),
+        phase => match phase.plan() {
+            // The trial was given up already, and the record of that could not be saved: go on to the old slot.
+            Some(plan) if plan.target == booted => {
+                let (plan, failure, rebooted) = (plan.clone(), trial_vanished(), Some(boot.boot_id.clone()));
+                enter(record, Phase::RollingBack { plan, failure, tried: true, rebooted }, Effect::Reboot)
+            }
+            Some(plan) if phase.must_be_saved() && plan.rewrite && plan.target == env.primary => {
+                enter(record, Phase::Preparing { plan: plan.clone() }, Effect::Prepare(plan.clone()))
+            }
+            // The target was made the primary and the bootloader could not load it.
+            Some(plan) => back_in_old_slot(record, boot, plan, fell_back(plan, 1, 0), true),
+            None => idle(record),
+        },
+    }
+}
+
+fn idle(record: &Record) -> Step {
+    let mut next = record.clone();
+    next.phase = Phase::Idle;
+    (next, None)
+}
+
+fn no_way_back(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> Step {
+    let message = format!(
+        "{}; the bootloader then did not return to slot {}, so the gateway still runs the failed slot {}",
+        failure.message, !plan.target, plan.target
+    );
+    let failure = Failure { message, ..failure };
+    back_in_old_slot(record, boot, plan, failure, false)
+}
+
+/// No copy of the environment is valid: write what is booted, without ever naming an unproven slot primary.
+fn environment_lost(record: &Record, booted: Slot) -> Step {
+    match record.phase.clone() {
+        Phase::Committing { plan } if plan.target == booted => (record.clone(), Some(Effect::Commit(plan))),
+        Phase::RollingBack { plan, .. } if plan.target == booted => {
+            (record.clone(), Some(Effect::Revert(plan)))
+        }
+        phase => {
+            let mine = phase.plan().is_some_and(|plan| plan.target == booted);
+            let begun = !matches!(phase, Phase::Preparing { .. });
+            let proven = |slot| record.slots.get(slot).state == SlotState::Proven;
+            let on_trial = mine && begun || !proven(booted) && proven(!booted);
+            let env =
+                if on_trial { Plan::unknown(booted).env_armed() } else { BootEnv::only(booted) };
+            (record.clone(), Some(Effect::Rebuild(env)))
+        }
+    }
+}
+
+fn never_tried() -> Failure {
+    Failure::new(
+        Code::BootloaderFailed,
+        "the bootloader started the old slot without trying the new one; check that it runs the fwupdate boot \
+         script and reads the environment named in [bootloader]",
+    )
+}
+
+fn trial_vanished() -> Failure {
+    Failure::new(
+        Code::BootloaderFailed,
+        "the trial is gone from the boot environment although no verdict was reached; was it edited by hand?",
+    )
+}

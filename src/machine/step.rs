@@ -1,0 +1,244 @@
+//! The transition function: what an event makes of the record, and what is to be done next. Total and pure:
+//! an event that does not fit the phase changes nothing.
+
+use super::*;
+
+type Step = (Record, Option<Effect>);
+
+/// Computes the next record and its effect. The caller saves the record, then performs the effect, then
+/// comes back with the event that it led to.
+pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
+    match event {
+        Event::Started | Event::Rebuilt => super::start::start(record, boot),
+        Event::Requested(operation) => requested(record, *operation),
+        Event::RollbackRequested(plan) => rollback_requested(record, boot, *plan),
+        Event::Opened(plan) => opened(record, boot, *plan),
+        Event::Failed(failure) => failed(record, boot, failure),
+        Event::Abandoned(failure) => abandoned(record, boot, failure),
+        Event::SaveFailed(failure) => save_failed(record, boot, failure),
+        Event::Acknowledged => with(record, |next| next.unreported = false),
+        event => advanced(record, boot, event),
+    }
+}
+
+/// An effect succeeded: the phase that issued it moves on.
+fn advanced(record: &Record, boot: &Boot, event: Event) -> Step {
+    match (record.phase.clone(), event) {
+        (Phase::Preparing { plan }, Event::Prepared) => {
+            enter(record, Phase::Staging { plan: plan.clone() }, Effect::Stage(plan))
+        }
+        (Phase::Staging { plan }, Event::Staged { hold }) => staged(record, boot, plan, hold),
+        (Phase::Holding { plan, .. }, Event::HoldChanged(hold)) => {
+            let phase = Phase::Holding { plan: plan.clone(), hold: hold.clone() };
+            enter(record, phase, Effect::Hold(plan, hold))
+        }
+        // A slot that waited may have been touched since it was read back.
+        (Phase::Holding { plan, .. }, Event::Released) => arm(record, boot, plan, true),
+        (Phase::Arming { plan, .. }, Event::Armed { connected }) => {
+            enter(record, Phase::Rebooting { plan, boot_id: boot.boot_id.clone(), connected }, Effect::Reboot)
+        }
+        (Phase::Trying { plan, .. }, Event::ChecksPassed) => {
+            enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))
+        }
+        (Phase::Committing { plan }, Event::Committed) => committed(record, boot, &plan),
+        (Phase::RollingBack { plan, failure, tried, .. }, Event::Reverted) => {
+            reverted(record, boot, plan, failure, tried)
+        }
+        _ => (record.clone(), None),
+    }
+}
+
+fn requested(record: &Record, operation: Operation) -> Step {
+    if !record.phase.is_idle() {
+        return (record.clone(), None);
+    }
+    let (mut next, effect) =
+        enter(record, Phase::Opening { operation: operation.clone() }, Effect::Open(operation));
+    next.downloaded = 0;
+    next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };
+    (next, effect)
+}
+
+fn rollback_requested(record: &Record, boot: &Boot, plan: Plan) -> Step {
+    let proven = record.slots.get(plan.target).state == SlotState::Proven;
+    if !record.phase.is_idle() || boot.booted != Some(!plan.target) || !proven {
+        return (record.clone(), None);
+    }
+    let (mut next, effect) = arm(record, boot, plan, true);
+    next.downloaded = 0;
+    next.times.download_complete = None;
+    (next, effect)
+}
+
+fn opened(record: &Record, boot: &Boot, plan: Plan) -> Step {
+    match &record.phase {
+        Phase::Opening { operation } if operation.id == plan.operation.id => {}
+        _ => return (record.clone(), None),
+    }
+    if boot.booted != Some(!plan.target) {
+        let failure = Failure::new(Code::NotReady, "the running slot is not known for sure: nothing was changed");
+        return failed(record, boot, failure);
+    }
+    let (mut next, effect) =
+        enter(record, Phase::Preparing { plan: plan.clone() }, Effect::Prepare(plan.clone()));
+    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Writing, image: None };
+    (next, effect)
+}
+
+fn staged(record: &Record, boot: &Boot, plan: Plan, hold: Option<Hold>) -> Step {
+    let image = plan.image.clone();
+    let target = plan.target;
+    let (mut next, effect) = match hold {
+        Some(hold) => {
+            let phase = Phase::Holding { plan: plan.clone(), hold: hold.clone() };
+            enter(record, phase, Effect::Hold(plan, hold))
+        }
+        None => arm(record, boot, plan, false),
+    };
+    next.times.download_complete = Some(boot.now);
+    next.slots.get_mut(target).image = image;
+    (next, effect)
+}
+
+pub(super) fn arm(record: &Record, boot: &Boot, plan: Plan, verify: bool) -> Step {
+    let phase = Phase::Arming { plan: plan.clone(), boot_id: boot.boot_id.clone() };
+    let (mut next, effect) = enter(record, phase, Effect::Arm { plan, verify });
+    if next.times.started_applying_image.is_none() || !matches!(record.phase, Phase::Arming { .. }) {
+        next.times.started_applying_image = Some(boot.now);
+    }
+    (next, effect)
+}
+
+/// The new slot is the primary now: it is proven, and the floor rises to it.
+pub(super) fn committed(record: &Record, boot: &Boot, plan: &Plan) -> Step {
+    let mut next = record.clone();
+    let image = plan.image.clone().or_else(|| record.slots.get(plan.target).image.clone());
+    next.floor = next.floor.max(image.as_ref().map_or(0, |image| image.security_version));
+    next.quarantine.retain(|entry| Some(entry.sha256) != image.as_ref().map(|image| image.sha256));
+    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Proven, image };
+    next.times.last_firmware_update = Some(boot.now);
+    // A trial that no record explains is committed all the same, but nobody asked for it by name.
+    let known = !plan.operation.id.is_empty();
+    let result = if known { Outcome::Committed } else { Outcome::Unknown };
+    next.finish(End { operation: &plan.operation, plan: Some(plan), result, failure: None }, boot.now);
+    (next, None)
+}
+
+/// The environment names the old slot again: go there, or, when already there, say so.
+fn reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: bool) -> Step {
+    if boot.booted == Some(plan.target) {
+        let rebooted = Some(boot.boot_id.clone());
+        return enter(record, Phase::RollingBack { plan, failure, tried, rebooted }, Effect::Reboot);
+    }
+    back_in_old_slot(record, boot, &plan, failure, tried)
+}
+
+/// Ends an operation that went as far as arming, in the old slot. One that was never tried failed; nothing
+/// rolled back.
+pub(super) fn back_in_old_slot(
+    record: &Record,
+    boot: &Boot,
+    plan: &Plan,
+    failure: Failure,
+    tried: bool,
+) -> Step {
+    let result = if tried { Outcome::RolledBack } else { Outcome::Failed };
+    let mut next = record.clone();
+    // A rollback whose trial never started leaves a slot that is as proven as it was before.
+    if plan.rewrite || tried {
+        next.slots.get_mut(plan.target).state = SlotState::Failed;
+    }
+    next.finish(End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) }, boot.now);
+    (next, None)
+}
+
+/// Goes to RollingBack and writes the environment; what the failure says of the image is remembered here,
+/// together with the phase, so that no power cut can separate the two.
+pub(super) fn roll_back(record: &Record, plan: Plan, failure: Failure) -> Step {
+    let boots = match &record.phase {
+        Phase::Trying { trial, .. } => trial.boots,
+        Phase::Committing { .. } => 1,
+        _ => 0,
+    };
+    let tried = boots > 0 || failure.code == Code::BootloaderFellBack;
+    let phase = Phase::RollingBack { plan: plan.clone(), failure: failure.clone(), tried, rebooted: None };
+    let (mut next, effect) = enter(record, phase, Effect::Revert(plan.clone()));
+    let image = plan.image.as_ref().map(|image| image.sha256);
+    let marked = record.quarantine.iter().any(|entry| Some(entry.sha256) == image);
+    match failure.code {
+        Code::HealthCheckFailed => next.quarantine(&plan, &failure, true),
+        Code::BootloaderFellBack => next.quarantine(&plan, &failure, boots == 0 || marked),
+        _ => {}
+    }
+    (next, effect)
+}
+
+fn failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
+    match record.phase.clone() {
+        Phase::Opening { operation } => {
+            let mut next = record.clone();
+            let end =
+                End { operation: &operation, plan: None, result: Outcome::Failed, failure: Some(failure) };
+            next.finish(end, boot.now);
+            (next, None)
+        }
+        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. } => {
+            ended_before_arming(record, boot, &plan, failure)
+        }
+        // The write may have happened all the same: only a second write makes sure.
+        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),
+        Phase::Trying { plan, .. } | Phase::Committing { plan } => roll_back(record, plan, failure),
+        // There is no other way out than the way back: the caller waits a little, then tries again.
+        Phase::RollingBack { plan, rebooted: None, .. } => (record.clone(), Some(Effect::Revert(plan))),
+        Phase::RollingBack { rebooted: Some(_), .. } => (record.clone(), Some(Effect::Reboot)),
+        Phase::Idle | Phase::Unknown => (record.clone(), None),
+    }
+}
+
+pub(super) fn ended_before_arming(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> Step {
+    let mut next = record.clone();
+    if plan.rewrite {
+        next.slots.get_mut(plan.target).state = SlotState::Failed;
+    }
+    let result = if failure.code == Code::Cancelled { Outcome::Cancelled } else { Outcome::Failed };
+    next.finish(End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) }, boot.now);
+    (next, None)
+}
+
+fn abandoned(record: &Record, boot: &Boot, failure: Failure) -> Step {
+    match &record.phase {
+        Phase::Opening { operation } => {
+            let result = if failure.code == Code::Cancelled { Outcome::Cancelled } else { Outcome::Failed };
+            let mut next = record.clone();
+            next.finish(End { operation, plan: None, result, failure: Some(failure) }, boot.now);
+            (next, None)
+        }
+        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. } => {
+            ended_before_arming(record, boot, plan, failure)
+        }
+        _ => (record.clone(), None),
+    }
+}
+
+/// `record` is the one that could not be saved, and its effect was not performed.
+fn save_failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
+    match record.phase.clone() {
+        // The environment may be armed already: a reboot now would go where no record tells why.
+        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),
+        phase if phase.must_be_saved() => failed(record, boot, failure),
+        _ => (record.clone(), None),
+    }
+}
+
+/// Enters a phase and issues its effect.
+pub(super) fn enter(record: &Record, phase: Phase, effect: Effect) -> Step {
+    let mut next = record.clone();
+    next.phase = phase;
+    (next, Some(effect))
+}
+
+fn with(record: &Record, change: impl FnOnce(&mut Record)) -> Step {
+    let mut next = record.clone();
+    change(&mut next);
+    (next, None)
+}
