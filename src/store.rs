@@ -115,11 +115,11 @@ impl Store {
     /// Index and content of the copy that counts.
     fn newest(&self) -> Result<Option<(usize, Copy)>, StoreError> {
         let mut found: Option<(usize, Copy)> = None;
-        let mut damaged = false;
+        let mut fault = None;
         for index in 0..NAMES.len() {
             match self.read(index) {
                 Ok(copy::State::Blank) => {}
-                Ok(copy::State::Damaged) => damaged = true,
+                Ok(copy::State::Damaged) => fault = fault.or(Some(StoreError::Damaged(self.dir.clone()))),
                 Ok(copy::State::Newer(version)) => {
                     return Err(StoreError::Newer { dir: self.dir.clone(), version });
                 }
@@ -130,11 +130,14 @@ impl Store {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a copy of the record cannot be read");
-                    damaged = true;
+                    fault = Some(error);
                 }
             }
         }
-        if found.is_none() && damaged { Err(StoreError::Damaged(self.dir.clone())) } else { Ok(found) }
+        match fault {
+            Some(fault) if found.is_none() => Err(fault),
+            _ => Ok(found),
+        }
     }
 
     fn read(&self, index: usize) -> Result<copy::State, StoreError> {
@@ -183,9 +186,10 @@ fn preallocate(path: &Path) -> Result<bool, StoreError> {
 /// Overwrites the start of the file in one write, makes it durable and compares what the medium holds.
 fn overwrite(path: &Path, mut bytes: Vec<u8>) -> Result<(), StoreError> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open", path))?;
-    let old = read_up_to(&file, CAPACITY).map_err(failed("read", path))?;
     // So far as the old content reached, spaces must follow, or `cat` would show its end behind the new one.
-    let used = old.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    // Sectors that cannot be read may come to life again when all are written.
+    let used = read_up_to(&file, CAPACITY)
+        .map_or(CAPACITY, |old| old.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1));
     bytes.resize(bytes.len().max(used).next_multiple_of(PAGE), b' ');
     file.write_all_at(&bytes, 0).map_err(failed("write", path))?;
     file.sync_data().map_err(failed("write", path))?;

@@ -152,11 +152,11 @@ fn two_agents_never_share_a_folder() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_reads_as_fresh_and_refuses_to_save() {
+fn a_folder_that_cannot_be_made_is_an_error_and_no_fresh_start() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let mut store = Store::open(&dir.path().join("file/state")).unwrap();
-    assert_eq!(load(&store), None);
+    assert!(matches!(store.load::<Value>(), Err(StoreError::Io { .. })));
     assert!(matches!(store.save(&record(1)), Err(StoreError::Io { .. })));
 }
 
