@@ -1,0 +1,120 @@
+//! GRUB's environment block: 1024 bytes without a checksum, overwritten in place.
+//!
+//! GRUB finds the file's blocks without replaying a journal, so the file is never truncated nor renamed. A
+//! disk changes in sectors of 512 bytes: all of ours stays in the first, and a write touches no other.
+//! (GRUB, grub-core/lib/envblk.c.)
+
+mod block;
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use self::block::{Block, SECTOR, SIZE};
+use super::{BootError, Bootloader, durable, variables};
+use crate::slot::{Armed, BootEnv, Slot};
+
+/// The environment in a grubenv file.
+#[derive(Debug)]
+pub struct Grub {
+    path: PathBuf,
+}
+
+/// What the file holds.
+enum Content {
+    Valid(Vec<u8>, Block),
+    /// Missing, of another length, or no environment block: GRUB itself could neither read nor save it.
+    Lost,
+}
+
+impl Grub {
+    pub fn new(grubenv: &Path) -> Grub {
+        Grub { path: grubenv.to_owned() }
+    }
+
+    fn load(&self) -> Result<Content, BootError> {
+        let file = match durable::open(&self.path, false) {
+            Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(Content::Lost);
+            }
+            other => other?,
+        };
+        let bytes = durable::read(&file, &self.path, 0, SIZE + 1)?;
+        if bytes.len() > SIZE && block::has_signature(&bytes) {
+            let why = format!("it is longer than {SIZE} bytes: create it anew with grub-editenv");
+            return Err(BootError::Unsupported { path: self.path.clone(), why });
+        }
+        Ok(match Block::parse(&bytes) {
+            Some(block) => Content::Valid(bytes, block),
+            None => Content::Lost,
+        })
+    }
+
+    /// The bytes to write at the file's start: one sector, or the whole file when it was lost.
+    fn next(&self, env: &BootEnv) -> Result<Vec<u8>, BootError> {
+        let full = |needed| BootError::Full { place: self.place(), needed, size: SIZE };
+        match self.load()? {
+            Content::Lost => Block::default().render(env).map_err(full),
+            Content::Valid(old, block) => {
+                let mut new = block.render(env).map_err(full)?;
+                if new.get(SECTOR..) != old.get(SECTOR..) {
+                    return Err(BootError::WouldMove(self.path.clone()));
+                }
+                new.truncate(SECTOR);
+                Ok(new)
+            }
+        }
+    }
+
+    /// Opens the file for writing, creating it where it is missing.
+    fn writable(&self) -> Result<File, BootError> {
+        match durable::open(&self.path, true) {
+            Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        options.open(&self.path).map_err(durable::failed("create", &self.path))
+    }
+
+    /// A file that is whole again must also be found again: its length and its name are made durable.
+    fn settle(&self, file: &File) -> Result<(), BootError> {
+        file.set_len(SIZE as u64)
+            .and_then(|()| file.sync_all())
+            .map_err(durable::failed("write", &self.path))?;
+        let folder = self.path.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(durable::failed("write", folder))
+    }
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Bootloader for Grub {
+    fn read(&self) -> Result<BootEnv, BootError> {
+        match self.load()? {
+            Content::Valid(_, block) => variables::parse(&self.place(), |name| block.get(name)),
+            Content::Lost => Err(BootError::Lost(self.place())),
+        }
+    }
+
+    fn write(&self, env: &BootEnv) -> Result<(), BootError> {
+        let bytes = self.next(env)?;
+        let file = self.writable()?;
+        durable::write(&file, &self.path, 0, &bytes)?;
+        if bytes.len() > SECTOR { self.settle(&file) } else { Ok(()) }
+    }
+
+    fn ready(&self) -> Result<(), BootError> {
+        let trial = Some(Armed { slot: Slot::B, tries: 9 });
+        self.next(&BootEnv { primary: Slot::A, trial, fallback: Some(Slot::B) })?;
+        match durable::open(&self.path, true) {
+            Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! The file on a real file system; grub-editenv joins in tests/boot.rs.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+
+struct Board {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    grub: Grub,
+}
+
+impl Board {
+    fn new(content: &[u8]) -> Board {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grubenv");
+        fs::write(&path, content).unwrap();
+        Board { grub: Grub::new(&path), path, _dir: dir }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(&self.path).unwrap()
+    }
+}
+
+fn block(text: &str) -> Vec<u8> {
+    let mut bytes = format!("# GRUB Environment Block\n{text}").into_bytes();
+    bytes.resize(SIZE, b'#');
+    bytes
+}
+
+fn armed(slot: Slot, tries: u8) -> BootEnv {
+    BootEnv { primary: !slot, trial: Some(Armed { slot, tries }), fallback: Some(!slot) }
+}
+
+#[test]
+fn a_write_changes_the_first_sector_of_the_same_file_only() {
+    // `far` lies wholly in the second sector once our lines are in front.
+    let text = format!("near={}\nfar=1\n", "x".repeat(500));
+    let board = Board::new(&block(&text));
+    assert!(matches!(board.grub.read(), Err(BootError::Uninitialised(_))));
+    assert!(matches!(board.grub.write(&armed(Slot::B, 3)), Err(BootError::WouldMove(_))));
+    assert_eq!(board.bytes(), block(&text));
+
+    let first = Grub::new(&board.path);
+    fs::write(&board.path, Block::parse(&block(&text)).unwrap().render(&BootEnv::only(Slot::A)).unwrap())
+        .unwrap();
+    let (inode, second) = (fs::metadata(&board.path).unwrap().ino(), board.bytes()[SECTOR..].to_vec());
+    for env in [armed(Slot::B, 3), BootEnv::only(Slot::B), armed(Slot::A, 1)] {
+        first.ready().unwrap();
+        first.write(&env).unwrap();
+        assert_eq!(first.read().unwrap(), env);
+        assert_eq!(board.bytes()[SECTOR..], second);
+        assert_eq!(board.bytes().len(), SIZE);
+        assert_eq!(fs::metadata(&board.path).unwrap().ino(), inode);
+    }
+}
+
+#[test]
+fn torn_between_the_sectors_it_is_the_old_or_the_new_one() {
+    let board = Board::new(&block("a=1\n"));
+    let (old, new) = (BootEnv::only(Slot::A), armed(Slot::B, 3));
+    board.grub.write(&old).unwrap();
+    let before = board.bytes();
+    board.grub.write(&new).unwrap();
+    let after = board.bytes();
+    for (first, second, expected) in [(&before, &after, old), (&after, &before, new)] {
+        fs::write(&board.path, [&first[..SECTOR], &second[SECTOR..]].concat()).unwrap();
+        assert_eq!(board.grub.read().unwrap(), expected);
+    }
+}
+
+#[test]
+fn what_grub_cannot_read_is_lost_and_rebuilt_in_place() {
+    let mut unsigned = block("fwupdate_primary=A\n");
+    unsigned[0] = b'x';
+    for content in [&b""[..], &block("")[..100], &[0; SIZE], &unsigned, &vec![0xff; 4096]] {
+        let board = Board::new(content);
+        assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
+        board.grub.ready().unwrap();
+        board.grub.write(&BootEnv::only(Slot::B)).unwrap();
+        assert_eq!(board.grub.read().unwrap(), BootEnv::only(Slot::B));
+        assert_eq!(board.bytes().len(), SIZE);
+    }
+}
+
+#[test]
+fn a_missing_file_is_created_and_a_missing_folder_is_an_error() {
+    let board = Board::new(b"");
+    fs::remove_file(&board.path).unwrap();
+    assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
+    board.grub.write(&armed(Slot::A, 9)).unwrap();
+    assert_eq!(board.grub.read().unwrap(), armed(Slot::A, 9));
+    let nowhere = Grub::new(&board.path.with_file_name("nowhere/grubenv"));
+    assert!(matches!(nowhere.write(&BootEnv::only(Slot::A)), Err(BootError::Io { .. })));
+}
+
+#[test]
+fn a_block_of_another_size_is_not_cut_short() {
+    let mut long = block("a=1\n");
+    long.resize(4096, b'#');
+    let board = Board::new(&long);
+    assert!(matches!(board.grub.write(&BootEnv::only(Slot::A)), Err(BootError::Unsupported { .. })));
+    assert_eq!(board.bytes(), long);
+}
+
+#[test]
+fn other_variables_without_room_are_kept_and_the_write_refused() {
+    let text = format!("a={}\n", "x".repeat(950));
+    let board = Board::new(&block(&text));
+    assert!(matches!(board.grub.ready(), Err(BootError::Full { .. })));
+    assert!(matches!(board.grub.write(&BootEnv::only(Slot::A)), Err(BootError::Full { .. })));
+    assert_eq!(board.bytes(), block(&text));
+}

@@ -1,0 +1,200 @@
+//! The environment on regular files; the tools of libubootenv join in tests/boot.rs.
+
+use super::*;
+use crate::slot::Slot;
+
+const SIZE: usize = 0x200;
+
+struct Board {
+    dir: tempfile::TempDir,
+    uboot: Uboot,
+}
+
+impl Board {
+    /// Two valid copies, the second newer: another's variables and a primary.
+    fn new() -> Board {
+        let board = Board::blank();
+        let entries = [b"bootcmd=run distro_bootcmd".to_vec(), b".flags=a:sw".to_vec()];
+        let old = Copy { flags: 255, entries: entries.to_vec() };
+        board.put(0, &old.render(SIZE).unwrap());
+        board.put(1, &old.with(0, &BootEnv::only(Slot::A)).render(SIZE).unwrap());
+        board
+    }
+
+    fn blank() -> Board {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, env) = (dir.path().join("fw_env.config"), dir.path().join("env"));
+        let line = |offset| format!("{} {offset:#x} {SIZE:#x}\n", env.display());
+        fs::write(&config, line(0) + &line(SIZE)).unwrap();
+        fs::write(&env, vec![0xff; 2 * SIZE]).unwrap();
+        Board { uboot: Uboot::new(&config), dir }
+    }
+
+    fn env(&self) -> PathBuf {
+        self.dir.path().join("env")
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(self.env()).unwrap()
+    }
+
+    fn put(&self, index: usize, area: &[u8]) {
+        let mut bytes = self.bytes();
+        bytes[index * SIZE..][..SIZE].copy_from_slice(area);
+        fs::write(self.env(), bytes).unwrap();
+    }
+
+    fn copy(&self, index: usize) -> Option<Copy> {
+        Copy::parse(&self.bytes()[index * SIZE..][..SIZE], true)
+    }
+}
+
+fn armed(slot: Slot, tries: u8) -> BootEnv {
+    BootEnv { primary: !slot, trial: Some(Armed { slot, tries }), fallback: None }
+}
+
+#[test]
+fn writes_go_to_the_older_copy_and_count_over_the_wrap() {
+    let board = Board::new();
+    assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A));
+    for (index, flags, env) in
+        [(0, 1, armed(Slot::B, 3)), (1, 2, BootEnv::only(Slot::B)), (0, 3, armed(Slot::A, 1))]
+    {
+        let other = board.copy(1 - index);
+        board.uboot.write(&env).unwrap();
+        assert_eq!(board.uboot.read().unwrap(), env);
+        assert_eq!(board.copy(index).unwrap().flags, flags);
+        assert_eq!(board.copy(1 - index), other, "the other copy was touched");
+        let kept = board.copy(index).unwrap().entries;
+        assert!(kept.starts_with(&[b"bootcmd=run distro_bootcmd".to_vec(), b".flags=a:sw".to_vec()]));
+    }
+}
+
+#[test]
+fn a_write_torn_anywhere_leaves_the_old_or_the_new_environment() {
+    let board = Board::new();
+    let before = board.bytes();
+    let (old, new) = (BootEnv::only(Slot::A), armed(Slot::B, 3));
+    board.uboot.write(&new).unwrap();
+    let after = board.bytes();
+    for cut in 0..=SIZE {
+        let torn = [&after[..cut], &before[cut..]].concat();
+        fs::write(board.env(), torn).unwrap();
+        let found = board.uboot.read().unwrap();
+        assert!(found == old || found == new, "cut at {cut}: {found:?}");
+        if cut % 32 == 0 {
+            board.uboot.write(&new).unwrap();
+            assert_eq!(board.uboot.read().unwrap(), new, "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn damage_to_one_copy_never_loses_the_environment_and_is_repaired() {
+    let board = Board::new();
+    board.uboot.write(&BootEnv::only(Slot::A)).unwrap();
+    let good = board.bytes();
+    for at in (0..2 * SIZE).filter(|at| at % SIZE != 4) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        fs::write(board.env(), &bytes).unwrap();
+        assert!(board.copy(at / SIZE).is_none(), "byte {at}");
+        assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A), "byte {at}");
+        if at % 64 == 0 {
+            board.uboot.write(&armed(Slot::B, 2)).unwrap();
+            assert!(board.copy(0).is_some() && board.copy(1).is_some(), "byte {at}");
+            assert_eq!(board.uboot.read().unwrap(), armed(Slot::B, 2), "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_lost_environment_is_rebuilt_from_the_boards_defaults_only() {
+    let board = Board::blank();
+    assert!(matches!(board.uboot.read(), Err(BootError::Lost(_))));
+    assert!(matches!(board.uboot.ready(), Err(BootError::NoDefaults { .. })));
+    assert!(matches!(board.uboot.write(&BootEnv::only(Slot::B)), Err(BootError::NoDefaults { .. })));
+    assert_eq!(board.bytes(), vec![0xff; 2 * SIZE]);
+    fs::write(board.dir.path().join(DEFAULTS), "bootcmd=boot\nbootdelay=2\n").unwrap();
+    board.uboot.ready().unwrap();
+    board.uboot.write(&BootEnv::only(Slot::B)).unwrap();
+    assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::B));
+    assert_eq!(board.copy(0).unwrap().get("bootdelay"), "2");
+}
+
+#[test]
+fn a_board_that_was_never_set_up_is_told_from_a_lost_environment() {
+    let board = Board::new();
+    board.put(1, &[0; SIZE]);
+    assert!(matches!(board.uboot.read(), Err(BootError::Uninitialised(_))));
+    board.uboot.write(&BootEnv::only(Slot::A)).unwrap();
+    assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A));
+    assert_eq!(board.copy(1).unwrap().get("bootcmd"), "run distro_bootcmd");
+}
+
+#[test]
+fn a_single_copy_is_read_but_never_written() {
+    let board = Board::blank();
+    let line = format!("{} 0 {SIZE:x}\n", board.env().display());
+    fs::write(board.dir.path().join("fw_env.config"), line).unwrap();
+    let mut data = b"fwupdate_primary=B\0\0".to_vec();
+    data.resize(SIZE - 4, 0);
+    board.put(0, &[&crc32fast::hash(&data).to_ne_bytes()[..], &data].concat());
+    let before = board.bytes();
+    assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::B));
+    assert!(matches!(board.uboot.ready(), Err(BootError::SingleCopy(_))));
+    assert!(matches!(board.uboot.write(&BootEnv::only(Slot::A)), Err(BootError::SingleCopy(_))));
+    assert_eq!(board.bytes(), before);
+}
+
+#[test]
+fn an_environment_without_room_is_left_as_it_is() {
+    let board = Board::blank();
+    let entry = vec![b"x=".to_vec(), vec![b'y'; SIZE - 20]].concat();
+    board.put(0, &Copy { flags: 1, entries: vec![entry] }.render(SIZE).unwrap());
+    let before = board.bytes();
+    assert!(matches!(board.uboot.ready(), Err(BootError::Full { .. })));
+    assert!(matches!(board.uboot.write(&BootEnv::only(Slot::A)), Err(BootError::Full { .. })));
+    assert_eq!(board.bytes(), before);
+}
+
+#[test]
+fn one_place_under_two_names_is_no_redundant_environment() {
+    let board = Board::new();
+    let link = board.dir.path().join("link");
+    std::os::unix::fs::symlink(board.env(), &link).unwrap();
+    let env = board.env();
+    for second in [format!("{} 0x100", link.display()), format!("{} -0x200", env.display())] {
+        let config = format!("{} 0x100 {SIZE:x}\n{second} {SIZE:x}\n", env.display());
+        fs::write(board.dir.path().join("fw_env.config"), config).unwrap();
+        assert!(matches!(board.uboot.read(), Err(BootError::Config { line: 2, .. })), "{second}");
+    }
+}
+
+#[test]
+fn an_offset_may_count_from_the_end() {
+    let board = Board::new();
+    let env = board.env();
+    let config = format!("{0} -0x400 200\n{0} -0x200 200\n", env.display());
+    fs::write(board.dir.path().join("fw_env.config"), config).unwrap();
+    assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A));
+}
+
+#[test]
+fn raw_flash_is_refused_with_the_reason() {
+    let board = Board::blank();
+    for device in ["/dev/mtd0", "/dev/ubi0:env"] {
+        let config = format!("{device} 0 200\n");
+        fs::write(board.dir.path().join("fw_env.config"), config).unwrap();
+        assert!(matches!(board.uboot.read(), Err(BootError::Unsupported { .. })), "{device}");
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_or_too_short() {
+    let board = Board::new();
+    fs::write(board.env(), &board.bytes()[..SIZE + 100]).unwrap();
+    assert!(matches!(board.uboot.read(), Err(BootError::Uninitialised(_))), "only the older copy is whole");
+    fs::remove_file(board.env()).unwrap();
+    assert!(matches!(board.uboot.read(), Err(BootError::Io { .. })));
+}
