@@ -12,6 +12,7 @@ mod merge;
 mod method;
 mod outbox;
 mod sas;
+mod session;
 mod topics;
 mod twin;
 

@@ -8,38 +8,32 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::StreamExt;
 use rumqttc::{
-    AsyncClient, ConnectionError, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, Publish, QoS,
-    SubAck, SubscribeReasonCode, TlsConfiguration, Transport,
+    ConnectionError, MqttOptions, Packet, Publish, QoS, SubAck, SubscribeReasonCode, TlsConfiguration,
+    Transport,
 };
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::error::HubError;
-use super::method::{MethodCall, Reply};
+use super::method::MethodCall;
 use super::outbox::Outbox;
+use super::session::{CLOSE_WITHIN, Packets, Session, packets};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
 use super::{Document, Event, identity, sas};
 use crate::config::{Auth, Cloud};
 use crate::tls;
 
-/// For TCP, TLS and CONNACK together, and again for the subscriptions.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(30);
-/// For the last report and the DISCONNECT when the agent stops.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// The hub drops a silent client after 1.5 times its keep-alive, and no later than after 1767 s.
 const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=1177;
 /// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
 const PACKET_LIMIT: usize = 512 * 1024;
-/// Requests to the MQTT client that may wait; ours are few, so more means that the hub stopped acknowledging.
-const QUEUE: usize = 64;
-
 /// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone.
 ///
 /// `interval` is the least time between two reports of one milestone. `clock_floor` is a time that is known to
@@ -82,20 +76,6 @@ pub(super) struct Connection {
     online: bool,
     /// The reason that was told last.
     reason: Option<String>,
-}
-
-/// One session.
-struct Session {
-    client: AsyncClient,
-    /// Kept to make calls with; more than one holder means that a call waits for its answer.
-    replies: mpsc::UnboundedSender<Reply>,
-    started: Instant,
-    acknowledged: bool,
-    subscribed: usize,
-    ready_at: Option<Instant>,
-    /// The token's life, if there is a token.
-    token: Option<Duration>,
-    closing: Option<Instant>,
 }
 
 impl Connection {
@@ -169,14 +149,12 @@ impl Connection {
             Ok(options) => options,
             Err(error) => return End::Lost(error),
         };
-        let (client, eventloop) = event_loop(options);
-        let (sender, mut replies) = mpsc::unbounded_channel();
-        let mut session = Session::new(client, sender, self.token_life());
+        let (mut session, eventloop) = Session::new(options, self.token_life());
         let mut packets = pin!(packets(eventloop));
         self.adopt_document();
         loop {
-            let end = match self.proceed(&mut session, replies.is_empty()) {
-                Ok(None) => self.wait(&mut session, &mut packets, &mut replies).await,
+            let end = match self.proceed(&mut session) {
+                Ok(None) => self.wait(&mut session, &mut packets).await,
                 Ok(Some(end)) => {
                     session.close(&mut packets).await;
                     return end;
@@ -199,33 +177,24 @@ impl Connection {
     }
 
     /// Does what is due; says whether the session should be closed in an orderly way.
-    fn proceed(&mut self, session: &mut Session, no_replies: bool) -> Result<Option<End>, HubError> {
+    fn proceed(&mut self, session: &mut Session) -> Result<Option<End>, HubError> {
         let now = Instant::now();
         for action in self.twin.poll(now) {
             self.perform(session, action)?;
         }
-        let idle = no_replies && session.replies.strong_count() == 1;
         if let Some(by) = session.closing {
-            return Ok((now >= by || idle && self.twin.is_settled()).then_some(End::Stopped));
+            let done = session.is_idle() && self.twin.is_settled();
+            return Ok((done || now >= by).then_some(End::Stopped));
         }
-        if session.subscribed < topics::SUBSCRIPTIONS.len() && now >= session.handshake_by() {
+        if !session.is_subscribed() && now >= session.handshake_by() {
             return Err(HubError::Silent { address: self.address() });
         }
-        let renew =
-            session.renewal().is_some_and(|(at, by)| now >= by || now >= at && idle && !self.twin.is_busy());
-        Ok(renew.then_some(End::Renew))
+        let quiet = session.is_idle() && !self.twin.is_busy();
+        Ok(session.must_renew(now, quiet).then_some(End::Renew))
     }
 
     /// Waits for the next thing to happen and takes it in.
-    async fn wait<S>(
-        &mut self,
-        session: &mut Session,
-        packets: &mut S,
-        replies: &mut mpsc::UnboundedReceiver<Reply>,
-    ) -> Result<(), End>
-    where
-        S: Stream<Item = Result<rumqttc::Event, ConnectionError>> + Unpin,
-    {
+    async fn wait(&mut self, session: &mut Session, packets: &mut (impl Packets + Unpin)) -> Result<(), End> {
         let now = Instant::now();
         let wake = session.wake_at(now, self.twin.wake_at(now));
         tokio::select! {
@@ -235,7 +204,7 @@ impl Connection {
                 Some(Err(error)) => return Err(End::Lost(self.broken(session, error))),
                 None => return Err(End::Stopped),
             },
-            Some(reply) = replies.recv() => session.reply(reply),
+            Some(reply) = session.answers.recv() => session.reply(reply),
             changed = self.documents.changed(), if !self.documents_end => {
                 self.documents_end = changed.is_err();
                 self.adopt_document();
@@ -262,7 +231,7 @@ impl Connection {
     fn packet(&mut self, session: &mut Session, packet: Packet) -> Result<(), HubError> {
         match packet {
             Packet::ConnAck(_) => {
-                session.acknowledged = true;
+                session.accepted = true;
                 for topic in topics::SUBSCRIPTIONS {
                     let queued = session.client.try_subscribe(topic, QoS::AtLeastOnce);
                     queued.map_err(|_| self.stuck())?;
@@ -280,7 +249,7 @@ impl Connection {
             return Err(HubError::Subscription { identity: identity::client_id(&self.cloud) });
         }
         session.subscribed += 1;
-        if session.subscribed == topics::SUBSCRIPTIONS.len() {
+        if session.is_subscribed() {
             self.twin.connected();
         }
         Ok(())
@@ -289,7 +258,7 @@ impl Connection {
     fn message(&mut self, session: &mut Session, message: &Publish) -> Result<(), HubError> {
         match topics::parse(&message.topic) {
             Some(Incoming::Method { name, rid }) => {
-                let call = MethodCall::new(name, rid, &message.payload, session.replies.clone());
+                let call = MethodCall::new(name, rid, &message.payload, session.calls.clone());
                 if let Err(call) = self.outbox.push_call(call) {
                     let error =
                         json!({"code": "NotReady", "message": "too many calls wait; call again later"});
@@ -339,7 +308,7 @@ impl Connection {
 
     fn broken(&self, session: &Session, error: ConnectionError) -> HubError {
         let identity = identity::client_id(&self.cloud);
-        HubError::of(error, &self.address(), &identity, session.acknowledged)
+        HubError::of(error, &self.address(), &identity, session.accepted)
     }
 
     fn stuck(&self) -> HubError {
@@ -396,83 +365,6 @@ impl Connection {
             Err(error) => Err(HubError::Unreachable { address: self.address(), cause: error.to_string() }),
         }
     }
-}
-
-impl Session {
-    fn new(client: AsyncClient, replies: mpsc::UnboundedSender<Reply>, token: Option<Duration>) -> Session {
-        Session {
-            client,
-            replies,
-            started: Instant::now(),
-            acknowledged: false,
-            subscribed: 0,
-            ready_at: None,
-            token,
-            closing: None,
-        }
-    }
-
-    /// When the token should be renewed if nothing is under way, and when it must be.
-    fn renewal(&self) -> Option<(Instant, Instant)> {
-        self.token.map(|life| (self.started + life.mul_f64(0.85), self.started + life.mul_f64(0.95)))
-    }
-
-    /// Connecting and subscribing have the same time each.
-    fn handshake_by(&self) -> Instant {
-        self.started + HANDSHAKE_WITHIN * 2
-    }
-
-    /// The next moment at which `proceed` may have something to do.
-    fn wake_at(&self, now: Instant, twin: Option<Instant>) -> Instant {
-        let handshake = (self.subscribed < topics::SUBSCRIPTIONS.len()).then(|| self.handshake_by());
-        let renewal = self.renewal().map(|(at, by)| if now < at { at } else { by });
-        let times = [twin, handshake, renewal, self.closing];
-        times.into_iter().flatten().min().unwrap_or_else(|| now + Duration::from_secs(3600))
-    }
-
-    fn reply(&self, reply: Reply) {
-        let topic = topics::method_response(reply.status, &reply.rid);
-        if self.client.try_publish(topic, QoS::AtLeastOnce, false, reply.body).is_err() {
-            tracing::warn!("the answer to a method call could not be sent");
-        }
-    }
-
-    /// Says goodbye, so that the hub does not take the end for a failure.
-    async fn close<S>(&self, packets: &mut S)
-    where
-        S: Stream<Item = Result<rumqttc::Event, ConnectionError>> + Unpin,
-    {
-        if self.client.try_disconnect().is_err() {
-            return;
-        }
-        let flushed = async {
-            while let Some(Ok(event)) = packets.next().await {
-                if event == rumqttc::Event::Outgoing(Outgoing::Disconnect) {
-                    return;
-                }
-            }
-        };
-        if timeout(CLOSE_WITHIN, flushed).await.is_err() {
-            tracing::debug!("the connection was dropped without a DISCONNECT");
-        }
-    }
-}
-
-fn event_loop(options: MqttOptions) -> (AsyncClient, EventLoop) {
-    let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    network.set_connection_timeout(HANDSHAKE_WITHIN.as_secs());
-    eventloop.set_network_options(network);
-    (client, eventloop)
-}
-
-/// The event loop as a stream: the poll that is under way survives when `next` is cancelled.
-fn packets(eventloop: EventLoop) -> impl Stream<Item = Result<rumqttc::Event, ConnectionError>> {
-    stream::unfold(eventloop, |mut eventloop| async move {
-        let result = eventloop.poll().await;
-        Some((result, eventloop))
-    })
 }
 
 #[cfg(test)]
