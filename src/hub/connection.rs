@@ -34,7 +34,9 @@ use crate::tls;
 const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=1177;
 /// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
 const PACKET_LIMIT: usize = 512 * 1024;
-/// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone.
+
+/// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone. Either way the
+/// newest document is sent before it returns, if there is a session and the hub answers within two seconds.
 ///
 /// `interval` is the least time between two reports of one milestone. `clock_floor` is a time that is known to
 /// have passed: tokens and certificates are dated by the later of it and the system's clock. The newest of
@@ -65,6 +67,8 @@ enum End {
 pub(super) struct Connection {
     cloud: Cloud,
     clock_floor: OffsetDateTime,
+    /// When the time was `clock_floor` or later.
+    floor_at: Instant,
     documents: watch::Receiver<Arc<Document>>,
     documents_end: bool,
     events: mpsc::Sender<Event>,
@@ -92,6 +96,7 @@ impl Connection {
         Connection {
             cloud,
             clock_floor,
+            floor_at: Instant::now(),
             documents,
             documents_end: false,
             events,
@@ -211,15 +216,21 @@ impl Connection {
             }
             () = sleep_until(wake) => {}
             () = self.shutdown.cancelled(), if session.closing.is_none() => {
-                if session.ready_at.is_none() {
-                    return Err(End::Stopped);
-                }
-                self.adopt_document();
-                self.twin.hurry();
-                session.closing = Some(Instant::now() + CLOSE_WITHIN);
+                return self.finish(session);
             }
-            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
+            () = self.outbox.deliver(&self.events), if session.closing.is_none() => return self.finish(session),
         }
+        Ok(())
+    }
+
+    /// Starts the end: what the hub still lacks gets a short time to leave.
+    fn finish(&mut self, session: &mut Session) -> Result<(), End> {
+        if session.ready_at.is_none() {
+            return Err(End::Stopped);
+        }
+        self.adopt_document();
+        self.twin.hurry();
+        session.closing = Some(Instant::now() + CLOSE_WITHIN);
         Ok(())
     }
 
@@ -249,7 +260,7 @@ impl Connection {
             return Err(HubError::Subscription { identity: identity::client_id(&self.cloud) });
         }
         session.subscribed += 1;
-        if session.is_subscribed() {
+        if session.subscribed == topics::SUBSCRIPTIONS.len() {
             self.twin.connected();
         }
         Ok(())
@@ -322,11 +333,15 @@ impl Connection {
         }
     }
 
+    fn now(&self) -> OffsetDateTime {
+        later_of(OffsetDateTime::now_utc(), self.clock_floor, self.floor_at.elapsed())
+    }
+
     /// Everything that the next attempt needs, made anew: token, certificates, roots.
     async fn options(&self) -> Result<MqttOptions, HubError> {
         let id = identity::client_id(&self.cloud);
         if self.cloud.device_id.is_empty() {
-            return Err(HubError::Refused { identity: id });
+            return Err(HubError::NoIdentity);
         }
         let mut options = MqttOptions::new(id, identity::address(&self.cloud), self.cloud.port);
         options.set_credentials(identity::user_name(&self.cloud), self.password()?);
@@ -346,13 +361,13 @@ impl Connection {
             return Ok(String::new());
         };
         let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
-        let now = OffsetDateTime::now_utc().max(self.clock_floor).unix_timestamp();
+        let now = self.now().unix_timestamp();
         let token = sas::token(&identity::resource(&self.cloud), key, now.saturating_add(life))?;
         Ok(token.expose().to_owned())
     }
 
     async fn tls_config(&self) -> Result<rustls::ClientConfig, HubError> {
-        let (cloud, floor) = (self.cloud.clone(), self.clock_floor);
+        let (cloud, floor) = (self.cloud.clone(), self.now());
         let made = tokio::task::spawn_blocking(move || {
             let pair = match &cloud.auth {
                 Auth::X509 { certificate, key } => Some((certificate.as_path(), key.as_path())),
@@ -365,6 +380,13 @@ impl Connection {
             Err(error) => Err(HubError::Unreachable { address: self.address(), cause: error.to_string() }),
         }
     }
+}
+
+/// The time that is believed: the floor rises with the time that passed since it was known, or a clock that
+/// stands far below it would date every renewed token alike until the hub refuses them.
+fn later_of(system: OffsetDateTime, floor: OffsetDateTime, since: Duration) -> OffsetDateTime {
+    let since = time::Duration::try_from(since).unwrap_or(time::Duration::ZERO);
+    system.max(floor.checked_add(since).unwrap_or(floor))
 }
 
 #[cfg(test)]

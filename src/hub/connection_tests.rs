@@ -347,3 +347,27 @@ async fn a_key_that_cannot_be_used_is_told_without_showing_it() {
     agent.shutdown.cancel();
     soon(agent.task).await.unwrap();
 }
+
+#[tokio::test]
+async fn when_nobody_listens_any_more_it_sends_the_last_report_and_ends() {
+    let server = Server::start().await;
+    let mut agent = Agent::start(server.cloud(), json!({"n": 1}));
+    let mut hub = server.accept().await;
+    hub.welcome(&twin(json!({}), json!({}))).await;
+    agent.connected().await;
+    let patch = hub.patch().await;
+    drop(agent.events);
+    hub.answer(&patch, 204).await;
+    assert_eq!(hub.read().await, Some(Packet::Disconnect));
+    soon(agent.task).await.unwrap();
+}
+
+#[test]
+fn the_time_that_is_believed_never_stands_still() {
+    let (early, floor) =
+        (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000));
+    let hour = Duration::from_secs(3600);
+    assert_eq!(later_of(early, floor, hour), floor + hour);
+    assert_eq!(later_of(floor + 2 * hour, floor, hour), floor + 2 * hour);
+    assert_eq!(later_of(early, floor, Duration::MAX), floor);
+}

@@ -7,11 +7,16 @@ use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
 use crate::failure::{Code, Failure};
 use crate::tls::TlsError;
 
+/// Characters of a library's message that are passed on.
+const CAUSE_LIMIT: usize = 200;
+
 /// What ended a session or kept it from starting. No variant carries a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error("the device key is not base64: copy the connection string of the device again")]
     Key,
+    #[error("no device id is set: copy the connection string of the device again")]
+    NoIdentity,
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("{address} cannot be reached ({cause}): check network, name resolution and port")]
@@ -44,7 +49,7 @@ impl From<HubError> for Failure {
     fn from(error: HubError) -> Failure {
         match error {
             HubError::Tls(error) => error.into(),
-            HubError::Key => Failure::new(Code::NotReady, error.to_string()),
+            HubError::Key | HubError::NoIdentity => Failure::new(Code::NotReady, error.to_string()),
             _ => Failure::new(Code::CloudUnreachable, error.to_string()),
         }
     }
@@ -65,7 +70,8 @@ impl HubError {
             ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => HubError::Silent { address },
             ConnectionError::MqttState(StateError::AwaitPingResp) => HubError::Silent { address },
             other => {
-                let cause = other.to_string();
+                // A packet that was not expected is shown whole, and may be large.
+                let cause = other.to_string().chars().take(CAUSE_LIMIT).collect();
                 match certificate_error(other) {
                     Some(cause) => HubError::Untrusted { address, cause },
                     None if connected => HubError::Broken { address, cause },
