@@ -145,22 +145,37 @@ async fn after_a_break_during_a_patch_only_the_newest_document_is_sent() {
 async fn a_token_is_renewed_by_a_reconnect_that_is_no_outage() {
     let server = Server::start().await;
     let mut cloud = server.cloud();
-    cloud.token_ttl = Duration::from_secs(1);
+    cloud.token_ttl = Duration::from_secs(2);
     let mut agent = Agent::start(cloud, json!({}));
 
     let mut hub = server.accept().await;
-    hub.welcome(&twin(json!({"$version": 1}), json!({}))).await;
+    let first = hub.welcome(&twin(json!({"$version": 1}), json!({}))).await;
     agent.connected().await;
     agent.desired().await;
     agent.acknowledged().await;
     assert_eq!(hub.read().await, Some(Packet::Disconnect));
 
     let mut hub = server.accept().await;
-    hub.welcome(&twin(json!({"$version": 2}), json!({}))).await;
+    let second = hub.welcome(&twin(json!({"$version": 2}), json!({}))).await;
+    assert_ne!(first.login.unwrap().password, second.login.unwrap().password);
+    // Neither a disconnection nor a second connection is told.
     assert_eq!(agent.desired().await, json!({"$version": 2}));
     hub.publish("$iothub/methods/POST/m/?$rid=1", b"").await;
     agent.call().await.respond(200, json!({}));
     assert_eq!(hub.published().await.topic, "$iothub/methods/res/200/?$rid=1");
+}
+
+#[tokio::test]
+async fn a_renewal_that_fails_is_an_outage() {
+    let server = Server::start().await;
+    let mut cloud = server.cloud();
+    cloud.token_ttl = Duration::from_secs(2);
+    let mut agent = Agent::start(cloud, json!({}));
+    let mut hub = server.accept().await;
+    hub.welcome(&twin(json!({"$version": 1}), json!({}))).await;
+    agent.connected().await;
+    agent.desired().await;
+    agent.acknowledged().await;
     assert_eq!(hub.read().await, Some(Packet::Disconnect));
     server.accept().await.connack(ConnectReturnCode::ServiceUnavailable, false).await;
     assert!(agent.disconnected().await.contains("refused the connection of dev-1"));

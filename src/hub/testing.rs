@@ -57,12 +57,13 @@ impl Server {
         Server::with(&Pair::new("localhost", 2020), &[]).await
     }
 
-    /// A server that asks for a certificate if `clients` names any.
+    /// A server that asks for a certificate if `clients` names any, and then speaks TLS 1.2 alone, so that the
+    /// tests see both versions.
     pub async fn with(pair: &Pair, clients: &[&Pair]) -> Server {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS12])
-            .unwrap();
+        let version = if clients.is_empty() { &rustls::version::TLS13 } else { &rustls::version::TLS12 };
+        let builder =
+            ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[version]).unwrap();
         let builder = if clients.is_empty() {
             builder.with_no_client_auth()
         } else {
