@@ -1,1 +1,57 @@
-//! To be written.
+//! Azure IoT Hub over MQTT: direct methods and desired properties come in, reported properties go out.
+//!
+//! `run` keeps one authenticated session alive, whatever network, tokens and hub do, and tells the agent about
+//! it in [`Event`]s. What is sent and when is decided by pure code (`twin`, `topics`, `merge`, `sas`,
+//! `backoff`); only `connection` touches a socket. The wire is described in `docs/protocol.md`.
+
+mod backoff;
+mod connection;
+mod error;
+mod identity;
+mod merge;
+mod method;
+mod outbox;
+mod sas;
+mod session;
+mod topics;
+mod twin;
+
+#[cfg(test)]
+mod testing;
+
+use serde_json::{Map, Value};
+
+pub use connection::run;
+pub use error::HubError;
+pub use method::MethodCall;
+
+/// What the agent is told.
+#[derive(Debug)]
+pub enum Event {
+    /// Authenticated, subscribed, and the twin was read. Not repeated when a token is renewed.
+    Connected,
+    /// There is no session: it ended, or could not be had for a new reason. A sentence for people.
+    Disconnected { reason: String },
+    /// A direct method; the caller waits for `respond`.
+    Method(MethodCall),
+    /// The whole desired section with its `$version`: on each connect, and when it changed. Several changes
+    /// may arrive as one.
+    Desired(Value),
+    /// The hub holds this generation of the document. Earlier generations may never be acknowledged by
+    /// themselves: a newer one took their place.
+    Acknowledged { generation: u64 },
+}
+
+/// What the reported properties shall say.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Document {
+    /// The keys to report at the root, whole. A null deletes the key. Root keys that are not named belong to
+    /// other programs and are left alone; inside a named object everything is ours, so what is missing there
+    /// is deleted from the twin.
+    pub body: Map<String, Value>,
+    /// Rises with every change.
+    pub generation: u64,
+    /// When it differs from that of the last patch, the document is sent at once; otherwise no sooner than
+    /// the report interval.
+    pub milestone: u64,
+}

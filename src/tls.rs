@@ -1,1 +1,195 @@
-//! To be written.
+//! The TLS client settings for everything that leaves the gateway: the hub and the downloads.
+//!
+//! The crypto provider is named here, never taken from a process-wide default, and so is the clock: a gateway
+//! whose real-time clock lost its battery would otherwise call every certificate "not yet valid" and never
+//! update again. Time below the floor that the caller knows to have passed is not believed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
+use time::OffsetDateTime;
+
+use crate::failure::{Code, Failure};
+
+/// No bundle of roots in use comes near it.
+const PEM_LIMIT: u64 = 4 << 20;
+
+/// Why no TLS settings could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{path} cannot be read ({source}): check that it exists and that the agent may read it")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is larger than {PEM_LIMIT} bytes: name a PEM file with certificates alone")]
+    TooLarge { path: PathBuf },
+    #[error("{path} holds no PEM certificate that can be used: check its content")]
+    NoCertificate { path: PathBuf },
+    #[error(
+        "{path} holds no PEM private key that can be used: it must be PKCS#8, PKCS#1 or SEC1, unencrypted"
+    )]
+    NoKey { path: PathBuf },
+    #[error("no trusted root certificate was found: install ca-certificates or set cloud.ca_file")]
+    NoRoots,
+    #[error("{certificate} and {key} cannot be used together ({source}): check that they are a pair")]
+    Identity { certificate: PathBuf, key: PathBuf, source: rustls::Error },
+    #[error("the TLS library refused its settings: {0}")]
+    Settings(#[from] rustls::Error),
+}
+
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Failure {
+        Failure::new(Code::NotReady, error.to_string())
+    }
+}
+
+/// TLS 1.2 and 1.3, trusting the system's roots and those of `ca_file`, with the client certificate and key
+/// (PEM files) if they are given. Certificates are judged by the later of the system's clock and `floor`.
+///
+/// Reads files, so it blocks; call it anew for each connection to see renewed files.
+pub fn client_config(
+    ca_file: Option<&Path>,
+    client_cert: Option<(&Path, &Path)>,
+    floor: OffsetDateTime,
+) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(FlooredClock::new(floor)))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_root_certificates(roots(ca_file)?);
+    match client_cert {
+        Some((certificate, key)) => with_identity(builder, certificate, key),
+        None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn with_identity(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    certificate: &Path,
+    key: &Path,
+) -> Result<ClientConfig, TlsError> {
+    let chain = certificates(certificate)?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?)
+        .map_err(|_| TlsError::NoKey { path: key.to_path_buf() })?;
+    builder.with_client_auth_cert(chain, private).map_err(|source| TlsError::Identity {
+        certificate: certificate.to_path_buf(),
+        key: key.to_path_buf(),
+        source,
+    })
+}
+
+/// A damaged system store is tolerated as long as anything can be trusted; a damaged `ca_file` is not, for
+/// somebody meant it.
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::debug!("a part of the system's root certificates cannot be read: {error}");
+    }
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = ca_file {
+        let (added, _) = roots.add_parsable_certificates(certificates(path)?);
+        if added == 0 {
+            return Err(TlsError::NoCertificate { path: path.to_path_buf() });
+        }
+    }
+    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bytes = read(path)?;
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match parsed {
+        Ok(list) if !list.is_empty() => Ok(list),
+        _ => Err(TlsError::NoCertificate { path: path.to_path_buf() }),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Read { path: path.to_path_buf(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    let length = file.take(PEM_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if length as u64 > PEM_LIMIT { Err(TlsError::TooLarge { path: path.to_path_buf() }) } else { Ok(bytes) }
+}
+
+/// The system's clock, but never earlier than a time that is known to have passed.
+#[derive(Debug)]
+struct FlooredClock {
+    floor: UnixTime,
+}
+
+impl FlooredClock {
+    fn new(floor: OffsetDateTime) -> FlooredClock {
+        let seconds = u64::try_from(floor.unix_timestamp()).unwrap_or(0);
+        FlooredClock { floor: UnixTime::since_unix_epoch(Duration::from_secs(seconds)) }
+    }
+}
+
+impl TimeProvider for FlooredClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        // A clock before 1970 makes `UnixTime::now` panic, so it is not asked.
+        let system = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(self.floor, UnixTime::since_unix_epoch);
+        Some(system.max(self.floor))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authority() -> rcgen::CertifiedKey {
+        rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap()
+    }
+
+    #[test]
+    fn the_clock_never_reads_below_its_floor() {
+        let future = OffsetDateTime::now_utc() + Duration::from_secs(3600);
+        let read = FlooredClock::new(future).current_time().unwrap();
+        assert_eq!(read.as_secs(), future.unix_timestamp() as u64);
+
+        let before = OffsetDateTime::now_utc().unix_timestamp() as u64;
+        let read = FlooredClock::new(OffsetDateTime::UNIX_EPOCH).current_time().unwrap();
+        assert!(read.as_secs() >= before);
+        let ancient = FlooredClock::new(OffsetDateTime::UNIX_EPOCH - Duration::from_secs(9));
+        assert_eq!(ancient.floor.as_secs(), 0);
+    }
+
+    #[test]
+    fn a_pair_of_certificate_and_key_is_accepted_and_a_mismatch_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (authority(), authority());
+        let (certificate, key, other) =
+            (dir.path().join("c.pem"), dir.path().join("k.pem"), dir.path().join("o.pem"));
+        std::fs::write(&certificate, first.cert.pem()).unwrap();
+        std::fs::write(&key, first.key_pair.serialize_pem()).unwrap();
+        std::fs::write(&other, second.key_pair.serialize_pem()).unwrap();
+
+        let floor = OffsetDateTime::UNIX_EPOCH;
+        let config = client_config(Some(&certificate), Some((&certificate, &key)), floor).unwrap();
+        assert!(config.client_auth_cert_resolver.has_certs());
+        let error = client_config(Some(&certificate), Some((&certificate, &other)), floor).unwrap_err();
+        assert!(matches!(error, TlsError::Identity { .. }), "{error}");
+        let error = client_config(Some(&certificate), Some((&certificate, &certificate)), floor).unwrap_err();
+        assert!(matches!(error, TlsError::NoKey { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_ca_file_that_holds_no_certificate_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let floor = OffsetDateTime::UNIX_EPOCH;
+        assert!(matches!(client_config(Some(&path), None, floor), Err(TlsError::Read { .. })));
+        std::fs::write(&path, "not a certificate").unwrap();
+        assert!(matches!(client_config(Some(&path), None, floor), Err(TlsError::NoCertificate { .. })));
+        File::create(&path).unwrap().set_len(PEM_LIMIT + 1).unwrap();
+        assert!(matches!(client_config(Some(&path), None, floor), Err(TlsError::TooLarge { .. })));
+    }
+}

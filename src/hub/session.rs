@@ -1,0 +1,177 @@
+//! One MQTT session: its client, the calls that wait for answers, and its deadlines.
+
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, QoS};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::method::Reply;
+use super::topics;
+
+/// For TCP, TLS and CONNACK together, and again for the subscriptions.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(30);
+/// For the last report, and again for the DISCONNECT, when a session is ended by us.
+pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// Requests to the MQTT client that may wait; ours are few, so more means that the hub stopped acknowledging.
+const QUEUE: usize = 64;
+
+/// What the event loop yields.
+pub(super) trait Packets: Stream<Item = Result<Event, ConnectionError>> {}
+impl<S: Stream<Item = Result<Event, ConnectionError>>> Packets for S {}
+
+pub(super) struct Session {
+    pub client: AsyncClient,
+    /// Each call that waits for its answer holds a copy.
+    pub calls: mpsc::UnboundedSender<Reply>,
+    pub answers: mpsc::UnboundedReceiver<Reply>,
+    /// The hub accepted the connection.
+    pub accepted: bool,
+    /// Subscriptions that the hub confirmed.
+    pub subscribed: usize,
+    /// When the twin had been read.
+    pub ready_at: Option<Instant>,
+    /// Set when the agent stops: the last moment for what is still to be sent.
+    pub closing: Option<Instant>,
+    started: Instant,
+    /// The token's life, if there is a token.
+    token: Option<Duration>,
+}
+
+impl Session {
+    /// Nothing is connected before the event loop is polled.
+    pub fn new(options: MqttOptions, token: Option<Duration>) -> (Session, EventLoop) {
+        let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        network.set_connection_timeout(HANDSHAKE_WITHIN.as_secs());
+        eventloop.set_network_options(network);
+        let (calls, answers) = mpsc::unbounded_channel();
+        let session = Session {
+            client,
+            calls,
+            answers,
+            accepted: false,
+            subscribed: 0,
+            ready_at: None,
+            closing: None,
+            started: Instant::now(),
+            token,
+        };
+        (session, eventloop)
+    }
+
+    pub fn is_subscribed(&self) -> bool {
+        self.subscribed >= topics::SUBSCRIPTIONS.len()
+    }
+
+    /// No call waits for its answer. An answer is queued before its call is dropped, so calls are counted
+    /// first.
+    pub fn is_idle(&self) -> bool {
+        self.calls.strong_count() == 1 && self.answers.is_empty()
+    }
+
+    /// Connecting and subscribing have the same time each.
+    pub fn handshake_by(&self) -> Instant {
+        self.started + HANDSHAKE_WITHIN * 2
+    }
+
+    /// When the token should be renewed if nothing is under way, and when it must be.
+    fn renewal(&self) -> Option<(Instant, Instant)> {
+        self.token.map(|life| (self.started + life.mul_f64(0.85), self.started + life.mul_f64(0.95)))
+    }
+
+    /// `quiet`: no request and no call would be cut off.
+    pub fn must_renew(&self, now: Instant, quiet: bool) -> bool {
+        self.renewal().is_some_and(|(at, by)| now >= by || quiet && now >= at)
+    }
+
+    /// The next moment at which something may be due; `twin` is when the twin's next request is.
+    pub fn wake_at(&self, now: Instant, twin: Option<Instant>) -> Instant {
+        let handshake = (!self.is_subscribed()).then(|| self.handshake_by());
+        let renewal = self.renewal().map(|(at, by)| if now < at { at } else { by });
+        let times = [twin, handshake, renewal, self.closing];
+        times.into_iter().flatten().min().unwrap_or_else(|| now + Duration::from_secs(3600))
+    }
+
+    pub fn reply(&self, reply: Reply) {
+        let topic = topics::method_response(reply.status, &reply.rid);
+        if self.client.try_publish(topic, QoS::AtLeastOnce, false, reply.body).is_err() {
+            tracing::warn!("the answer to a method call could not be sent");
+        }
+    }
+
+    /// Says goodbye, so that the hub does not take the end for a failure.
+    pub async fn close(&self, packets: &mut (impl Packets + Unpin)) {
+        if self.client.try_disconnect().is_err() {
+            return;
+        }
+        let flushed = async {
+            while let Some(Ok(event)) = packets.next().await {
+                if event == Event::Outgoing(Outgoing::Disconnect) {
+                    return;
+                }
+            }
+        };
+        if timeout(CLOSE_WITHIN, flushed).await.is_err() {
+            tracing::debug!("the connection was dropped without a DISCONNECT");
+        }
+    }
+}
+
+/// The event loop as a stream: the poll that is under way survives when `next` is cancelled.
+pub(super) fn packets(eventloop: EventLoop) -> impl Packets {
+    stream::unfold(eventloop, |mut eventloop| async move {
+        let result = eventloop.poll().await;
+        Some((result, eventloop))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::method::MethodCall;
+    use serde_json::json;
+
+    fn session(life: Option<Duration>) -> Session {
+        Session::new(MqttOptions::new("dev-1", "localhost", 1), life).0
+    }
+
+    #[test]
+    fn a_renewal_waits_for_a_quiet_moment_but_not_until_the_token_ends() {
+        let hour = session(Some(Duration::from_secs(3600)));
+        let after = |seconds| hour.started + Duration::from_secs(seconds);
+        assert!(!hour.must_renew(after(3000), true));
+        assert!(hour.must_renew(after(3061), true));
+        assert!(!hour.must_renew(after(3061), false));
+        assert!(hour.must_renew(after(3421), false));
+        assert!(!session(None).must_renew(after(1_000_000), true));
+    }
+
+    #[test]
+    fn it_wakes_for_the_nearest_deadline_and_never_in_the_past() {
+        let mut session = session(Some(Duration::from_secs(3600)));
+        let start = session.started;
+        assert_eq!(session.wake_at(start, None), session.handshake_by());
+        session.subscribed = topics::SUBSCRIPTIONS.len();
+        let (at, by) = session.renewal().unwrap();
+        assert_eq!(session.wake_at(start, None), at);
+        assert_eq!(session.wake_at(at, None), by);
+        let soon = start + Duration::from_secs(1);
+        assert_eq!(session.wake_at(start, Some(soon)), soon);
+    }
+
+    #[test]
+    fn it_is_idle_when_every_call_was_answered_and_every_answer_sent() {
+        let mut session = session(None);
+        assert!(session.is_idle());
+        let call = MethodCall::new("m".into(), "1", b"", session.calls.clone());
+        assert!(!session.is_idle());
+        call.respond(200, json!({}));
+        assert!(!session.is_idle());
+        let reply = session.answers.try_recv().unwrap();
+        assert!(session.is_idle());
+        session.reply(reply);
+    }
+}

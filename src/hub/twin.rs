@@ -1,0 +1,349 @@
+//! The conversation about the twin: what is asked and sent next, given what the hub answered so far.
+//!
+//! Pure: it is told what happened and what time it is, and returns what to do, so that it is tested without a
+//! socket. One request is in flight at a time. On every connection the twin is read first and the document is
+//! compared with what the twin itself holds, for nothing else is certain after an interruption. When the hub
+//! announces a change of the desired properties the twin is read again, since a patch and a replacement of the
+//! whole section look the same on the wire.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use super::Document;
+use super::backoff::Backoff;
+use super::error::HubError;
+use super::merge::{difference, merge};
+use super::topics;
+
+/// A request that is not answered for so long is given up.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// The hub bills one message for each 4 KB of a patch.
+const PATCH_ADVICE: usize = 4096;
+/// How often a twin that is older than what the hub announced is read again.
+const STALE_READS: u32 = 5;
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub(super) enum Action {
+    Publish {
+        topic: String,
+        payload: Vec<u8>,
+    },
+    /// The twin was read for the first time on this connection.
+    Ready,
+    Desired(Value),
+    Acknowledged(u64),
+    /// This connection is of no use any more.
+    Lost(HubError),
+}
+
+#[derive(Debug)]
+enum Kind {
+    Read,
+    Patch { patch: Map<String, Value>, document: Arc<Document> },
+}
+
+#[derive(Debug)]
+struct Request {
+    rid: String,
+    deadline: Instant,
+    kind: Kind,
+}
+
+/// The twin as the hub sends it: the two sections without a wrapper.
+#[derive(Deserialize)]
+struct Sections {
+    #[serde(default)]
+    desired: Map<String, Value>,
+    #[serde(default)]
+    reported: Map<String, Value>,
+}
+
+#[derive(Debug)]
+pub(super) struct Twin {
+    /// Distinguishes our requests from those of an earlier run whose answers the hub may still deliver.
+    prefix: u64,
+    requests: u64,
+    interval: Duration,
+    backoff: Backoff,
+    document: Arc<Document>,
+    connected: bool,
+    /// The twin was read on this connection, and `reported` is what it holds.
+    ready: bool,
+    reported: Map<String, Value>,
+    /// The twin has to be read (again) before anything else.
+    stale: bool,
+    stale_reads: u32,
+    /// Newest desired version that the hub announced.
+    announced: u64,
+    /// Desired version handed out last.
+    delivered: Option<u64>,
+    request: Option<Request>,
+    /// No request before this, after the hub asked for patience.
+    not_before: Option<Instant>,
+    /// When the last patch was sent, and the milestone that it carried.
+    sent: Option<(Instant, u64)>,
+    /// The document that the hub rejected: not sent again on this connection.
+    rejected: Option<Arc<Document>>,
+    acknowledged: Option<u64>,
+    hurried: bool,
+}
+
+impl Twin {
+    /// `prefix` should be random; `interval` is the least time between two patches of one milestone.
+    pub fn new(prefix: u64, interval: Duration, backoff: Backoff, document: Arc<Document>) -> Twin {
+        Twin {
+            prefix,
+            requests: 0,
+            interval,
+            backoff,
+            document,
+            connected: false,
+            ready: false,
+            reported: Map::new(),
+            stale: false,
+            stale_reads: 0,
+            announced: 0,
+            delivered: None,
+            request: None,
+            not_before: None,
+            sent: None,
+            rejected: None,
+            acknowledged: None,
+            hurried: false,
+        }
+    }
+
+    /// A connection stands and its subscriptions are confirmed.
+    pub fn connected(&mut self) {
+        self.disconnected();
+        self.connected = true;
+        self.stale = true;
+    }
+
+    /// What was in flight is forgotten: only reading the twin tells whether it arrived.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.ready = false;
+        self.request = None;
+        self.announced = 0;
+        self.delivered = None;
+        self.stale_reads = 0;
+        self.not_before = None;
+        self.sent = None;
+        self.rejected = None;
+        self.backoff.reset();
+    }
+
+    /// A newer document takes the place of one that waits.
+    pub fn document(&mut self, document: Arc<Document>) {
+        self.document = document;
+    }
+
+    /// From now on the interval between patches is ignored: the agent is about to stop.
+    pub fn hurry(&mut self) {
+        self.hurried = true;
+    }
+
+    /// A request waits for its answer.
+    pub fn is_busy(&self) -> bool {
+        self.request.is_some()
+    }
+
+    /// Nothing is left to send: the hub holds the newest document, or rejected it.
+    pub fn is_settled(&self) -> bool {
+        self.ready && !self.stale && self.request.is_none() && self.due_patch().is_none()
+    }
+
+    /// The hub announced a version of the desired properties.
+    pub fn announced(&mut self, version: u64) {
+        if version > self.announced.max(self.delivered.unwrap_or(0)) {
+            self.announced = version;
+            self.stale = true;
+            self.stale_reads = 0;
+        }
+    }
+
+    /// What is to be done now; call it after everything that changed, and at `wake_at`.
+    pub fn poll(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !self.connected || self.expire(now, &mut actions) || self.request.is_some() {
+            return actions;
+        }
+        let patch = self.due_patch();
+        if self.ready && !self.stale && patch.is_none() {
+            self.acknowledge_unsent(&mut actions);
+        } else if self.send_at(now) <= now {
+            match patch {
+                Some(patch) if !self.stale => actions.extend(self.send_patch(now, patch)),
+                _ => actions.push(self.send_read(now)),
+            }
+        }
+        actions
+    }
+
+    /// When `poll` has something to do although nothing happened.
+    pub fn wake_at(&self, now: Instant) -> Option<Instant> {
+        if !self.connected || self.is_settled() {
+            return None;
+        }
+        Some(self.request.as_ref().map_or_else(|| self.send_at(now), |request| request.deadline))
+    }
+
+    /// An answer of the hub. `random` (0..1) spreads the retries.
+    pub fn answered(
+        &mut self,
+        now: Instant,
+        random: f64,
+        rid: &str,
+        status: u16,
+        body: &[u8],
+    ) -> Vec<Action> {
+        let Some(request) = self.request.take_if(|request| request.rid == rid) else {
+            tracing::debug!("an answer to a request that was given up: status {status}");
+            return Vec::new();
+        };
+        if matches!(status, 408 | 429 | 500..) {
+            tracing::warn!("the hub put off a request for the twin (status {status}); trying again");
+            self.postpone(now, random);
+            // An error of the server leaves open whether the patch was applied.
+            self.stale |= status != 429;
+            return Vec::new();
+        }
+        match request.kind {
+            Kind::Read if status == 200 => self.was_read(now, random, body),
+            Kind::Read => vec![Action::Lost(HubError::TwinRefused { status })],
+            Kind::Patch { patch, document } if (200..300).contains(&status) => {
+                merge(&mut self.reported, &patch);
+                self.backoff.reset();
+                self.acknowledged = Some(document.generation);
+                vec![Action::Acknowledged(document.generation)]
+            }
+            Kind::Patch { document, .. } => {
+                let why = String::from_utf8_lossy(body.get(..body.len().min(200)).unwrap_or_default());
+                tracing::error!(
+                    "the hub rejected report {} (status {status}): {why}; it is not sent again until it changes",
+                    document.generation
+                );
+                self.rejected = Some(document);
+                Vec::new()
+            }
+        }
+    }
+
+    fn was_read(&mut self, now: Instant, random: f64, body: &[u8]) -> Vec<Action> {
+        let Sections { desired, reported } = match serde_json::from_slice(body) {
+            Ok(sections) => sections,
+            Err(error) => return vec![Action::Lost(HubError::TwinMalformed { cause: error.to_string() })],
+        };
+        let version = desired.get("$version").and_then(Value::as_u64).unwrap_or(0);
+        self.reported = reported;
+        self.stale = version < self.announced && self.stale_reads < STALE_READS;
+        if self.stale {
+            self.stale_reads += 1;
+            self.postpone(now, random);
+        } else if self.due_patch().is_none() {
+            // While a patch waits, only its own success shows that the hub has recovered.
+            self.backoff.reset();
+        }
+        let mut actions = Vec::new();
+        if !self.ready {
+            self.ready = true;
+            actions.push(Action::Ready);
+        }
+        if self.delivered.is_none_or(|delivered| version > delivered) {
+            self.delivered = Some(version);
+            actions.push(Action::Desired(Value::Object(desired)));
+        }
+        actions
+    }
+
+    fn postpone(&mut self, now: Instant, random: f64) {
+        self.not_before = Some(now + self.backoff.next(random));
+        self.sent = None;
+    }
+
+    /// Gives up a request whose answer is overdue. True: the connection is lost.
+    fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) -> bool {
+        match self.request.take_if(|request| request.deadline <= now) {
+            None => false,
+            Some(Request { kind: Kind::Patch { .. }, .. }) => {
+                // The patch may have arrived: only the twin itself knows.
+                tracing::warn!("the hub left a report unanswered; reading the twin");
+                self.stale = true;
+                self.sent = None;
+                false
+            }
+            Some(Request { kind: Kind::Read, .. }) => {
+                actions.push(Action::Lost(HubError::TwinSilent));
+                true
+            }
+        }
+    }
+
+    /// The earliest moment at which the next request may leave.
+    fn send_at(&self, now: Instant) -> Instant {
+        let patient = self.not_before.unwrap_or(now);
+        match self.sent {
+            Some((at, milestone)) if !self.stale && !self.hurried && milestone == self.document.milestone => {
+                patient.max(at + self.interval)
+            }
+            _ => patient,
+        }
+    }
+
+    /// What the twin lacks; `None` also while the hub rejects this very document.
+    fn due_patch(&self) -> Option<Map<String, Value>> {
+        if self.is_rejected() {
+            return None;
+        }
+        let patch = difference(&self.document.body, &self.reported);
+        (!patch.is_empty()).then_some(patch)
+    }
+
+    fn is_rejected(&self) -> bool {
+        self.rejected.as_ref().is_some_and(|rejected| rejected.body == self.document.body)
+    }
+
+    /// The twin already holds the document, so no patch will be answered for it.
+    fn acknowledge_unsent(&mut self, actions: &mut Vec<Action>) {
+        let generation = self.document.generation;
+        if !self.is_rejected() && self.acknowledged != Some(generation) {
+            self.acknowledged = Some(generation);
+            actions.push(Action::Acknowledged(generation));
+        }
+    }
+
+    fn send_read(&mut self, now: Instant) -> Action {
+        let rid = self.request(now, Kind::Read);
+        Action::Publish { topic: topics::twin_get(&rid), payload: Vec::new() }
+    }
+
+    fn send_patch(&mut self, now: Instant, patch: Map<String, Value>) -> Option<Action> {
+        let payload = serde_json::to_vec(&patch).ok()?;
+        if payload.len() > PATCH_ADVICE {
+            tracing::warn!("a report of {} bytes is billed as more than one message", payload.len());
+        }
+        self.rejected = None;
+        self.sent = Some((now, self.document.milestone));
+        let document = self.document.clone();
+        let rid = self.request(now, Kind::Patch { patch, document });
+        Some(Action::Publish { topic: topics::twin_patch(&rid), payload })
+    }
+
+    fn request(&mut self, now: Instant, kind: Kind) -> String {
+        self.requests = self.requests.wrapping_add(1);
+        let rid = format!("{:x}-{:x}", self.prefix, self.requests);
+        self.not_before = None;
+        self.request = Some(Request { rid: rid.clone(), deadline: now + ANSWER_WITHIN, kind });
+        rid
+    }
+}
+
+#[cfg(test)]
+#[path = "twin_tests.rs"]
+mod tests;
