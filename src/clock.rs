@@ -59,6 +59,8 @@ impl AsFd for Timer {
     }
 }
 
+// tokio's successor of `new` is unsafe, for types that may close their descriptor early; `Timer` owns its own.
+#[allow(deprecated)]
 async fn wait_on_timer(deadline: Duration) -> io::Result<()> {
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
     let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
