@@ -1,9 +1,24 @@
 //! Fragments -> inputs -> validated `Settings`; only `Settings` travel.
 //!
-//! Loading, layering and validation live in `config/load.rs`; this file is what the rest of the agent sees.
+//! `fragments` reads each layer's files and checks their keys, `inputs` merges them and reads typed values,
+//! `load` validates; this file is what the rest of the agent sees.
+
+mod connection;
+mod error;
+mod fragments;
+mod inputs;
+mod keys;
+mod load;
+mod render;
+mod units;
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use error::{ConfigError, Warning};
+pub use fragments::Options;
+pub use load::{Loaded, load, outside_slots};
+pub use render::render;
 
 /// Everything that an integrator can decide, validated.
 #[derive(Debug, Clone)]

@@ -1,1 +1,263 @@
-//! To be written.
+//! Is the new image well? Rounds of checks until all of them pass in one round, or the deadline falls.
+//!
+//! A gateway needs a while after boot, so a check that fails is asked again; the last failure is the evidence.
+
+mod checks;
+mod command;
+mod systemd;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::PathBuf;
+
+use tokio::sync::watch;
+
+use crate::config::Health;
+use crate::failure::{Code, Evidence, Failure};
+use crate::slot::Slot;
+
+pub use systemd::Systemd;
+
+/// Search path of checks.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Most bytes of a check's output in the evidence.
+const EXCERPT_LIMIT: usize = 1024;
+
+/// What is on trial, and how the machine was before.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub slot: Slot,
+    pub version: String,
+    pub operation: String,
+    /// The units that had failed before the update, from [`failed_units`]; `None`: not known, and so new
+    /// failures can't be told from old ones and are not judged.
+    pub baseline: Option<BTreeSet<String>>,
+    pub systemd: Systemd,
+}
+
+/// What is happening, for the journal and the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// A check starts.
+    Checking(String),
+    /// A required check did not pass this time.
+    Failing { check: String, why: String },
+    /// Worth keeping, but no reason to roll back.
+    Note { check: String, why: String },
+}
+
+/// Why the checks could not even be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    #[error(
+        "systemd does not run on this machine, so its units cannot be checked; empty health.units and set \
+         health.no_new_failed_units = false, or boot with systemd"
+    )]
+    NoSystemd,
+    #[error("{} gave no answer: {detail}; check that systemd is well", command.display())]
+    Systemctl { command: PathBuf, detail: String },
+    #[error("the folder {} cannot be read: {source}; check its permissions", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("{} is not an executable file; run `chmod +x` on it or take it out of the folder", path.display())]
+    NotExecutable { path: PathBuf },
+    #[error("{} cannot be started: {source}; a script needs `#!` and its interpreter", path.display())]
+    Start { path: PathBuf, source: std::io::Error },
+}
+
+impl From<HealthError> for Failure {
+    fn from(error: HealthError) -> Failure {
+        Failure::new(Code::HealthCheckFailed, error.to_string())
+    }
+}
+
+/// A required check that did not pass.
+#[derive(Debug, Clone)]
+struct Failed {
+    code: Code,
+    check: String,
+    why: String,
+    excerpt: String,
+}
+
+impl Failed {
+    fn new(check: impl Into<String>, why: impl Into<String>, excerpt: String) -> Failed {
+        Failed { code: Code::HealthCheckFailed, check: check.into(), why: why.into(), excerpt }
+    }
+
+    fn error(check: impl Into<String>, error: &HealthError) -> Failed {
+        Failed::new(check, error.to_string(), String::new())
+    }
+
+    fn no_cloud() -> Failed {
+        let why = "the hub did not accept a session since this boot; check network, clock and credentials";
+        Failed { code: Code::CloudUnreachable, ..Failed::new("cloud", why, String::new()) }
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Failure {
+        let message = format!("the check {} did not pass before the deadline: {}", failed.check, failed.why);
+        let excerpt = Some(failed.excerpt).filter(|text| !text.is_empty());
+        let evidence = Evidence { check: Some(failed.check), excerpt, ..Evidence::default() };
+        Failure::new(failed.code, message).with(evidence)
+    }
+}
+
+/// The units that have failed by now: recorded before an update, so that old faults are not held against it.
+pub async fn failed_units() -> Result<BTreeSet<String>, HealthError> {
+    Systemd::default().failed_units().await
+}
+
+/// Runs all checks of `settings`, again and again, until all pass in one round or `deadline` is over.
+///
+/// `cloud` is true once a hub session authenticated since this boot; `deadline` is a sleep, best on
+/// CLOCK_BOOTTIME. Errors: `HealthCheckFailed` with the evidence of the last check that failed, or
+/// `CloudUnreachable` when everything else passed. Whatever runs when this returns is killed.
+pub async fn run(
+    settings: &Health,
+    context: &Context,
+    cloud: watch::Receiver<bool>,
+    deadline: impl Future<Output = ()>,
+    mut progress: impl FnMut(Progress),
+) -> Result<(), Failure> {
+    let mut trial = Trial { settings, context, cloud, progress: &mut progress, last: None, current: None };
+    let passed = tokio::select! {
+        biased;
+        () = trial.rounds() => true,
+        () = deadline => false,
+    };
+    if passed {
+        return Ok(());
+    }
+    let running = trial.current.take().unwrap_or_default();
+    let failed = trial.last.take();
+    Err(failed.unwrap_or_else(|| Failed::new(running, "it was still running", String::new())).into())
+}
+
+/// The state of one [`run`].
+struct Trial<'a> {
+    settings: &'a Health,
+    context: &'a Context,
+    cloud: watch::Receiver<bool>,
+    progress: &'a mut dyn FnMut(Progress),
+    /// The latest required check that failed: the evidence when the deadline falls.
+    last: Option<Failed>,
+    /// The check that runs now.
+    current: Option<String>,
+}
+
+impl Trial<'_> {
+    /// Returns once a round passed.
+    async fn rounds(&mut self) {
+        loop {
+            let result = self.round().await;
+            let Err(failed) = result else { break };
+            let (check, why) = (failed.check.clone(), failed.why.clone());
+            self.last = Some(failed);
+            (self.progress)(Progress::Failing { check, why });
+            if self.pause().await {
+                break;
+            }
+        }
+        self.wanted().await;
+    }
+
+    /// Waits for the next round; true when only the cloud was missing and it came.
+    async fn pause(&mut self) -> bool {
+        let pause = tokio::time::sleep(self.settings.retry_interval);
+        if self.last.as_ref().is_none_or(|failed| failed.code != Code::CloudUnreachable) {
+            pause.await;
+            return false;
+        }
+        tokio::select! {
+            // An agent that stops has dropped the sender: no session can come any more.
+            Ok(_) = self.cloud.wait_for(|connected| *connected) => true,
+            () = pause => false,
+        }
+    }
+
+    /// All required checks once, the cheap ones first; stops at the first that fails.
+    async fn round(&mut self) -> Result<(), Failed> {
+        for unit in &self.settings.units {
+            self.unit(unit).await?;
+        }
+        if self.settings.no_new_failed_units {
+            self.no_new_failures().await?;
+        }
+        for check in checks::list(&self.settings.checks_dir.join("required.d")) {
+            let check = check.map_err(|error| Failed::error("required.d", &error))?;
+            self.start(&check.name);
+            checks::run(&check, self.settings.check_timeout, self.context).await?;
+        }
+        if self.settings.require_cloud && !*self.cloud.borrow() {
+            return Err(Failed::no_cloud());
+        }
+        Ok(())
+    }
+
+    async fn unit(&mut self, unit: &str) -> Result<(), Failed> {
+        self.start(unit);
+        let systemd = &self.context.systemd;
+        match systemd.not_active(unit).await {
+            Ok(None) => Ok(()),
+            Ok(Some(state)) => Err(Failed::new(unit, format!("it is {state}"), systemd.status(unit).await)),
+            Err(error) => Err(Failed::error(unit, &error)),
+        }
+    }
+
+    async fn no_new_failures(&mut self) -> Result<(), Failed> {
+        const CHECK: &str = "failed-units";
+        self.start(CHECK);
+        let systemd = &self.context.systemd;
+        let failed = systemd.failed_units().await.map_err(|error| Failed::error(CHECK, &error))?;
+        let Some(baseline) = &self.context.baseline else {
+            self.note(CHECK, "not judged: which units had failed before the update is not known".to_owned());
+            return Ok(());
+        };
+        let new: Vec<&str> = failed.difference(baseline).map(String::as_str).collect();
+        let Some(first) = new.first() else { return Ok(()) };
+        let why = format!("units failed that were well before the update: {}", new.join(", "));
+        Err(Failed::new(CHECK, why, systemd.status(first).await))
+    }
+
+    /// What is only wanted runs once, when all that is required has passed.
+    async fn wanted(&mut self) {
+        for check in checks::list(&self.settings.checks_dir.join("wanted.d")) {
+            let result = match check {
+                Ok(check) => {
+                    self.start(&check.name);
+                    checks::run(&check, self.settings.check_timeout, self.context).await
+                }
+                Err(error) => Err(Failed::error("wanted.d", &error)),
+            };
+            if let Err(failed) = result {
+                self.note(&failed.check, failed.why);
+            }
+        }
+    }
+
+    fn start(&mut self, check: &str) {
+        self.current = Some(check.to_owned());
+        (self.progress)(Progress::Checking(check.to_owned()));
+    }
+
+    fn note(&mut self, check: &str, why: String) {
+        (self.progress)(Progress::Note { check: check.to_owned(), why });
+    }
+}
+
+/// The end of an output as text of at most [`EXCERPT_LIMIT`] bytes, without control characters.
+fn excerpt(output: &[u8]) -> String {
+    let text: String = String::from_utf8_lossy(output)
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    let mut start = text.len().saturating_sub(EXCERPT_LIMIT);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.get(start..).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests;

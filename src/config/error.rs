@@ -1,0 +1,82 @@
+//! What can be wrong with settings. Errors stop the agent; warnings stop `--check-config` alone, because an
+//! older agent must start with a newer one's file.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::failure::{Code, Failure};
+
+/// Why no settings could be made. No message holds a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{} cannot be read: {source}; check that it exists and may be read", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{} is larger than {limit} bytes; it does not look like the right file", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error("{} is not valid TOML (line {line}): {detail}", path.display())]
+    Syntax { path: PathBuf, line: usize, detail: String },
+    #[error("{key} in {file} must be {expected}, not {found}")]
+    Value { key: String, file: String, expected: String, found: String },
+    #[error("{key} in {file} is not supported by this version; remove it and {instead}")]
+    Unsupported { key: String, file: String, instead: &'static str },
+    #[error("the connection string in {file} {problem}")]
+    ConnectionString { file: String, problem: String },
+    #[error("{0}")]
+    Conflict(String),
+    #[error("settings are missing: {}{}", list(missing), hints(warnings))]
+    Missing { missing: Vec<&'static str>, warnings: Vec<Warning> },
+    #[error("the settings layers cannot be merged: {0}; check the files one by one")]
+    Merge(#[from] config::ConfigError),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::new(Code::NotReady, error.to_string())
+    }
+}
+
+fn list(missing: &[&'static str]) -> String {
+    missing.join("; ")
+}
+
+/// A misspelt key is the likeliest reason for a missing one.
+fn hints(warnings: &[Warning]) -> String {
+    warnings.iter().map(|w| format!(" ({w})")).collect()
+}
+
+/// What the daemon only logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Warning {
+    /// No version of this agent's keys has that name.
+    UnknownKey { key: String, file: String, nearest: Option<&'static str> },
+    /// The key may not be set in this layer and was ignored.
+    Misplaced { key: String, file: String },
+    /// A file with a secret that others can read.
+    Exposed { file: String },
+}
+
+impl Warning {
+    /// Whether `--check-config` fails because of it.
+    pub fn fails_check(&self) -> bool {
+        !matches!(self, Warning::Exposed { .. })
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::UnknownKey { key, file, nearest: Some(near) } => {
+                write!(f, "unknown key {key} in {file}; did you mean {near}?")
+            }
+            Warning::UnknownKey { key, file, nearest: None } => {
+                write!(f, "unknown key {key} in {file}; remove it or see docs/configuration.md")
+            }
+            Warning::Misplaced { key, file } => {
+                write!(f, "{key} in {file} is ignored; set it in /etc/fwupdate.toml instead")
+            }
+            Warning::Exposed { file } => {
+                write!(f, "{file} holds a device key and others can read it; run `chmod 0600 {file}`")
+            }
+        }
+    }
+}

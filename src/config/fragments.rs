@@ -1,0 +1,210 @@
+//! First stage: find the files of every layer, parse each on its own, and drop what does not belong there.
+//!
+//! Each file stays apart until it is checked, so that every complaint can name the file it comes from.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use config::{Map, Source, Value, ValueKind};
+
+use super::error::{ConfigError, Warning};
+use super::keys;
+
+/// No settings file is larger; a wrong path may lead to a disk.
+const FILE_LIMIT: u64 = 1 << 20;
+
+/// Where the layers lie.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The image builder's file, under the integrator's; optional.
+    pub vendor: Option<PathBuf>,
+    /// The integrator's file.
+    pub main: PathBuf,
+    /// Whether it is an error that `main` is not there: so when it was named on the command line.
+    pub main_required: bool,
+    /// The integrator's drop-ins, read in name order.
+    pub drop_ins: Option<PathBuf>,
+}
+
+impl Options {
+    /// The layers of an installed gateway.
+    pub fn system() -> Options {
+        Options {
+            vendor: Some("/usr/lib/fwupdate/fwupdate.toml".into()),
+            main: "/etc/fwupdate.toml".into(),
+            main_required: false,
+            drop_ins: Some("/etc/fwupdate.d".into()),
+        }
+    }
+
+    /// `--config FILE`: FILE in place of all system layers; the state folder's `conf.d` still applies.
+    pub fn file(path: impl Into<PathBuf>) -> Options {
+        Options { vendor: None, main: path.into(), main_required: true, drop_ins: None }
+    }
+}
+
+/// Which keys a layer may set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Defaults, vendor's and integrator's file: everything.
+    Trusted,
+    /// Drop-ins: everything but `[trust]`.
+    DropIn,
+    /// `<state>/conf.d`: everything but `[trust]` and `state.dir`, which says where this layer lies.
+    Device,
+}
+
+/// One parsed file.
+#[derive(Debug, Clone)]
+pub struct Fragment {
+    pub origin: String,
+    table: toml::Table,
+}
+
+impl Fragment {
+    /// The built-in defaults.
+    pub fn defaults() -> Result<Fragment, ConfigError> {
+        Fragment::parse(Path::new("built-in defaults"), &keys::defaults_toml())
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Fragment, ConfigError> {
+        // The error's own Display quotes the line, which may hold a secret.
+        let table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: line_of(text, e.span().map_or(0, |s| s.start)),
+            detail: e.message().replace('\n', ", "),
+        })?;
+        Ok(Fragment { origin: path.display().to_string(), table })
+    }
+
+    /// Reads and checks `path`; `None` when there is no such file.
+    pub fn read(
+        path: &Path,
+        layer: Layer,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Option<Fragment>, ConfigError> {
+        let Some(text) = read_text(path, FILE_LIMIT)? else { return Ok(None) };
+        let mut fragment = Fragment::parse(path, &text)?;
+        fragment.table = Check { file: &fragment.origin, layer, warnings }.table("", fragment.table)?;
+        Ok(Some(fragment))
+    }
+}
+
+impl Source for Fragment {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(values(&self.origin, &self.table))
+    }
+}
+
+/// The table in the `config` crate's terms, with its file as each value's origin.
+fn values(origin: &String, table: &toml::Table) -> Map<String, Value> {
+    table.iter().map(|(name, value)| (name.clone(), to_value(origin, value))).collect()
+}
+
+fn to_value(origin: &String, value: &toml::Value) -> Value {
+    let kind = match value {
+        toml::Value::String(text) => ValueKind::String(text.clone()),
+        toml::Value::Integer(number) => ValueKind::I64(*number),
+        toml::Value::Float(number) => ValueKind::Float(*number),
+        toml::Value::Boolean(flag) => ValueKind::Boolean(*flag),
+        toml::Value::Datetime(date) => ValueKind::String(date.to_string()),
+        toml::Value::Array(items) => ValueKind::Array(items.iter().map(|v| to_value(origin, v)).collect()),
+        toml::Value::Table(table) => ValueKind::Table(values(origin, table)),
+    };
+    Value::new(Some(origin), kind)
+}
+
+/// Walks one file and takes out unknown and misplaced keys, with a warning for each.
+struct Check<'a> {
+    file: &'a str,
+    layer: Layer,
+    warnings: &'a mut Vec<Warning>,
+}
+
+impl Check<'_> {
+    fn table(&mut self, section: &str, table: toml::Table) -> Result<toml::Table, ConfigError> {
+        let mut kept = toml::Table::new();
+        for (name, value) in table {
+            let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
+            if let Some(value) = self.entry(&path, &name, value)? {
+                kept.insert(name, value);
+            }
+        }
+        Ok(kept)
+    }
+
+    fn entry(
+        &mut self,
+        path: &str,
+        name: &str,
+        value: toml::Value,
+    ) -> Result<Option<toml::Value>, ConfigError> {
+        let (key, file) = (path.to_owned(), self.file.to_owned());
+        if self.is_misplaced(path) {
+            self.warnings.push(Warning::Misplaced { key, file });
+            return Ok(None);
+        }
+        // A quoted "a.b" is one name in TOML and must not pass for the path a.b.
+        if name.contains('.') || !(keys::is_known(path) || keys::is_section(path)) {
+            self.warnings.push(Warning::UnknownKey { key, file, nearest: keys::nearest(path) });
+            return Ok(None);
+        }
+        match value {
+            toml::Value::Table(table) if keys::is_section(path) => {
+                Ok(Some(toml::Value::Table(self.table(path, table)?)))
+            }
+            other if keys::is_section(path) => {
+                let expected = format!("a section ([{path}])");
+                Err(ConfigError::Value { key, file, expected, found: other.type_str().to_owned() })
+            }
+            other => Ok(Some(other)),
+        }
+    }
+
+    fn is_misplaced(&self, path: &str) -> bool {
+        let trust = path == "trust" || path.starts_with("trust.");
+        match self.layer {
+            Layer::Trusted => false,
+            Layer::DropIn => trust,
+            Layer::Device => trust || path == "state.dir",
+        }
+    }
+}
+
+/// The `*.toml` files of `dir` in name order; none when there is no such folder.
+pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let failed = |source| ConfigError::Read { path: dir.to_owned(), source };
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
+    let mut paths = paths.map_err(failed)?;
+    paths.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+    paths.sort();
+    Ok(paths)
+}
+
+/// Reads a small text file; `None` when it does not exist.
+pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let mut text = String::new();
+    file.take(limit + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > limit {
+        return Err(ConfigError::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(Some(text))
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
+}

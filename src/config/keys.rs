@@ -1,0 +1,151 @@
+//! Every key of the settings files with its built-in default: the one list that layering, the unknown-key
+//! check, the shipped file and the reference page are held to.
+
+/// One key: its path and its default as a TOML literal (`None`: no default).
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    pub path: &'static str,
+    pub default: Option<&'static str>,
+}
+
+const fn key(path: &'static str, default: &'static str) -> Key {
+    Key { path, default: Some(default) }
+}
+
+const fn open(path: &'static str) -> Key {
+    Key { path, default: None }
+}
+
+/// All keys that this version reads.
+pub const KEYS: &[Key] = &[
+    open("compatible"),
+    open("cloud.connection_string"),
+    open("cloud.connection_string_file"),
+    open("cloud.certificate_file"),
+    open("cloud.key_file"),
+    key("cloud.port", "8883"),
+    open("cloud.ca_file"),
+    key("cloud.keep_alive", "\"4min\""),
+    key("cloud.token_ttl", "\"1h\""),
+    key("cloud.transport", "\"mqtt\""),
+    open("slots.a.device"),
+    open("slots.b.device"),
+    open("bootloader.kind"),
+    key("bootloader.config", "\"/etc/fw_env.config\""),
+    open("bootloader.grubenv"),
+    key("bootloader.tries", "3"),
+    key("trust.keys", "\"/etc/fwupdate/keys\""),
+    key("trust.required_signatures", "1"),
+    key("trust.allowed_hosts", "[]"),
+    key("download.patience", "\"1h\""),
+    key("download.stall_timeout", "\"30s\""),
+    open("download.rate_limit"),
+    open("download.max_bytes"),
+    key("health.deadline", "\"10min\""),
+    key("health.units", "[]"),
+    key("health.no_new_failed_units", "true"),
+    key("health.checks_dir", "\"/etc/fwupdate/checks\""),
+    key("health.check_timeout", "\"1min\""),
+    key("health.retry_interval", "\"5s\""),
+    key("health.require_cloud", "true"),
+    key("policy.windows", "[]"),
+    key("policy.approval", "false"),
+    key("policy.reboot_command", "[\"systemctl\", \"reboot\"]"),
+    key("report.interval", "\"5s\""),
+    key("state.dir", "\"/var/lib/fwupdate\""),
+    key("system.proc", "\"/proc\""),
+    key("system.sys", "\"/sys\""),
+    key("system.run", "\"/run/fwupdate\""),
+];
+
+/// Keys (and whole sections) of the contract that a later version will read. Ignoring them would leave a
+/// gateway connected in another way than its owner wrote, so they are refused.
+pub const UNSUPPORTED: &[&str] = &["cloud.proxy", "cloud.dps"];
+
+/// Whether `path` is a key, or a section that holds keys.
+pub fn is_known(path: &str) -> bool {
+    KEYS.iter().any(|k| k.path == path) || UNSUPPORTED.contains(&path)
+}
+
+/// Whether `path` is a section: something below it is a key.
+pub fn is_section(path: &str) -> bool {
+    KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The known key that `path` most likely meant, if one is near.
+pub fn nearest(path: &str) -> Option<&'static str> {
+    let names = KEYS.iter().map(|k| k.path).chain(UNSUPPORTED.iter().copied()).chain(sections());
+    let (distance, name) = names.map(|name| (likeness(path, name), name)).min()?;
+    (distance <= 3).then_some(name)
+}
+
+/// The sections, for "did you mean".
+fn sections() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter_map(|k| k.path.rsplit_once('.').map(|(section, _)| section))
+}
+
+/// How far apart two key paths are; a key that only stands in the wrong section counts as near.
+fn likeness(path: &str, name: &'static str) -> usize {
+    fn last(path: &str) -> &str {
+        path.rsplit('.').next().unwrap_or(path)
+    }
+    let whole = edit_distance(path, name);
+    if last(path) == last(name) { whole.min(3) } else { whole }
+}
+
+/// Levenshtein distance in characters, with one row of memory.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().take(128).enumerate() {
+        let mut next = vec![i + 1];
+        for (pair, cb) in row.windows(2).zip(&b) {
+            let &[diagonal, above] = pair else { continue };
+            let left = next.last().copied().unwrap_or(0);
+            next.push((diagonal + usize::from(ca != *cb)).min(above + 1).min(left + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// The defaults as a settings file, the lowest layer.
+pub fn defaults_toml() -> String {
+    KEYS.iter().filter_map(|k| Some(format!("{} = {}\n", k.path, k.default?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_toml_that_sets_every_key_with_a_default() {
+        let table: toml::Table = defaults_toml().parse().unwrap();
+        assert_eq!(table["bootloader"]["tries"].as_integer(), Some(3));
+        assert_eq!(table["trust"]["keys"].as_str(), Some("/etc/fwupdate/keys"));
+    }
+
+    #[test]
+    fn edit_distance_counts_insertions_deletions_and_changes() {
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("abc", ""), 3);
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("same", "same"), 0);
+    }
+
+    #[test]
+    fn the_nearest_key_is_a_typo_away_or_the_same_word_elsewhere() {
+        assert_eq!(nearest("compatable"), Some("compatible"));
+        assert_eq!(nearest("bootloader.trys"), Some("bootloader.tries"));
+        assert_eq!(nearest("tries"), Some("bootloader.tries"));
+        assert_eq!(nearest("helth"), Some("health"));
+        assert_eq!(nearest("something.else.entirely"), None);
+    }
+
+    #[test]
+    fn sections_and_keys_are_told_apart() {
+        assert!(is_section("slots") && is_section("slots.a") && !is_section("slots.a.device"));
+        assert!(is_known("slots.a.device") && !is_known("slots.a"));
+        assert!(!is_section("slot"));
+    }
+}
