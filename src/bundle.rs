@@ -1,7 +1,30 @@
 //! The container: a strict ustar with four members, and the binary chunk index inside it. Bytes <-> values,
 //! no I/O; the format is specified in docs/bundle-format.md.
+//!
+//! A reader takes the first `HEAD_MAX` bytes of the file (or all, if it is shorter), asks `head`, opens the
+//! manifest, and from then on every position follows from signed sizes: `Head::layout`, the bytes of
+//! `Layout::index_span`, `Layout::index`, `Index::parse`, and a `Decoder` for the frames.
 
-use crate::manifest::Digest;
+pub mod chunker;
+mod frame;
+mod index;
+pub mod tar;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::ops::Range;
+
+use crate::failure::{Code, Failure};
+use crate::manifest::{Body, Digest, MANIFEST_CAP, SIGNATURES_CAP};
+
+pub use frame::{Decoder, frame_bound};
+pub use index::{Chunks, Index, IndexWriter, chunks_in};
+
+/// The members, in the order in which they must come.
+pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];
+
+/// So many first bytes of a bundle always hold the manifest, its signatures and the header of the index.
+pub const HEAD_MAX: usize = 3 * tar::BLOCK + MANIFEST_CAP + SIGNATURES_CAP;
 
 /// One chunk of the image, in image order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,4 +38,181 @@ pub struct Chunk {
     /// Length of that frame, bytes.
     pub frame_length: u32,
     pub sha256: Digest,
+}
+
+/// Why bytes are no bundle, or not the one that was signed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    /// Not an error while more bytes can be read.
+    #[error("the bundle ends too early: {need} bytes are needed; build or upload it again")]
+    Short { need: u64 },
+    #[error("this is no bundle: `{member}` should come here, but {reason}; build it with fwupdate-bundle")]
+    Header { member: &'static str, reason: &'static str },
+    #[error("`{member}` has {found} bytes in the bundle, but {expected} are {rule}; build the bundle again")]
+    Size { member: &'static str, found: u64, expected: u64, rule: &'static str },
+    #[error("the bundle has stray bytes after `{member}`; build it again")]
+    Padding { member: &'static str },
+    #[error("`{member}` is not what was signed (its SHA-256 differs); build or upload the bundle again")]
+    Digest { member: &'static str },
+    #[error("the chunk index is inconsistent: {reason}; build the bundle again")]
+    Index { reason: &'static str },
+    #[error("the chunk at byte {offset} of the image is damaged: {reason}; upload the bundle again")]
+    Chunk { offset: u64, reason: &'static str },
+}
+
+impl From<BundleError> for Failure {
+    fn from(error: BundleError) -> Failure {
+        let code = match error {
+            BundleError::Digest { .. } | BundleError::Chunk { .. } => Code::DigestMismatch,
+            _ => Code::MalformedBundle,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+/// What the first bytes of a bundle hold. Nothing of it is to be believed before `manifest::open`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// The exact bytes of `manifest.json`.
+    pub manifest: &'a [u8],
+    /// The exact bytes of `manifest.sig`.
+    pub signatures: &'a [u8],
+    /// Where the index begins in the file.
+    index_offset: u64,
+    /// What the tar header says of its size.
+    index_size: u64,
+}
+
+/// Reads the head from the first bytes of a bundle.
+///
+/// `BundleError::Short` names a larger number of bytes to come back with, at most `HEAD_MAX`.
+pub fn head(bytes: &[u8]) -> Result<Head<'_>, BundleError> {
+    let [manifest, signatures, index, _] = MEMBERS;
+    let (manifest, at) = small_member(bytes, 0, manifest, MANIFEST_CAP)?;
+    let (signatures, at) = small_member(bytes, at, signatures, SIGNATURES_CAP)?;
+    let index_size = tar::parse(slice(bytes, at, tar::BLOCK)?, index)?;
+    let index_offset = (at + tar::BLOCK) as u64;
+    Ok(Head { manifest, signatures, index_offset, index_size })
+}
+
+/// A whole member at `at`, and where the next header is.
+fn small_member<'a>(
+    bytes: &'a [u8],
+    at: usize,
+    member: &'static str,
+    cap: usize,
+) -> Result<(&'a [u8], usize), BundleError> {
+    let size = tar::parse(slice(bytes, at, tar::BLOCK)?, member)?;
+    let length = usize::try_from(size).ok().filter(|length| *length <= cap);
+    let Some(length) = length else {
+        let rule = "the limit";
+        return Err(BundleError::Size { member, found: size, expected: cap as u64, rule });
+    };
+    let padded = length.next_multiple_of(tar::BLOCK);
+    let (content, padding) = slice(bytes, at + tar::BLOCK, padded)?.split_at(length);
+    zeros(padding, member)?;
+    Ok((content, at + tar::BLOCK + padded))
+}
+
+fn slice(bytes: &[u8], at: usize, length: usize) -> Result<&[u8], BundleError> {
+    let end = at.saturating_add(length);
+    bytes.get(at..end).ok_or(BundleError::Short { need: end as u64 })
+}
+
+fn zeros(padding: &[u8], member: &'static str) -> Result<(), BundleError> {
+    if padding.iter().any(|byte| *byte != 0) {
+        return Err(BundleError::Padding { member });
+    }
+    Ok(())
+}
+
+impl Head<'_> {
+    /// Places the members by the sizes that the manifest has; the index's own header must agree.
+    pub fn layout(&self, manifest: &Body) -> Result<Layout, BundleError> {
+        let (found, expected) = (self.index_size, manifest.image.index_size);
+        if found != expected {
+            return Err(BundleError::Size { member: MEMBERS[2], found, expected, rule: "signed" });
+        }
+        Ok(Layout::new(self.index_offset, manifest))
+    }
+}
+
+/// Where everything lies in the file, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    index: Range<u64>,
+    payload: Range<u64>,
+}
+
+impl Layout {
+    /// For an index that begins at `index_offset`. The sizes are capped by the manifest's own rules; a sum
+    /// that would not fit names the end of the world instead of wrapping.
+    pub fn new(index_offset: u64, manifest: &Body) -> Layout {
+        let index = index_offset..index_offset.saturating_add(manifest.image.index_size);
+        let start = tar::padded(index.end).saturating_add(tar::BLOCK as u64);
+        Layout { index, payload: start..start.saturating_add(manifest.image.payload_size) }
+    }
+
+    /// The bytes to fetch after the head: the index, its padding and the header of the payload.
+    pub fn index_span(&self) -> Range<u64> {
+        self.index.start..self.payload.start
+    }
+
+    /// The compressed frames; a chunk's `frame_offset` counts from its start.
+    pub fn payload(&self) -> Range<u64> {
+        self.payload.clone()
+    }
+
+    /// Where a chunk's frame lies in the file.
+    pub fn frame(&self, chunk: &Chunk) -> Range<u64> {
+        let start = self.payload.start.saturating_add(chunk.frame_offset);
+        start..start.saturating_add(u64::from(chunk.frame_length))
+    }
+
+    /// The size of the whole file.
+    pub fn file_size(&self) -> u64 {
+        tar::padded(self.payload.end).saturating_add(tar::END as u64)
+    }
+
+    /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index.
+    pub fn index<'a>(&self, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
+        let [_, _, index, payload] = MEMBERS;
+        let length = usize::try_from(self.index.end - self.index.start).unwrap_or(usize::MAX);
+        let padded = length.checked_next_multiple_of(tar::BLOCK).unwrap_or(usize::MAX);
+        let content = slice(span, 0, length)?;
+        zeros(slice(span, 0, padded)?.get(length..).unwrap_or_default(), index)?;
+        let found = tar::parse(slice(span, padded, tar::BLOCK)?, payload)?;
+        let expected = self.payload.end - self.payload.start;
+        if found != expected {
+            return Err(BundleError::Size { member: payload, found, expected, rule: "signed" });
+        }
+        Ok(content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest;
+
+    #[test]
+    fn a_bundle_opens_and_unpacks_to_its_image() {
+        let image: Vec<u8> =
+            (0..600u32 * 1024).flat_map(|n| n.wrapping_mul(2654435761).to_le_bytes()).collect();
+        let file = testing::parts(&image, "board", "1.0").join();
+        let head = head(&file).unwrap();
+        let manifest = manifest::open(head.manifest, head.signatures, &testing::trust(1), 1).unwrap();
+        let layout = head.layout(&manifest).unwrap();
+        assert_eq!(layout.file_size(), file.len() as u64);
+        let at = |range: Range<u64>| &file[range.start as usize..range.end as usize];
+        let index =
+            Index::parse(layout.index(at(layout.index_span())).unwrap().to_vec(), &manifest.image).unwrap();
+        let (mut decoder, mut unpacked) = (Decoder::new(), Vec::new());
+        for chunk in index.iter() {
+            let mut out = vec![0; chunk.length as usize];
+            decoder.decode(at(layout.frame(&chunk)), &chunk, &mut out).unwrap();
+            unpacked.extend(out);
+        }
+        assert!(unpacked == image);
+    }
 }

@@ -1,0 +1,213 @@
+//! The member `rootfs.index`: what the image consists of, chunk by chunk.
+//!
+//! It is kept as it came, 40 bytes a chunk; offsets are running sums, remembered once every `STRIDE` chunks.
+
+use super::{BundleError, Chunk, frame_bound};
+use crate::manifest::{Digest, INDEX_CAP, Image};
+
+const MAGIC: &[u8; 8] = b"fwuindex";
+const VERSION: u32 = 1;
+const HEADER: usize = 16;
+const RECORD: usize = 40;
+const STRIDE: usize = 64;
+
+/// How many chunks an index of `size` bytes lists; `None` if no index has that size.
+pub fn chunks_in(size: u64) -> Option<u64> {
+    let records = size.checked_sub(HEADER as u64)?;
+    (records > 0 && records % RECORD as u64 == 0).then_some(records / RECORD as u64)
+}
+
+/// The chunk list of a signed image; every rule of the format holds for it.
+#[derive(Debug, Clone)]
+pub struct Index {
+    bytes: Vec<u8>,
+    /// Image and frame offsets of every `STRIDE`th chunk.
+    marks: Vec<(u64, u64)>,
+    /// SHA-256 of one zero block, two, and so on up to the longest chunk.
+    zeros: Vec<Digest>,
+    block: u32,
+}
+
+impl Index {
+    /// Checks the bytes of `rootfs.index` against the manifest and takes them over.
+    pub fn parse(bytes: Vec<u8>, image: &Image) -> Result<Index, BundleError> {
+        let (member, found, expected) = (super::MEMBERS[2], bytes.len() as u64, image.index_size);
+        if found != expected {
+            return Err(BundleError::Size { member, found, expected, rule: "signed" });
+        }
+        if Digest::of(&bytes) != image.index_sha256 {
+            return Err(BundleError::Digest { member });
+        }
+        let header =
+            header(&bytes).ok_or(BundleError::Index { reason: "its header is not that of version 1" })?;
+        if Some(header) != chunks_in(found) {
+            return Err(BundleError::Index { reason: "its chunk count does not fit its size" });
+        }
+        let marks = check_records(&bytes, image)?;
+        let zeros = zero_digests(image.chunking.block, image.chunking.max);
+        Ok(Index { bytes, marks, zeros, block: image.chunking.block })
+    }
+
+    /// The number of chunks; at least one.
+    #[allow(clippy::len_without_is_empty, reason = "an index is never empty")]
+    pub fn len(&self) -> usize {
+        (self.bytes.len() - HEADER) / RECORD
+    }
+
+    pub fn get(&self, position: usize) -> Option<Chunk> {
+        let (offset, frame_offset) = *self.marks.get(position / STRIDE)?;
+        let first = position - position % STRIDE;
+        Chunks { bytes: &self.bytes, next: first, offset, frame_offset }.nth(position - first)
+    }
+
+    /// All chunks in image order.
+    pub fn iter(&self) -> Chunks<'_> {
+        Chunks { bytes: &self.bytes, next: 0, offset: 0, frame_offset: 0 }
+    }
+
+    /// Whether the chunk is zeros throughout: nobody needs to fetch it.
+    pub fn is_zero(&self, chunk: &Chunk) -> bool {
+        let blocks = (chunk.length / self.block) as usize;
+        blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.sha256)
+    }
+
+    /// Bytes of the frames that must be fetched when `held` tells which chunks need not be. Zero chunks are
+    /// never fetched; a chunk that the image has twice is fetched twice.
+    pub fn fetch_bytes(&self, mut held: impl FnMut(&Chunk) -> bool) -> u64 {
+        let missing = self.iter().filter(|chunk| !self.is_zero(chunk) && !held(chunk));
+        missing.map(|chunk| u64::from(chunk.frame_length)).sum()
+    }
+
+    /// The exact bytes of `rootfs.index`, to be kept beside the installed image.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The chunk count that the header gives; `None` if it is no header of ours.
+fn header(bytes: &[u8]) -> Option<u64> {
+    let rest = bytes.strip_prefix(MAGIC)?;
+    let (version, rest) = word(rest)?;
+    let (count, _) = word(rest)?;
+    (version == VERSION).then_some(u64::from(count))
+}
+
+fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (word, rest) = bytes.split_first_chunk::<4>()?;
+    Some((u32::from_le_bytes(*word), rest))
+}
+
+/// Checks every record and the sums; returns the marks.
+fn check_records(bytes: &[u8], image: &Image) -> Result<Vec<(u64, u64)>, BundleError> {
+    let bad = |reason| Err(BundleError::Index { reason });
+    let mut marks = Vec::new();
+    let mut end = (0u64, 0u64);
+    for (position, chunk) in (Chunks { bytes, next: 0, offset: 0, frame_offset: 0 }).enumerate() {
+        if position % STRIDE == 0 {
+            marks.push(end);
+        }
+        if chunk.length == 0 || chunk.length > image.chunking.max || chunk.length % image.chunking.block != 0
+        {
+            return bad("a chunk has an impossible length");
+        }
+        if chunk.frame_length == 0 || u64::from(chunk.frame_length) > frame_bound(chunk.length) {
+            return bad("a frame has an impossible length");
+        }
+        end = (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
+    }
+    match end == (image.size, image.payload_size) {
+        true => Ok(marks),
+        false => bad("its chunks do not add up to the signed sizes"),
+    }
+}
+
+fn zero_digests(block: u32, max: u32) -> Vec<Digest> {
+    use sha2::Digest as _;
+    let zeros = vec![0; block as usize];
+    let mut hash = sha2::Sha256::new();
+    (0..max / block)
+        .map(|_| {
+            hash.update(&zeros);
+            Digest(hash.clone().finalize().into())
+        })
+        .collect()
+}
+
+/// The chunks of an index in image order.
+///
+/// The sums can't overflow: an index has at most `INDEX_CAP` bytes, hence fewer than 2^20 chunks of less
+/// than 2^32 bytes.
+#[derive(Debug, Clone)]
+pub struct Chunks<'a> {
+    bytes: &'a [u8],
+    next: usize,
+    offset: u64,
+    frame_offset: u64,
+}
+
+const _: () = assert!(INDEX_CAP / (RECORD as u64) < 1 << 20);
+
+impl Iterator for Chunks<'_> {
+    type Item = Chunk;
+
+    fn next(&mut self) -> Option<Chunk> {
+        let start = HEADER + self.next * RECORD;
+        let (length, rest) = word(self.bytes.get(start..start + RECORD)?)?;
+        let (frame_length, digest) = word(rest)?;
+        let sha256 = Digest(digest.try_into().ok()?);
+        let chunk =
+            Chunk { offset: self.offset, length, frame_offset: self.frame_offset, frame_length, sha256 };
+        self.next += 1;
+        self.offset += u64::from(length);
+        self.frame_offset += u64::from(frame_length);
+        Some(chunk)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.bytes.len().saturating_sub(HEADER) / RECORD).saturating_sub(self.next);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Chunks<'_> {}
+
+/// Builds the bytes of `rootfs.index`, chunk by chunk.
+#[derive(Debug, Clone)]
+pub struct IndexWriter {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl Default for IndexWriter {
+    fn default() -> IndexWriter {
+        IndexWriter::new()
+    }
+}
+
+impl IndexWriter {
+    pub fn new() -> IndexWriter {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&0u32.to_le_bytes());
+        IndexWriter { bytes, count: 0 }
+    }
+
+    pub fn push(&mut self, length: u32, frame_length: u32, sha256: Digest) {
+        self.bytes.extend_from_slice(&length.to_le_bytes());
+        self.bytes.extend_from_slice(&frame_length.to_le_bytes());
+        self.bytes.extend_from_slice(&sha256.0);
+        self.count += 1;
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        if let Some(count) = self.bytes.get_mut(12..HEADER) {
+            count.copy_from_slice(&self.count.to_le_bytes());
+        }
+        self.bytes
+    }
+}

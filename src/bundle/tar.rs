@@ -1,0 +1,82 @@
+//! ustar headers (POSIX.1-1988), as strict as can be: a header is good only if it is, byte for byte, the one
+//! that we would have written for its name, size and time. No links, no long names, no extensions.
+
+use super::BundleError;
+
+/// Headers and padded contents come in units of so many bytes.
+pub const BLOCK: usize = 512;
+/// Zero bytes after the last member.
+pub const END: usize = 2 * BLOCK;
+
+const NAME: usize = 100;
+
+/// Rounds a size up to whole blocks.
+pub fn padded(size: u64) -> u64 {
+    size.checked_next_multiple_of(BLOCK as u64).unwrap_or(u64::MAX)
+}
+
+/// The header of a regular file of root's, mode 0644. `None` if the name is longer than 99 bytes, or size or
+/// time (seconds since 1970) need more than eleven octal digits.
+pub fn build(name: &str, size: u64, mtime: u64) -> Option<[u8; BLOCK]> {
+    if name.len() >= NAME {
+        return None;
+    }
+    let fields: [(usize, &[u8]); 15] = [
+        (NAME, name.as_bytes()),
+        (8, b"0000644"),
+        (8, b"0000000"),
+        (8, b"0000000"),
+        (12, &octal(size)?),
+        (12, &octal(mtime)?),
+        (8, b"        "),
+        (1, b"0"),
+        (100, b""),
+        (6, b"ustar"),
+        (2, b"00"),
+        (32, b""),
+        (32, b""),
+        (8, b"0000000"),
+        (8, b"0000000"),
+    ];
+    let mut header = Vec::with_capacity(BLOCK);
+    for (width, text) in fields {
+        let end = header.len() + width;
+        header.extend_from_slice(text);
+        header.resize(end, 0);
+    }
+    header.resize(BLOCK, 0);
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header.get_mut(148..156)?.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header.try_into().ok()
+}
+
+fn octal(number: u64) -> Option<[u8; 11]> {
+    format!("{number:011o}").into_bytes().try_into().ok()
+}
+
+/// The size that the header of `member` gives.
+pub(super) fn parse(header: &[u8], member: &'static str) -> Result<u64, BundleError> {
+    let bad = |reason| BundleError::Header { member, reason };
+    if header.get(257..265) != Some(b"ustar\x0000") {
+        return Err(bad("no ustar header is there"));
+    }
+    let mut name = [0; NAME];
+    name.iter_mut().zip(member.bytes()).for_each(|(to, from)| *to = from);
+    if header.get(..NAME) != Some(&name) {
+        return Err(bad("the name there is another one"));
+    }
+    let number = |at| header.get(at..at + 11).and_then(parse_octal);
+    let (size, mtime) = number(124).zip(number(136)).ok_or_else(|| bad("its size or time is no number"))?;
+    let canonical = build(member, size, mtime).ok_or_else(|| bad("its header is out of range"))?;
+    if canonical != header {
+        return Err(bad("its header is damaged or not in canonical form"));
+    }
+    Ok(size)
+}
+
+fn parse_octal(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0u64, |number, digit| match digit {
+        b'0'..=b'7' => Some(number * 8 + u64::from(digit - b'0')),
+        _ => None,
+    })
+}

@@ -1,0 +1,185 @@
+//! Public keys in the form that every key vault and `openssl` print: PEM `PUBLIC KEY`, Ed25519 or P-256.
+//!
+//! The two DER prefixes are compared byte by byte: there is one encoding of each key, hence one key id.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ring::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey};
+use rustls_pki_types::SubjectPublicKeyInfoDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+
+use super::Digest;
+
+/// RFC 8410: SEQUENCE { SEQUENCE { id-Ed25519 }, BIT STRING of 32 bytes }.
+const ED25519_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// RFC 5480: SEQUENCE { SEQUENCE { id-ecPublicKey, prime256v1 }, BIT STRING of an uncompressed point }.
+const P256_PREFIX: &[u8] = &[
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+/// The name of a signature scheme, as in `manifest.sig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    #[serde(rename = "ed25519")]
+    Ed25519,
+    #[serde(rename = "ecdsa-p256-sha256")]
+    EcdsaP256Sha256,
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Algorithm::Ed25519 => "ed25519",
+            Algorithm::EcdsaP256Sha256 => "ecdsa-p256-sha256",
+        })
+    }
+}
+
+/// The first 16 hex digits of the SHA-256 of a key's DER SubjectPublicKeyInfo.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyId(String);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a text is no public key that can be trusted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error("it holds no readable PEM `PUBLIC KEY`; make one with `openssl pkey -pubout`")]
+    Pem,
+    #[error("its key is neither Ed25519 nor an uncompressed P-256 point; only those two can be trusted")]
+    Kind,
+    #[error("two different keys share the key id {0}; make one of them anew")]
+    SameId(KeyId),
+}
+
+/// One public key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    algorithm: Algorithm,
+    /// DER SubjectPublicKeyInfo.
+    spki: Vec<u8>,
+    /// What follows the prefix: 32 bytes, or 65 with a leading 4.
+    point: Vec<u8>,
+}
+
+impl PublicKey {
+    /// Takes a DER SubjectPublicKeyInfo.
+    pub fn from_spki(spki: &[u8]) -> Result<PublicKey, KeyError> {
+        let key =
+            |algorithm, point: &[u8]| PublicKey { algorithm, spki: spki.to_vec(), point: point.to_vec() };
+        match (spki.strip_prefix(ED25519_PREFIX), spki.strip_prefix(P256_PREFIX)) {
+            (Some(point), _) if point.len() == 32 => Ok(key(Algorithm::Ed25519, point)),
+            (_, Some(point)) if point.len() == 65 && point.first() == Some(&4) => {
+                Ok(key(Algorithm::EcdsaP256Sha256, point))
+            }
+            _ => Err(KeyError::Kind),
+        }
+    }
+
+    /// Wraps a bare public key as `ring` gives it: 32 bytes, or an uncompressed point of 65.
+    pub fn from_point(algorithm: Algorithm, point: &[u8]) -> Result<PublicKey, KeyError> {
+        let prefix = match algorithm {
+            Algorithm::Ed25519 => ED25519_PREFIX,
+            Algorithm::EcdsaP256Sha256 => P256_PREFIX,
+        };
+        PublicKey::from_spki(&[prefix, point].concat())
+    }
+
+    /// Takes the first `PUBLIC KEY` of a PEM text.
+    pub fn from_pem(pem: &str) -> Result<PublicKey, KeyError> {
+        let spki = SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes()).map_err(|_| KeyError::Pem)?;
+        PublicKey::from_spki(&spki)
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// DER SubjectPublicKeyInfo.
+    pub fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+
+    pub fn id(&self) -> KeyId {
+        let mut hex = Digest::of(&self.spki).to_string();
+        hex.truncate(16);
+        KeyId(hex)
+    }
+
+    /// Whether `signature` is this key's over `message`: 64 bytes for Ed25519, DER for ECDSA.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        match self.algorithm {
+            Algorithm::Ed25519 => UnparsedPublicKey::new(&ED25519, &self.point).verify(message, signature),
+            Algorithm::EcdsaP256Sha256 => {
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.point).verify(message, signature)
+            }
+        }
+        .is_ok()
+    }
+}
+
+/// The keys whose signatures count, each once.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedKeys(BTreeMap<KeyId, PublicKey>);
+
+impl TrustedKeys {
+    pub fn new() -> TrustedKeys {
+        TrustedKeys::default()
+    }
+
+    /// Takes one PEM text a key file.
+    pub fn from_pems<'a>(pems: impl IntoIterator<Item = &'a str>) -> Result<TrustedKeys, KeyError> {
+        let mut keys = TrustedKeys::new();
+        for pem in pems {
+            keys.add_pem(pem)?;
+        }
+        Ok(keys)
+    }
+
+    /// Adds every `PUBLIC KEY` of one PEM text, of which there must be one at least. On an error nothing of
+    /// this text is added.
+    pub fn add_pem(&mut self, pem: &str) -> Result<(), KeyError> {
+        let found: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(pem.as_bytes()).collect();
+        let found = found.map_err(|_| KeyError::Pem)?;
+        if found.is_empty() {
+            return Err(KeyError::Pem);
+        }
+        let mut all = self.clone();
+        for spki in found {
+            all.add(PublicKey::from_spki(&spki)?)?;
+        }
+        *self = all;
+        Ok(())
+    }
+
+    pub fn add(&mut self, key: PublicKey) -> Result<(), KeyError> {
+        let id = key.id();
+        match self.0.get(&id) {
+            Some(other) if *other != key => Err(KeyError::SameId(id)),
+            _ => {
+                self.0.insert(id, key);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn get(&self, id: &KeyId) -> Option<&PublicKey> {
+        self.0.get(id)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
