@@ -8,19 +8,28 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
+use crate::bundle::BundleError;
 use crate::failure::{Code, Failure};
-use crate::manifest::Digest;
+use crate::manifest::{Digest, ManifestError};
 
 mod buffer;
-pub mod fetch;
+mod fetch;
 mod hosts;
 mod ioctl;
+mod open;
+mod pipeline;
+mod runs;
+mod survey;
 mod target;
+mod verify;
+mod write;
 
-pub use fetch::{Http, Meter, Source, redact};
+pub use fetch::{Http, Meter, Remote, Source, redact};
+pub use open::{Bundle, open};
 pub use target::Target;
+pub use verify::read_back;
+pub use write::stage;
 
 /// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
 pub const GUARD: u64 = 1 << 20;
@@ -66,14 +75,14 @@ pub enum StageError {
     Download { url: String, reason: String },
     #[error("this update needs {need} bytes in all and its data budget is {limit}; raise maxDownloadBytes")]
     Budget { need: u64, limit: u64 },
-    #[error("{from} is not a usable bundle: {reason}")]
-    Malformed { from: String, reason: String },
-    #[error("{from} is not trusted: {reason}")]
-    Untrusted { from: String, reason: String },
+    #[error("{url} changed on the server while it was fetched; call the update again")]
+    Changed { url: String },
+    #[error("{from}: {source}")]
+    Manifest { from: String, source: ManifestError },
+    #[error("{from}: {source}")]
+    Bundle { from: String, source: BundleError },
     #[error("the manifest of {from} has digest {found}, but the call pinned {pinned}")]
     Pin { from: String, found: Digest, pinned: Digest },
-    #[error("{from} holds wrong bytes for the chunk at image offset {offset}; publish the bundle again")]
-    Chunk { from: String, offset: u64 },
     #[error("{} does not hold what was written: its digest is {found} instead of {expected}", path.display())]
     ReadBack { path: PathBuf, found: Digest, expected: Digest },
     #[error("the image has {image} bytes and the slot {} only {capacity}", path.display())]
@@ -93,21 +102,22 @@ pub enum StageError {
 impl From<StageError> for Failure {
     fn from(error: StageError) -> Failure {
         use StageError::*;
-        let code = match &error {
+        let message = error.to_string();
+        let code = match error {
             NotPermitted { .. } => Code::NotPermitted,
             Forbidden { .. } => Code::Forbidden,
             NotFound { .. } => Code::NotFound,
-            Download { .. } => Code::DownloadFailed,
+            Download { .. } | Changed { .. } => Code::DownloadFailed,
             Budget { .. } => Code::DataBudgetExceeded,
-            Malformed { .. } => Code::MalformedBundle,
-            Untrusted { .. } => Code::UntrustedSignature,
-            Pin { .. } | Chunk { .. } | ReadBack { .. } => Code::DigestMismatch,
+            Manifest { source, .. } => Failure::from(source).code,
+            Bundle { source, .. } => Failure::from(source).code,
+            Pin { .. } | ReadBack { .. } => Code::DigestMismatch,
             TooLarge { .. } => Code::TooLarge,
             Busy { .. } => Code::SlotBusy,
             Slot { .. } | Unusable { .. } => Code::SlotWriteFailed,
             Cancelled => Code::Cancelled,
             Thread(_) => Code::Internal,
         };
-        Failure::new(code, error.to_string())
+        Failure::new(code, message)
     }
 }

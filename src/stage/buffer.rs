@@ -27,15 +27,11 @@ impl Buffer {
     pub(super) fn first_mut(&mut self, length: usize) -> &mut [u8] {
         self.raw.get_mut(self.start..self.start + length.min(self.capacity)).unwrap_or_default()
     }
+}
 
-    /// Bytes `start..start + length`; fewer if the buffer is smaller.
-    pub(super) fn part_mut(&mut self, start: usize, length: usize) -> &mut [u8] {
-        let capacity = self.capacity;
-        self.first_mut(capacity).get_mut(start..).map_or(&mut [], |rest| {
-            let length = length.min(rest.len());
-            rest.split_at_mut(length).0
-        })
-    }
+/// Whether O_DIRECT takes this transfer.
+pub(super) fn is_aligned(bytes: &[u8], offset: u64) -> bool {
+    bytes.as_ptr().align_offset(ALIGN) == 0 && bytes.len() % ALIGN == 0 && offset % ALIGN as u64 == 0
 }
 
 #[cfg(test)]
@@ -45,13 +41,14 @@ mod tests {
     #[test]
     fn it_is_aligned_zeroed_and_bounded() {
         for capacity in [0, 1, 4096, 100_000] {
-            let mut buffer = Buffer::new(capacity);
+            let buffer = Buffer::new(capacity);
             assert_eq!(buffer.first(capacity).as_ptr().align_offset(ALIGN), 0);
             assert_eq!(buffer.first(usize::MAX), vec![0; capacity]);
-            assert_eq!(buffer.part_mut(capacity, 10), []);
         }
-        let mut buffer = Buffer::new(8);
-        buffer.part_mut(6, 10).fill(1);
-        assert_eq!(buffer.first(8), [0, 0, 0, 0, 0, 0, 1, 1]);
+        let mut buffer = Buffer::new(8192);
+        buffer.first_mut(4).fill(1);
+        assert_eq!(buffer.first(5), [1, 1, 1, 1, 0]);
+        assert!(is_aligned(buffer.first(8192), 4096));
+        assert!(!is_aligned(buffer.first(8192), 512) && !is_aligned(buffer.first(512), 0));
     }
 }

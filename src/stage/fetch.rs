@@ -297,15 +297,15 @@ impl Remote {
         if web.seen().generation != stale {
             return Ok(());
         }
-        let changed = || self.failed("the file on the server changed while it was fetched; call the update again");
+        let changed = || StageError::Changed { url: self.name.clone() };
         let known = *web.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((length, digest)) = known else {
+            return Err(changed());
+        };
         if web.renewals.fetch_add(1, Ordering::Relaxed) > 0 {
             return Err(changed());
         }
         web.set_seen(Seen { generation: stale.wrapping_add(1), known: None });
-        let Some((length, digest)) = known else {
-            return Ok(());
-        };
         let mut range = Range { check: false, ..self.range(0, length) };
         let mut head = Vec::new();
         while let Some(part) = range.next().await? {
@@ -369,7 +369,7 @@ impl Range<'_> {
                 (Trouble::Final(error), _) => return Err(error),
                 (Trouble::Passing { reason, after }, web) => self.pause(web, reason, after).await?,
                 (Trouble::Changed(_), _) if !self.check => {
-                    return Err(self.remote.failed("the file on the server keeps changing"));
+                    return Err(StageError::Changed { url: self.remote.name.clone() });
                 }
                 (Trouble::Changed(stale), web) => Box::pin(self.remote.renew(web, stale)).await?,
             }
@@ -394,7 +394,7 @@ impl Range<'_> {
         let response = match self.response.take() {
             Some(response) => response,
             None => {
-                self.remote.meter.afford(self.remote.size().map_or(0, |size| left.min(size - self.at)))?;
+                self.remote.meter.afford(self.remote.size().map_or(0, |size| left.min(size.saturating_sub(self.at))))?;
                 web.ask(&self.remote.name, self.at, self.end).await?
             }
         };

@@ -13,14 +13,14 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{O_CLOEXEC, O_DIRECT, O_EXCL, O_NONBLOCK};
 
-use super::buffer::{ALIGN, Buffer};
+use super::buffer::{ALIGN, Buffer, is_aligned};
 use super::{GUARD, StageError, ioctl};
 use crate::device::Identity;
 
 /// Dirty page cache that may pile up before it is flushed, bytes.
 const WRITE_BACK: u64 = 16 << 20;
 /// One step of reading or zeroing, bytes.
-const STEP: usize = 1 << 20;
+pub(super) const STEP: usize = 1 << 20;
 
 /// An exclusively held slot. Clones share the hold; it ends with the last one. Its methods block.
 #[derive(Debug, Clone)]
@@ -180,6 +180,11 @@ impl Target {
         Ok(())
     }
 
+    /// Whether the first MiB is zero, as `invalidate` leaves it.
+    pub(super) fn is_invalid(&self) -> Result<bool, StageError> {
+        Ok(self.first_non_zero(0, GUARD.min(self.capacity()))?.is_none())
+    }
+
     fn first_non_zero(&self, offset: u64, length: u64) -> Result<Option<u64>, StageError> {
         let mut buffer = Buffer::new(STEP);
         for (at, step) in steps(offset, length) {
@@ -198,10 +203,7 @@ impl Target {
 
     /// The O_DIRECT file, if this transfer is aligned as it needs.
     fn direct(&self, bytes: &[u8], offset: u64) -> Option<&File> {
-        let aligned = bytes.as_ptr().align_offset(ALIGN) == 0
-            && bytes.len() % ALIGN == 0
-            && offset % (ALIGN as u64) == 0;
-        self.device.direct.as_ref().filter(|_| aligned)
+        self.device.direct.as_ref().filter(|_| is_aligned(bytes, offset))
     }
 
     /// A regular file would grow if it were written past its end.
@@ -212,7 +214,7 @@ impl Target {
         }
     }
 
-    fn failed(&self, offset: u64, source: io::Error) -> StageError {
+    pub(super) fn failed(&self, offset: u64, source: io::Error) -> StageError {
         StageError::Slot { path: self.device.path.clone(), offset, source }
     }
 }
