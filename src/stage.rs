@@ -22,6 +22,10 @@ mod pipeline;
 mod runs;
 mod survey;
 mod target;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod write;
 

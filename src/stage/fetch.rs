@@ -70,7 +70,7 @@ pub struct Http {
     client: reqwest::Client,
     hosts: Arc<Hosts>,
     download: Download,
-    first_pause: Duration,
+    pub(super) first_pause: Duration,
 }
 
 impl Http {
@@ -279,7 +279,15 @@ impl Remote {
 
     /// The bytes `start..end`, as they arrive.
     pub fn range(&self, start: u64, end: u64) -> Range<'_> {
-        Range { remote: self, at: start, end, response: None, attempts: 0, alive: Instant::now(), check: true }
+        Range {
+            remote: self,
+            at: start,
+            end,
+            response: None,
+            attempts: 0,
+            alive: Instant::now(),
+            check: true,
+        }
     }
 
     /// Remembers the verified first bytes: should the file be replaced while it is read, reading goes on only
@@ -394,7 +402,9 @@ impl Range<'_> {
         let response = match self.response.take() {
             Some(response) => response,
             None => {
-                self.remote.meter.afford(self.remote.size().map_or(0, |size| left.min(size.saturating_sub(self.at))))?;
+                self.remote
+                    .meter
+                    .afford(self.remote.size().map_or(0, |size| left.min(size.saturating_sub(self.at))))?;
                 web.ask(&self.remote.name, self.at, self.end).await?
             }
         };
@@ -502,12 +512,15 @@ impl Web {
                 Err(StageError::Forbidden { url, status: status.as_u16() }.into())
             }
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                Err(StageError::NotFound { url, reason: format!("the server answered {}", status.as_u16()) }.into())
+                Err(StageError::NotFound { url, reason: format!("the server answered {}", status.as_u16()) }
+                    .into())
             }
             StatusCode::PRECONDITION_FAILED => Err(Trouble::Changed(seen.generation)),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(busy(&response)),
             _ if status.is_server_error() => Err(busy(&response)),
-            StatusCode::RANGE_NOT_SATISFIABLE => Err(failed("the file ends before its own index says so".into())),
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                Err(failed("the file ends before its own index says so".into()))
+            }
             _ => Err(failed(format!("the server answered {}", status.as_u16()))),
         }
     }
@@ -532,7 +545,10 @@ impl Web {
         };
         if first != start || after != size.map_or(end, |size| end.min(size)) {
             let asked = format!("bytes {start}-{}", end.saturating_sub(1));
-            return Err(failed(format!("the server answered {} when asked for {asked}", range.unwrap_or_default())));
+            return Err(failed(format!(
+                "the server answered {} when asked for {asked}",
+                range.unwrap_or_default()
+            )));
         }
         let version = Version::of(headers, size);
         match seen.known {
@@ -576,9 +592,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = |text: &str| {
-        time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok()
-    };
+    let date =
+        |text: &str| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok();
     let now = date(headers.get(header::DATE)?.to_str().ok()?)?;
     (date(text)? - now).try_into().ok()
 }

@@ -133,7 +133,7 @@ async fn join(workers: Vec<JoinHandle<Result<Vec<usize>, StageError>>>) -> Resul
                 all.extend(missed);
                 Ok(all)
             }
-            (Err(StageError::Cancelled), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
         };
     }
     result
@@ -225,7 +225,8 @@ impl Worker {
         Worker { shared, sink, decoder: Decoder::new(), buffer, missed: Vec::new() }
     }
 
-    /// Works until the queue ends or somebody stops; an error stops all.
+    /// Works until the queue ends; an error stops the feeders. What is queued by then is short and was paid
+    /// for, so the others still write it, also after a cancel.
     fn run(
         mut self,
         queue: &Mutex<mpsc::Receiver<Job>>,
@@ -234,9 +235,6 @@ impl Worker {
         loop {
             let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
             let Some(job) = job else { return Ok(self.missed) };
-            if stop.is_cancelled() {
-                return Err(StageError::Cancelled);
-            }
             self.work(job).inspect_err(|_| stop.cancel())?;
         }
     }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::{Buffer, is_aligned};
 use super::target::STEP;
-use super::{Progress, Step, StageError, Target};
+use super::{Progress, StageError, Step, Target};
 use crate::bundle::chunker::Chunker;
 use crate::bundle::{Chunk, Index};
 use crate::manifest::{BLOCK, Chunking, Digest};
@@ -118,9 +118,8 @@ impl Survey<'_> {
     /// The chunks from `next` on that fit one read.
     fn batch(&self, next: usize, end: usize) -> Vec<Chunk> {
         let mut room = STEP as u64;
-        let fits = |chunk: &Chunk| {
-            room.checked_sub(u64::from(chunk.length)).inspect(|left| room = *left).is_some()
-        };
+        let fits =
+            |chunk: &Chunk| room.checked_sub(u64::from(chunk.length)).inspect(|left| room = *left).is_some();
         (next..end).map_while(|position| self.index.get(position)).take_while(fits).collect()
     }
 
@@ -139,9 +138,11 @@ impl Survey<'_> {
         };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
-        in_parallel(split(blocks.min(u64::from(u32::MAX)), threads), |part| match Chunker::new(self.chunking) {
-            Some(chunker) => self.scan(seed, part, chunker, &note),
-            None => Ok(()),
+        in_parallel(split(blocks.min(u64::from(u32::MAX)), threads), |part| {
+            match Chunker::new(self.chunking) {
+                Some(chunker) => self.scan(seed, part, chunker, &note),
+                None => Ok(()),
+            }
         })?;
         Ok(())
     }

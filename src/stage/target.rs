@@ -255,7 +255,9 @@ fn check_sectors(file: &File, is_block: bool) -> io::Result<()> {
     }
     match ioctl::sector_size(file)? {
         512 | 4096 => Ok(()),
-        other => Err(io::Error::other(format!("its sectors have {other} bytes, only 512 and 4096 are supported"))),
+        other => {
+            Err(io::Error::other(format!("its sectors have {other} bytes, only 512 and 4096 are supported")))
+        }
     }
 }
 
