@@ -1,6 +1,19 @@
 //! What the kernel knows of block devices: which device a name means, and what a mounted file system really
 //! stands on (through partitions, loop devices, device mapper and overlays).
 
+mod kernel;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+
+pub use kernel::{Kernel, Mount};
+
+use crate::failure::{Code, Failure};
+
 /// A device or file, however it is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Identity {
@@ -8,4 +21,168 @@ pub enum Identity {
     Block { major: u64, minor: u64 },
     /// A regular file by the file system it lies on and its inode.
     File { device: u64, inode: u64 },
+}
+
+impl Identity {
+    /// What `path` really is; symbolic links are followed. Anything but a block device or a regular file is
+    /// an error.
+    pub fn of(path: &Path) -> Result<Identity, DeviceError> {
+        let meta = fs::metadata(path).map_err(|source| DeviceError::at(path, source))?;
+        Identity::from_metadata(&meta).ok_or_else(|| DeviceError::NotADevice(path.to_owned()))
+    }
+
+    /// The same for a file that is already open: no name can change under the caller.
+    pub fn from_metadata(meta: &fs::Metadata) -> Option<Identity> {
+        let kind = meta.file_type();
+        if kind.is_block_device() {
+            Some(Identity::Block { major: major(meta.rdev()), minor: minor(meta.rdev()) })
+        } else if kind.is_file() {
+            Some(Identity::File { device: meta.dev(), inode: meta.ino() })
+        } else {
+            None
+        }
+    }
+}
+
+/// Why a device could not be found or examined.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "{name} means the device {path}, which does not exist: check the partition table and the settings' slots"
+    )]
+    Missing { name: String, path: PathBuf },
+    #[error("{0} does not exist: check the settings' slots")]
+    NoSuchPath(PathBuf),
+    #[error("{0} is neither a block device nor a regular file: name one of these in the settings' slots")]
+    NotADevice(PathBuf),
+    #[error("{0:?} names no device: use an absolute path, PARTLABEL=name or PARTUUID=id")]
+    BadName(String),
+    #[error(
+        "UUID= and LABEL= cannot tell two slots with the same image apart ({0}): use PARTLABEL= or PARTUUID="
+    )]
+    Ambiguous(String),
+    #[error("cannot examine {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl DeviceError {
+    fn at(path: &Path, source: io::Error) -> DeviceError {
+        match source.kind() {
+            io::ErrorKind::NotFound => DeviceError::NoSuchPath(path.to_owned()),
+            _ => DeviceError::Io { path: path.to_owned(), source },
+        }
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Failure {
+        Failure::new(Code::SlotWriteFailed, error.to_string())
+    }
+}
+
+/// The path of the device or file that a setting names: an absolute path, `PARTLABEL=` or `PARTUUID=`.
+///
+/// The path exists and is a block device or a regular file; it is not canonical, for a name that survives
+/// re-enumeration of the disks is worth keeping.
+pub fn resolve(name: &str) -> Result<PathBuf, DeviceError> {
+    resolve_in(name, Path::new("/dev"))
+}
+
+fn resolve_in(name: &str, dev: &Path) -> Result<PathBuf, DeviceError> {
+    let path = locate(name, dev)?;
+    match Identity::of(&path) {
+        Ok(_) => Ok(path),
+        Err(DeviceError::NoSuchPath(path)) if name.contains('=') && !name.starts_with('/') => {
+            Err(DeviceError::Missing { name: name.to_owned(), path })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn locate(name: &str, dev: &Path) -> Result<PathBuf, DeviceError> {
+    let bad = || DeviceError::BadName(name.to_owned());
+    if name.starts_with('/') && !name.contains('\0') {
+        return Ok(PathBuf::from(name));
+    }
+    match name.split_once('=') {
+        Some(("PARTLABEL", label)) if !label.is_empty() => {
+            Ok(dev.join("disk/by-partlabel").join(udev_name(label)))
+        }
+        Some(("PARTUUID", id)) if is_part_id(id) => {
+            Ok(dev.join("disk/by-partuuid").join(id.to_ascii_lowercase()))
+        }
+        Some(("UUID" | "LABEL", _)) => Err(DeviceError::Ambiguous(name.to_owned())),
+        _ => Err(bad()),
+    }
+}
+
+/// GPT: 36 characters; MBR: `12345678-01`.
+fn is_part_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 36 && id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+}
+
+/// A partition's label as udev spells it in `/dev/disk/by-partlabel`: all but letters, digits, `#+-.:=@_` and
+/// non-ASCII text becomes `\xNN` (systemd, `encode_devnode_name`).
+fn udev_name(label: &str) -> String {
+    let mut name = String::with_capacity(label.len());
+    for c in label.chars() {
+        if !c.is_ascii() || c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) {
+            name.push(c);
+        } else {
+            name.push_str(&format!("\\x{:02x}", u32::from(c)));
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_file_has_one_identity_under_every_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("slot"), dir.path().join("link"));
+        fs::write(&file, "x").unwrap();
+        symlink(&file, &link).unwrap();
+        let meta = fs::metadata(&file).unwrap();
+        let expected = Identity::File { device: meta.dev(), inode: meta.ino() };
+        assert_eq!(Identity::of(&file).unwrap(), expected);
+        assert_eq!(Identity::of(&link).unwrap(), expected);
+    }
+
+    #[test]
+    fn folders_and_character_devices_are_no_slots() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Identity::of(dir.path()), Err(DeviceError::NotADevice(_))));
+        assert!(matches!(Identity::of(Path::new("/dev/null")), Err(DeviceError::NotADevice(_))));
+    }
+
+    #[test]
+    fn names_lead_to_devices() {
+        let dir = tempfile::tempdir().unwrap();
+        let dev = dir.path();
+        fs::create_dir_all(dev.join("disk/by-partlabel")).unwrap();
+        fs::create_dir_all(dev.join("disk/by-partuuid")).unwrap();
+        for name in ["disk/by-partlabel/root\\x20a\\x2f1", "disk/by-partuuid/0f0e-01", "sda"] {
+            fs::write(dev.join(name), "").unwrap();
+        }
+        let plain = dev.join("sda");
+        let resolved = |name: &str| resolve_in(name, dev).unwrap();
+        assert_eq!(resolved(plain.to_str().unwrap()), plain);
+        assert_eq!(resolved("PARTLABEL=root a/1"), dev.join("disk/by-partlabel/root\\x20a\\x2f1"));
+        assert_eq!(resolved("PARTUUID=0F0E-01"), dev.join("disk/by-partuuid/0f0e-01"));
+    }
+
+    #[test]
+    fn names_that_mean_nothing_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["", "sda1", "PARTLABEL=", "PARTUUID=", "PARTUUID=../sda", "ROOT=x", "/a\0b"] {
+            assert!(matches!(resolve_in(name, dir.path()), Err(DeviceError::BadName(_))), "{name:?}");
+        }
+        assert!(matches!(resolve_in("UUID=1234", dir.path()), Err(DeviceError::Ambiguous(_))));
+        assert!(matches!(resolve_in("PARTLABEL=b", dir.path()), Err(DeviceError::Missing { .. })));
+        assert!(matches!(resolve_in("/nowhere=1", dir.path()), Err(DeviceError::NoSuchPath(_))));
+    }
 }

@@ -1,0 +1,348 @@
+//! What stands under a device or a mount, read from `/proc` and `/sys` (proc(5), "mountinfo"; the kernel's
+//! Documentation/ABI for `slaves` and `loop/backing_file`).
+//!
+//! The two folders are arguments, so that a simulated machine is examined by the very same code.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{DeviceError, Identity};
+
+/// The kernel's own view of the machine.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    pub proc: PathBuf,
+    pub sys: PathBuf,
+}
+
+/// One line of mountinfo, unescaped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Number of the mounted file system (`st_dev`); major 0 where it is on no single device.
+    pub major: u64,
+    pub minor: u64,
+    pub point: PathBuf,
+    pub kind: String,
+    pub source: String,
+    /// Options of the file system, each unescaped.
+    pub options: Vec<String>,
+}
+
+impl Kernel {
+    /// Everything that a block device stands on, itself included: the devices below it (`slaves`), and a loop
+    /// device's file. What the file itself lies on is not followed: that disk holds many other things.
+    pub fn backing(&self, major: u64, minor: u64) -> BTreeSet<Identity> {
+        let mut found = BTreeSet::new();
+        let mut todo = vec![Identity::Block { major, minor }];
+        while let Some(identity) = todo.pop() {
+            if !found.insert(identity) {
+                continue;
+            }
+            if let Identity::Block { major, minor } = identity {
+                todo.extend(self.slaves(major, minor));
+                todo.extend(self.loop_file(major, minor));
+            }
+        }
+        found
+    }
+
+    /// The names of the very bytes at `path`: its own identity and, for a loop device that shows a whole
+    /// file, the file's. A target is in use when one of these is among [`Kernel::in_use`].
+    pub fn aliases(&self, path: &Path) -> Result<BTreeSet<Identity>, DeviceError> {
+        let mut found = BTreeSet::new();
+        let mut next = Some(Identity::of(path)?);
+        while let Some(identity) = next {
+            if !found.insert(identity) {
+                break;
+            }
+            next = match identity {
+                Identity::Block { major, minor } if self.loop_offset(major, minor) == 0 => {
+                    self.loop_file(major, minor)
+                }
+                _ => None,
+            };
+        }
+        Ok(found)
+    }
+
+    /// All mounts of this process's namespace, in the kernel's order.
+    pub fn mounts(&self) -> Result<Vec<Mount>, DeviceError> {
+        let path = self.proc.join("self/mountinfo");
+        let text = fs::read(&path).map_err(|source| DeviceError::Io { path, source })?;
+        Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_mount).collect())
+    }
+
+    /// Everything that the root file system stands on, through overlays too.
+    pub fn root(&self) -> Result<BTreeSet<Identity>, DeviceError> {
+        let mounts = self.mounts()?;
+        Ok(match covering(&mounts, Path::new("/")) {
+            Some(index) => self.under(&mounts, index),
+            None => BTreeSet::new(),
+        })
+    }
+
+    /// Everything that any mounted file system stands on.
+    pub fn in_use(&self) -> Result<BTreeSet<Identity>, DeviceError> {
+        let mounts = self.mounts()?;
+        Ok((0..mounts.len()).flat_map(|index| self.under(&mounts, index)).collect())
+    }
+
+    fn under(&self, mounts: &[Mount], index: usize) -> BTreeSet<Identity> {
+        let mut found = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![index];
+        while let Some(index) = todo.pop() {
+            let Some(mount) = mounts.get(index).filter(|_| seen.insert(index)) else { continue };
+            if mount.major != 0 {
+                found.extend(self.backing(mount.major, mount.minor));
+            } else if let Ok(Identity::Block { major, minor }) = Identity::of(Path::new(&mount.source)) {
+                // btrfs and its like have an anonymous number but name a device.
+                found.extend(self.backing(major, minor));
+            }
+            if mount.kind == "overlay" {
+                todo.extend(layers(mount).iter().filter_map(|layer| covering(mounts, layer)));
+            }
+        }
+        found
+    }
+
+    fn device_dir(&self, major: u64, minor: u64) -> PathBuf {
+        self.sys.join(format!("dev/block/{major}:{minor}"))
+    }
+
+    fn slaves(&self, major: u64, minor: u64) -> Vec<Identity> {
+        let Ok(entries) = fs::read_dir(self.device_dir(major, minor).join("slaves")) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("dev")).ok())
+            .filter_map(|number| parse_number(number.trim()))
+            .map(|(major, minor)| Identity::Block { major, minor })
+            .collect()
+    }
+
+    fn loop_file(&self, major: u64, minor: u64) -> Option<Identity> {
+        let path = self.device_dir(major, minor).join("loop/backing_file");
+        let mut bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "cannot read a loop device's file name");
+                return None;
+            }
+        };
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+        }
+        Identity::of(Path::new(std::str::from_utf8(&bytes).ok()?)).ok()
+    }
+
+    fn loop_offset(&self, major: u64, minor: u64) -> u64 {
+        let path = self.device_dir(major, minor).join("loop/offset");
+        fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+/// `major:minor` in decimal.
+fn parse_number(text: &str) -> Option<(u64, u64)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// `36 35 98:0 /inside /point rw master:1 - ext4 /dev/sda1 rw,errors=continue`: the fields before the dash
+/// vary in number. A line that does not fit is skipped: it describes no mount that we could examine.
+fn parse_mount(line: &str) -> Option<Mount> {
+    let mut fields = line.split(' ');
+    let (major, minor) = parse_number(fields.nth(2)?)?;
+    let point = PathBuf::from(unescape(fields.nth(1)?));
+    let mut rest = fields.skip_while(|field| *field != "-").skip(1);
+    let kind = unescape(rest.next()?);
+    let source = unescape(rest.next()?);
+    let options = rest.next().unwrap_or("").split(',').map(unescape).collect();
+    Some(Mount { major, minor, point, kind, source, options })
+}
+
+/// The kernel writes space, tab, newline, backslash and some more as three octal digits.
+fn unescape(field: &str) -> String {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| {
+            let text = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(text, 8).ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()))
+        });
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The mount that shows `path`: the longest mount point, and of several at one point the last, which hides
+/// the others.
+fn covering(mounts: &[Mount], path: &Path) -> Option<usize> {
+    let depth = |mount: &Mount| mount.point.components().count();
+    let inside = mounts.iter().enumerate().filter(|(_, mount)| path.starts_with(&mount.point));
+    inside.max_by_key(|(_, mount)| depth(mount)).map(|(index, _)| index)
+}
+
+/// The folders of an overlay: `lowerdir` is a list whose colons are escaped by a backslash, also written as
+/// single `lowerdir+` and `datadir+` options; `upperdir` is one.
+fn layers(mount: &Mount) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for option in &mount.options {
+        match option.split_once('=') {
+            Some(("lowerdir", list)) => found.extend(split_layers(list)),
+            Some(("lowerdir+" | "datadir+" | "upperdir", folder)) => found.push(PathBuf::from(folder)),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn split_layers(list: &str) -> Vec<PathBuf> {
+    let mut found = vec![String::new()];
+    let mut chars = list.chars();
+    while let Some(c) = chars.next() {
+        match (c, found.last_mut()) {
+            (':', _) => found.push(String::new()),
+            ('\\', Some(layer)) => layer.extend(chars.next()),
+            (c, Some(layer)) => layer.push(c),
+            _ => {}
+        }
+    }
+    found.into_iter().filter(|layer| !layer.is_empty()).map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A made-up machine: folders that look like `/proc` and `/sys`.
+    struct Fake {
+        dir: tempfile::TempDir,
+        kernel: Kernel,
+    }
+
+    impl Fake {
+        fn new(mountinfo: &str) -> Fake {
+            let dir = tempfile::tempdir().unwrap();
+            let kernel = Kernel { proc: dir.path().join("proc"), sys: dir.path().join("sys") };
+            fs::create_dir_all(kernel.proc.join("self")).unwrap();
+            fs::write(kernel.proc.join("self/mountinfo"), mountinfo).unwrap();
+            Fake { dir, kernel }
+        }
+
+        fn put(&self, path: &str, text: &str) {
+            let path = self.kernel.sys.join("dev/block").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn file(&self, name: &str) -> (String, Identity) {
+            let path = self.dir.path().join(name);
+            fs::write(&path, "").unwrap();
+            (path.to_str().unwrap().to_owned(), Identity::of(&path).unwrap())
+        }
+    }
+
+    fn block(major: u64, minor: u64) -> Identity {
+        Identity::Block { major, minor }
+    }
+
+    #[test]
+    fn a_partition_is_the_root_by_its_own_number() {
+        let fake = Fake::new(
+            "21 1 0:20 / /proc rw shared:5 - proc proc rw\n\
+             30 1 259:1048579 / / rw,relatime shared:1 - ext4 /dev/root rw,errors=remount-ro\n",
+        );
+        assert_eq!(fake.kernel.root().unwrap(), BTreeSet::from([block(259, 1_048_579)]));
+    }
+
+    #[test]
+    fn device_mapper_and_loop_are_seen_through() {
+        let fake = Fake::new("30 1 254:0 / / rw - ext4 /dev/mapper/root rw\n");
+        let (path, identity) = fake.file("slot a.img");
+        fake.put("254:0/slaves/loop7/dev", "7:7\n");
+        fake.put("254:0/slaves/sda3/dev", "8:3\n");
+        fake.put("7:7/loop/backing_file", &format!("{path}\n"));
+        let expected = BTreeSet::from([block(254, 0), block(7, 7), block(8, 3), identity]);
+        assert_eq!(fake.kernel.root().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_cycle_among_slaves_ends() {
+        let fake = Fake::new("");
+        fake.put("254:0/slaves/dm-1/dev", "254:1\n");
+        fake.put("254:1/slaves/dm-0/dev", "254:0\n");
+        assert_eq!(fake.kernel.backing(254, 0).len(), 2);
+    }
+
+    #[test]
+    fn an_overlay_stands_on_its_layers() {
+        let fake = Fake::new(
+            "30 1 0:33 / / rw - overlay overlay rw,lowerdir=/media/ro\\134:1:/media/ro\\0402,upperdir=/media/rw/up,workdir=/media/rw/work\n\
+             31 30 8:3 / /media/ro:1 ro - squashfs /dev/sda3 ro\n\
+             32 30 8:4 / /media/ro\\0402 ro - squashfs /dev/sda4 ro\n\
+             33 30 8:5 / /media/rw rw - ext4 /dev/sda5 rw\n\
+             34 30 8:6 / /media/r rw - ext4 /dev/sda6 rw\n",
+        );
+        assert_eq!(fake.kernel.root().unwrap(), BTreeSet::from([block(8, 3), block(8, 4), block(8, 5)]));
+        assert!(fake.kernel.in_use().unwrap().contains(&block(8, 6)));
+    }
+
+    #[test]
+    fn an_overlay_whose_layers_went_out_of_sight_stands_on_nothing_known() {
+        let fake = Fake::new("30 1 0:33 / / rw - overlay overlay rw,lowerdir=/old/ro,upperdir=/old/rw\n");
+        assert!(fake.kernel.root().unwrap().is_empty());
+    }
+
+    #[test]
+    fn of_two_mounts_at_one_point_the_last_is_seen() {
+        let fake = Fake::new(
+            "1 1 0:2 / / rw - rootfs rootfs rw\n\
+             30 1 8:3 / / rw - ext4 /dev/sda3 rw\n",
+        );
+        assert_eq!(fake.kernel.root().unwrap(), BTreeSet::from([block(8, 3)]));
+    }
+
+    #[test]
+    fn odd_lines_are_passed_over() {
+        let fake =
+            Fake::new("\n-\n30\n30 1 8:x / / rw - ext4\n30 1 8:3 / / rw\n31 1 8:4 / /a rw - ext4 none\n");
+        let mounts = fake.kernel.mounts().unwrap();
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(mounts[0].point, Path::new("/a"));
+        assert!(fake.kernel.root().unwrap().is_empty());
+    }
+
+    #[test]
+    fn escapes_are_undone_and_only_escapes() {
+        assert_eq!(unescape("a\\040b\\134c"), "a b\\c");
+        assert_eq!(unescape("\\9\\04"), "\\9\\04");
+        assert_eq!(unescape("\\+12\\777"), "\\+12\\777");
+    }
+
+    #[test]
+    fn no_mountinfo_is_an_error_that_names_it() {
+        let fake = Fake::new("");
+        fs::remove_file(fake.kernel.proc.join("self/mountinfo")).unwrap();
+        assert!(fake.kernel.root().unwrap_err().to_string().contains("self/mountinfo"));
+    }
+
+    #[test]
+    fn a_file_is_its_own_only_alias() {
+        let fake = Fake::new("");
+        let (path, identity) = fake.file("slot");
+        assert_eq!(fake.kernel.aliases(Path::new(&path)).unwrap(), BTreeSet::from([identity]));
+    }
+}
