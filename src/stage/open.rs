@@ -1,0 +1,115 @@
+//! A bundle's first bytes -> a verified manifest. Nothing behind the manifest is fetched here, so that a
+//! bundle that is refused costs no more than its head.
+
+use std::sync::Arc;
+
+use super::StageError;
+use super::fetch::{Http, Meter, Remote, Source};
+use crate::bundle::{self, BundleError, HEAD_MAX, Index, Layout};
+use crate::manifest::{self, Digest, Manifest, TrustedKeys};
+
+/// Bytes of the first request: enough for a usual manifest, its signatures and the headers.
+const FIRST_READ: u64 = 8 * 1024;
+
+/// A bundle whose manifest is trusted.
+#[derive(Debug)]
+pub struct Bundle {
+    remote: Remote,
+    manifest: Manifest,
+    layout: Layout,
+}
+
+/// Fetches and verifies the manifest: `required` signatures by different `keys`, and the digest that the
+/// call `pin`ned, if it did.
+///
+/// `meter` goes on counting for this operation.
+pub async fn open(
+    source: Source,
+    http: &Http,
+    meter: Arc<Meter>,
+    keys: &TrustedKeys,
+    required: usize,
+    pin: Option<Digest>,
+) -> Result<Bundle, StageError> {
+    let again = Remote::new(source.clone(), http, meter.clone())?;
+    match Bundle::open(Remote::new(source, http, meter)?, keys, required, pin).await {
+        Err(StageError::Changed { .. }) => Bundle::open(again, keys, required, pin).await,
+        done => done,
+    }
+}
+
+impl Bundle {
+    async fn open(
+        remote: Remote,
+        keys: &TrustedKeys,
+        required: usize,
+        pin: Option<Digest>,
+    ) -> Result<Bundle, StageError> {
+        let bytes = read_head(&remote).await?;
+        let from = || remote.name().to_owned();
+        let malformed = |source| StageError::Bundle { from: from(), source };
+        let head = bundle::head(&bytes).map_err(malformed)?;
+        let found = Digest::of(head.manifest);
+        if let Some(pinned) = pin.filter(|pinned| *pinned != found) {
+            return Err(StageError::Pin { from: from(), found, pinned });
+        }
+        let manifest = manifest::open(head.manifest, head.signatures, keys, required)
+            .map_err(|source| StageError::Manifest { from: from(), source })?;
+        let layout = head.layout(&manifest).map_err(malformed)?;
+        let need = layout.file_size();
+        if remote.size().is_some_and(|size| size < need) {
+            return Err(malformed(BundleError::Short { need }));
+        }
+        // Up to the index: what follows has digests of its own.
+        let length = usize::try_from(layout.index_span().start).unwrap_or(usize::MAX).min(bytes.len());
+        remote.remember_head(bytes.get(..length).unwrap_or_default());
+        Ok(Bundle { remote, manifest, layout })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where the bundle came from, redacted.
+    pub fn name(&self) -> &str {
+        self.remote.name()
+    }
+
+    /// Fetches and verifies the chunk list: the second step, after the manifest was accepted.
+    pub async fn index(&self) -> Result<Index, StageError> {
+        let span = self.layout.index_span();
+        let mut bytes = self.remote.read(span.start, span.end).await?;
+        let length = self.layout.index(&bytes).map_err(|source| self.malformed(source))?.len();
+        bytes.truncate(length);
+        Index::parse(bytes, &self.manifest.image).map_err(|source| self.malformed(source))
+    }
+
+    pub(super) fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn malformed(&self, source: BundleError) -> StageError {
+        StageError::Bundle { from: self.name().to_owned(), source }
+    }
+}
+
+/// Reads until the head is complete or refuses to become one.
+async fn read_head(remote: &Remote) -> Result<Vec<u8>, StageError> {
+    let mut bytes = remote.read(0, FIRST_READ).await?;
+    while let Err(BundleError::Short { need }) = bundle::head(&bytes) {
+        let have = bytes.len() as u64;
+        let more = match need <= HEAD_MAX as u64 {
+            true => remote.read(have, need).await?,
+            false => Vec::new(),
+        };
+        if more.is_empty() {
+            break;
+        }
+        bytes.extend_from_slice(&more);
+    }
+    Ok(bytes)
+}

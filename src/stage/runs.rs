@@ -1,0 +1,88 @@
+//! Missing frames -> few range requests. Neighbours are joined, and so are frames with a gap between them that
+//! is cheaper to fetch than another request.
+
+use std::ops::Range;
+
+use super::survey::Origin;
+use crate::bundle::{Index, Layout};
+
+/// A gap of so many bytes costs less than the headers and the round trip of a request of its own.
+const GAP: u64 = 2 * 1024;
+/// Longest request, bytes: what a lost connection or an expired link may interrupt.
+const LONGEST: u64 = 4 << 20;
+
+/// One request: a byte range of the bundle, and the chunks whose frames it is made for, ascending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Run {
+    pub span: Range<u64>,
+    pub chunks: Vec<u32>,
+}
+
+/// The requests for all chunks in `positions` that `origins` says must be fetched; made one at a time.
+pub(super) fn runs<'a>(
+    index: &'a Index,
+    layout: &'a Layout,
+    origins: &'a [Origin],
+    positions: Range<usize>,
+) -> impl Iterator<Item = Run> + 'a {
+    let missing = move |position: &usize| origins.get(*position) == Some(&Origin::Fetch);
+    let frame = move |position| Some((position as u32, layout.frame(&index.get(position)?)));
+    let mut frames = positions.filter(missing).filter_map(frame).peekable();
+    std::iter::from_fn(move || {
+        let (position, span) = frames.next()?;
+        let mut run = Run { span, chunks: vec![position] };
+        let joins = |run: &Run, frame: &Range<u64>| {
+            frame.start - run.span.end <= GAP && frame.end - run.span.start <= LONGEST
+        };
+        while let Some((position, span)) = frames.next_if(|(_, frame)| joins(&run, frame)) {
+            run.span.end = span.end;
+            run.chunks.push(position);
+        }
+        Some(run)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::testing;
+    use crate::manifest::Body;
+
+    #[test]
+    fn neighbours_are_joined_and_every_missing_frame_is_covered_once() {
+        // Noise, so that frames are as long as their chunks, with some that compress to almost nothing.
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut image = vec![0u8; 12 << 20];
+        image.iter_mut().for_each(|byte| *byte = random.u8(..));
+        image[3 << 20..7 << 20].fill(7);
+        let parts = testing::parts(&image, "board", "1");
+        let body = Body::parse(&parts.manifest).unwrap();
+        let index = Index::parse(parts.index, &body.image).unwrap();
+        let layout = Layout::new(4096, &body);
+        let all = vec![Origin::Fetch; index.len()];
+        let whole: Vec<Run> = runs(&index, &layout, &all, 0..index.len()).collect();
+        assert!((2..=4).contains(&whole.len()), "{}", whole.len());
+        assert_eq!(
+            whole.iter().map(|run| run.span.end - run.span.start).sum::<u64>(),
+            body.image.payload_size
+        );
+
+        let some: Vec<Origin> =
+            (0..all.len()).map(|n| if n % 3 == 0 { Origin::Fetch } else { Origin::InPlace }).collect();
+        let from = 5;
+        let parts: Vec<Run> = runs(&index, &layout, &some, from..index.len()).collect();
+        let chunks: Vec<u32> = parts.iter().flat_map(|run| run.chunks.clone()).collect();
+        let wanted: Vec<u32> = (from..all.len()).filter(|n| n % 3 == 0).map(|n| n as u32).collect();
+        assert_eq!(chunks, wanted);
+        for run in &parts {
+            assert!(run.span.end - run.span.start <= LONGEST);
+            for pair in run.chunks.windows(2) {
+                let [before, after] =
+                    [pair[0], pair[1]].map(|n| layout.frame(&index.get(n as usize).unwrap()));
+                assert!(after.start - before.end <= GAP);
+            }
+        }
+        // The gaps between noise chunks are too long to fetch, those between the others are not.
+        assert!(parts.len() > 10 && parts.len() < chunks.len());
+    }
+}

@@ -1,0 +1,241 @@
+//! What the slots already hold. Every chunk is looked for at its place in the target, then anywhere in the
+//! booted slot (the seed), which is cut by the bundle's own chunking rules. Digests alone decide: no journal
+//! and no kept map is believed, so whatever an interrupted run left, or whatever changed since, is right.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use nix::libc::{O_CLOEXEC, O_DIRECT};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::buffer::{Buffer, is_aligned};
+use super::target::STEP;
+use super::{Progress, StageError, Step, Target};
+use crate::bundle::chunker::Chunker;
+use crate::bundle::{Chunk, Index};
+use crate::manifest::{BLOCK, Chunking, Digest};
+
+/// Where a chunk will come from. Eight bytes, for there is one for each chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It is where it belongs.
+    InPlace,
+    /// Zeros throughout.
+    Zero,
+    /// In the seed at this block (of 4096 bytes).
+    Seed(u32),
+    Fetch,
+}
+
+/// The booted slot, read only. It may change while it is read: whatever is used of it is hashed first.
+#[derive(Debug)]
+pub(super) struct Seed {
+    plain: File,
+    direct: Option<File>,
+    size: u64,
+}
+
+impl Seed {
+    pub(super) fn open(path: &Path) -> io::Result<Seed> {
+        let open = |flags| OpenOptions::new().read(true).custom_flags(O_CLOEXEC | flags).open(path);
+        let plain = open(0)?;
+        let size = (&plain).seek(SeekFrom::End(0))?;
+        Ok(Seed { plain, direct: open(O_DIRECT).ok(), size })
+    }
+
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(buffer, offset)) {
+            if direct.read_exact_at(buffer, offset).is_ok() {
+                return Ok(());
+            }
+        }
+        self.plain.read_exact_at(buffer, offset)
+    }
+}
+
+/// Everything that a survey looks at.
+pub(super) struct Survey<'a> {
+    pub index: &'a Index,
+    pub chunking: &'a Chunking,
+    pub target: &'a Target,
+    pub seed: Option<&'a Seed>,
+    pub progress: &'a watch::Sender<Progress>,
+    pub cancel: &'a CancellationToken,
+}
+
+impl Survey<'_> {
+    /// One origin for each chunk of the index. Reads the target once, and the seed once if anything is
+    /// missing, on `threads` threads.
+    pub(super) fn run(&self, threads: usize) -> Result<Vec<Origin>, StageError> {
+        let total = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
+        self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
+        let parts = split(self.index.len() as u64, threads);
+        let found = in_parallel(parts, |part| self.in_target(part))?;
+        let mut origins: Vec<Origin> = found.into_iter().flatten().collect();
+        if let Some(seed) = self.seed.filter(|_| origins.contains(&Origin::Fetch)) {
+            self.in_seed(seed, &mut origins, threads)?;
+        }
+        Ok(origins)
+    }
+
+    /// Compares a part of the index with the target, in reads of up to 1 MiB.
+    fn in_target(&self, part: Range<u64>) -> Result<Vec<Origin>, StageError> {
+        let mut buffer = Buffer::new(STEP);
+        let mut origins = Vec::with_capacity((part.end - part.start) as usize);
+        let mut next = part.start as usize;
+        while next < part.end as usize {
+            self.check_cancelled()?;
+            let batch = self.batch(next, part.end as usize);
+            next += batch.len();
+            let Some(start) = batch.first().map(|chunk| chunk.offset) else { break };
+            let length = batch.iter().map(|chunk| chunk.length as usize).sum();
+            let mut bytes = buffer.first_mut(length);
+            self.target.read(bytes, start)?;
+            for chunk in &batch {
+                let (content, rest) = bytes.split_at_mut(chunk.length as usize);
+                origins.push(self.compare(chunk, content));
+                bytes = rest;
+            }
+            self.progress.send_modify(|p| p.done += length as u64);
+        }
+        Ok(origins)
+    }
+
+    fn compare(&self, chunk: &Chunk, content: &[u8]) -> Origin {
+        match (Digest::of(content) == chunk.sha256, self.index.is_zero(chunk)) {
+            (true, _) => Origin::InPlace,
+            (false, true) => Origin::Zero,
+            (false, false) => Origin::Fetch,
+        }
+    }
+
+    /// The chunks from `next` on that fit one read.
+    fn batch(&self, next: usize, end: usize) -> Vec<Chunk> {
+        let mut room = STEP as u64;
+        let fits =
+            |chunk: &Chunk| room.checked_sub(u64::from(chunk.length)).inspect(|left| room = *left).is_some();
+        (next..end).map_while(|position| self.index.get(position)).take_while(fits).collect()
+    }
+
+    /// Gives chunks that would be fetched an origin in the seed, where it has them.
+    fn in_seed(&self, seed: &Seed, origins: &mut [Origin], threads: usize) -> Result<(), StageError> {
+        let wanted = Wanted::new(self.index, origins);
+        let blocks = seed.size / u64::from(BLOCK);
+        let origins = Mutex::new(origins);
+        let note = |digest: Digest, block: u32| {
+            for position in wanted.positions(self.index, &digest) {
+                let mut origins = origins.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(origin) = origins.get_mut(position as usize) {
+                    *origin = Origin::Seed(block);
+                }
+            }
+        };
+        // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
+        // the same as if the seed had been cut from its start.
+        in_parallel(split(blocks.min(u64::from(u32::MAX)), threads), |part| {
+            match Chunker::new(self.chunking) {
+                Some(chunker) => self.scan(seed, part, chunker, &note),
+                None => Ok(()),
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each.
+    fn scan(
+        &self,
+        seed: &Seed,
+        part: Range<u64>,
+        mut chunker: Chunker,
+        note: &(dyn Fn(Digest, u32) + Sync),
+    ) -> Result<(), StageError> {
+        let block = BLOCK as usize;
+        let mut buffer = Buffer::new(STEP);
+        // Bytes of the current chunk, which may reach back over several reads.
+        let mut held: Vec<u8> = Vec::with_capacity(self.chunking.max as usize + block);
+        let mut start = part.start;
+        let mut emit = |held: &mut Vec<u8>, length: u32| {
+            if let Some(content) = held.get(..length as usize) {
+                note(Digest::of(content), start as u32);
+            }
+            held.drain(..(length as usize).min(held.len()));
+            start += u64::from(length / BLOCK);
+        };
+        for at in part.clone().step_by(STEP / block) {
+            self.check_cancelled()?;
+            let length = (part.end - at).min((STEP / block) as u64) as usize * block;
+            let bytes = buffer.first_mut(length);
+            if let Err(error) = seed.read(bytes, at * BLOCK as u64) {
+                // The seed only saves bytes; an unreadable place costs some.
+                tracing::warn!(offset = at * BLOCK as u64, %error, "the booted slot can't be read here");
+                return Ok(());
+            }
+            for content in bytes.chunks_exact(block) {
+                let cut = chunker.push(content);
+                held.extend_from_slice(content);
+                if let Some(length) = cut {
+                    emit(&mut held, length);
+                }
+            }
+        }
+        if let Some(length) = chunker.finish() {
+            emit(&mut held, length);
+        }
+        Ok(())
+    }
+
+    fn check_cancelled(&self) -> Result<(), StageError> {
+        if self.cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Chunk numbers in the order of their digests: four bytes a chunk, found by bisection.
+struct Wanted(Vec<u32>);
+
+impl Wanted {
+    fn new(index: &Index, origins: &[Origin]) -> Wanted {
+        let missing = origins.iter().enumerate().filter(|(_, origin)| **origin == Origin::Fetch);
+        let mut positions: Vec<u32> = missing.filter_map(|(position, _)| position.try_into().ok()).collect();
+        positions.sort_unstable_by_key(|position| digest_at(index, *position));
+        Wanted(positions)
+    }
+
+    /// All chunks with this digest.
+    fn positions<'a>(&'a self, index: &'a Index, digest: &Digest) -> impl Iterator<Item = u32> + use<'a> {
+        let digest = Some(*digest);
+        let first = self.0.partition_point(|position| digest_at(index, *position) < digest);
+        let rest = self.0.get(first..).unwrap_or_default().iter().copied();
+        rest.take_while(move |position| digest_at(index, *position) == digest)
+    }
+}
+
+fn digest_at(index: &Index, position: u32) -> Option<Digest> {
+    index.get(position as usize).map(|chunk| chunk.sha256)
+}
+
+/// `0..count` in `parts` ranges of nearly the same length.
+fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
+    let length = count.div_ceil(parts.max(1) as u64).max(1);
+    (0..count).step_by(length as usize).map(|start| start..(start + length).min(count)).collect()
+}
+
+/// Runs `work` on each part in a thread of its own; results come in order, or the first error.
+fn in_parallel<T: Send>(
+    parts: Vec<Range<u64>>,
+    work: impl Fn(Range<u64>) -> Result<T, StageError> + Sync,
+) -> Result<Vec<T>, StageError> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || work(part))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<T, StageError>>| {
+            thread.join().unwrap_or_else(|_| Err(StageError::Thread("the survey panicked".into())))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}

@@ -1,0 +1,286 @@
+//! The slot that is written: a block device or a regular file, held exclusively from Preparing to Arming.
+//! Past the page cache where the target allows it (O_DIRECT), with bounded write-back otherwise, so that an
+//! error of the medium shows where it happens and not after the verdict.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+use nix::libc::{O_CLOEXEC, O_DIRECT, O_EXCL, O_NONBLOCK};
+
+use super::buffer::{ALIGN, Buffer, is_aligned};
+use super::{GUARD, StageError, ioctl};
+use crate::device::Identity;
+
+/// Dirty page cache that may pile up before it is flushed, bytes.
+const WRITE_BACK: u64 = 16 << 20;
+/// One step of reading or zeroing, bytes.
+pub(super) const STEP: usize = 1 << 20;
+
+/// An exclusively held slot. Clones share the hold; it ends with the last one. Its methods block.
+#[derive(Debug, Clone)]
+pub struct Target {
+    device: Arc<Device>,
+}
+
+#[derive(Debug)]
+struct Device {
+    path: PathBuf,
+    /// Carries the exclusive hold.
+    held: Held,
+    /// The same device past the page cache, if it can be opened so.
+    direct: Option<File>,
+    is_block: bool,
+    identity: Identity,
+    capacity: u64,
+    /// Bytes written through the page cache since it was flushed.
+    dirty: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// O_EXCL on a block device.
+    Opened(File),
+    Locked(Flock<File>),
+}
+
+impl Held {
+    fn file(&self) -> &File {
+        match self {
+            Held::Opened(file) => file,
+            Held::Locked(lock) => lock,
+        }
+    }
+}
+
+impl Target {
+    /// Takes hold of the slot at `path`. `forbidden` names every device that is in use below a mount point:
+    /// O_EXCL alone does not see a file that backs a loop device.
+    pub fn acquire(path: &Path, forbidden: &[Identity]) -> Result<Target, StageError> {
+        let unusable = |error: io::Error| refuse(path, &error);
+        let metadata = std::fs::metadata(path).map_err(unusable)?;
+        let is_block = metadata.file_type().is_block_device();
+        if !is_block && !metadata.is_file() {
+            return Err(unusable(io::Error::other("it is neither a block device nor a regular file")));
+        }
+        if forbidden.contains(&identity(&metadata)) {
+            return Err(busy(path, "the running system stands on it"));
+        }
+        let exclusive = if is_block { O_EXCL } else { 0 };
+        let file = open(path, exclusive).map_err(unusable)?;
+        let opened = identity(&file.metadata().map_err(unusable)?);
+        if opened != identity(&metadata) {
+            return Err(busy(path, "it was replaced while it was opened"));
+        }
+        let capacity = (&file).seek(SeekFrom::End(0)).map_err(unusable)?;
+        check_sectors(&file, is_block).map_err(unusable)?;
+        let held = if is_block { Held::Opened(file) } else { lock(path, file)? };
+        let direct = open_direct(path, opened, capacity);
+        let path = path.to_owned();
+        let dirty = AtomicU64::new(0);
+        let device = Device { path, held, direct, is_block, identity: opened, capacity, dirty };
+        Ok(Target { device: Arc::new(device) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.device.path
+    }
+
+    /// Size of the slot, bytes.
+    pub fn capacity(&self) -> u64 {
+        self.device.capacity
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.device.identity
+    }
+
+    /// Durably zeroes the slot's first MiB: from now on no bootloader can load it.
+    pub fn invalidate(&self) -> Result<(), StageError> {
+        let length = GUARD.min(self.capacity());
+        self.write_zeros(0, length)?;
+        self.sync()?;
+        self.forget(0, length)?;
+        match self.first_non_zero(0, length)? {
+            None => Ok(()),
+            Some(offset) => Err(self.failed(offset, io::Error::other("it still holds what was zeroed"))),
+        }
+    }
+
+    /// Fills `buffer` from `offset`.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), StageError> {
+        if let Some(direct) = self.direct(buffer, offset) {
+            match direct.read_exact_at(buffer, offset) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                done => return done.map_err(|error| self.failed(offset, error)),
+            }
+        }
+        self.plain().read_exact_at(buffer, offset).map_err(|error| self.failed(offset, error))
+    }
+
+    /// Writes all of `bytes` at `offset`; durable after `sync`.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), StageError> {
+        self.check_range(offset, bytes.len() as u64)?;
+        if let Some(direct) = self.direct(bytes, offset) {
+            match direct.write_all_at(bytes, offset) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                done => return done.map_err(|error| self.failed(offset, error)),
+            }
+        }
+        self.plain().write_all_at(bytes, offset).map_err(|error| self.failed(offset, error))?;
+        let dirty = self.device.dirty.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if dirty >= WRITE_BACK { self.sync() } else { Ok(()) }
+    }
+
+    /// Makes `length` bytes at `offset` read as zeros: by the device's own means if it has any.
+    pub(super) fn zero(&self, offset: u64, length: u64) -> Result<(), StageError> {
+        self.check_range(offset, length)?;
+        if self.device.is_block && ioctl::zero_out(self.plain(), offset, length).is_ok() {
+            return Ok(());
+        }
+        self.write_zeros(offset, length)
+    }
+
+    /// Everything written so far is on the medium, or this fails.
+    pub(super) fn sync(&self) -> Result<(), StageError> {
+        self.device.dirty.store(0, Ordering::Relaxed);
+        self.plain().sync_all().map_err(|error| self.failed(0, error))
+    }
+
+    /// Drops the page cache of a range that was synced, so that the next read is one of the medium.
+    pub(super) fn forget(&self, offset: u64, length: u64) -> Result<(), StageError> {
+        let (start, length) = (i64::try_from(offset), i64::try_from(length));
+        let (Ok(start), Ok(length)) = (start, length) else {
+            return Err(self.failed(offset, io::ErrorKind::InvalidInput.into()));
+        };
+        posix_fadvise(self.plain(), start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|error| self.failed(offset, error.into()))
+    }
+
+    /// Zeroes `start..end` unless it reads as zeros already. Returns the bytes written.
+    pub(super) fn clear(&self, start: u64, end: u64) -> Result<u64, StageError> {
+        let length = end.saturating_sub(start);
+        if self.first_non_zero(start, length)?.is_none() {
+            return Ok(0);
+        }
+        self.write_zeros(start, length)?;
+        Ok(length)
+    }
+
+    fn write_zeros(&self, offset: u64, length: u64) -> Result<(), StageError> {
+        let zeros = Buffer::new(STEP);
+        for (at, step) in steps(offset, length) {
+            self.write(zeros.first(step), at)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the first MiB is zero, as `invalidate` leaves it.
+    pub(super) fn is_invalid(&self) -> Result<bool, StageError> {
+        Ok(self.first_non_zero(0, GUARD.min(self.capacity()))?.is_none())
+    }
+
+    fn first_non_zero(&self, offset: u64, length: u64) -> Result<Option<u64>, StageError> {
+        let mut buffer = Buffer::new(STEP);
+        for (at, step) in steps(offset, length) {
+            let bytes = buffer.first_mut(step);
+            self.read(bytes, at)?;
+            if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
+                return Ok(Some(at + place as u64));
+            }
+        }
+        Ok(None)
+    }
+
+    fn plain(&self) -> &File {
+        self.device.held.file()
+    }
+
+    /// The O_DIRECT file, if this transfer is aligned as it needs.
+    fn direct(&self, bytes: &[u8], offset: u64) -> Option<&File> {
+        self.device.direct.as_ref().filter(|_| is_aligned(bytes, offset))
+    }
+
+    /// A regular file would grow if it were written past its end.
+    fn check_range(&self, offset: u64, length: u64) -> Result<(), StageError> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.capacity() => Ok(()),
+            _ => Err(self.failed(offset, io::Error::other("the write would go past the slot's end"))),
+        }
+    }
+
+    pub(super) fn failed(&self, offset: u64, source: io::Error) -> StageError {
+        StageError::Slot { path: self.device.path.clone(), offset, source }
+    }
+}
+
+/// `offset..offset + length` in pieces of at most `STEP`.
+fn steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset.saturating_add(length);
+    (offset..end).step_by(STEP).map(move |at| (at, (end - at).min(STEP as u64) as usize))
+}
+
+fn open(path: &Path, flags: i32) -> io::Result<File> {
+    // O_NONBLOCK: a name that turned into a FIFO must not hang the daemon.
+    OpenOptions::new().read(true).write(true).custom_flags(flags | O_CLOEXEC | O_NONBLOCK).open(path)
+}
+
+/// Opens the same device with O_DIRECT and tries it; `None` if it does not work.
+fn open_direct(path: &Path, expected: Identity, capacity: u64) -> Option<File> {
+    let file = open(path, O_DIRECT).ok()?;
+    if identity(&file.metadata().ok()?) != expected || capacity < ALIGN as u64 {
+        return None;
+    }
+    let mut buffer = Buffer::new(ALIGN);
+    file.read_exact_at(buffer.first_mut(ALIGN), 0).ok()?;
+    Some(file)
+}
+
+fn lock(path: &Path, file: File) -> Result<Held, StageError> {
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Held::Locked(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Err(busy(path, "another program has locked it")),
+        Err((_, error)) => Err(refuse(path, &error.into())),
+    }
+}
+
+fn check_sectors(file: &File, is_block: bool) -> io::Result<()> {
+    if !is_block {
+        return Ok(());
+    }
+    match ioctl::sector_size(file)? {
+        512 | 4096 => Ok(()),
+        other => {
+            Err(io::Error::other(format!("its sectors have {other} bytes, only 512 and 4096 are supported")))
+        }
+    }
+}
+
+fn identity(metadata: &std::fs::Metadata) -> Identity {
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        Identity::Block { major: nix::sys::stat::major(number), minor: nix::sys::stat::minor(number) }
+    } else {
+        Identity::File { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+fn busy(path: &Path, reason: &str) -> StageError {
+    StageError::Busy { path: path.to_owned(), reason: reason.to_owned() }
+}
+
+fn refuse(path: &Path, error: &io::Error) -> StageError {
+    if error.raw_os_error() == Some(Errno::EBUSY as i32) {
+        return busy(path, "it is mounted, or another program holds it");
+    }
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist; check [slots] in the settings".to_owned(),
+        _ => error.to_string(),
+    };
+    StageError::Unusable { path: path.to_owned(), reason }
+}

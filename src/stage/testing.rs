@@ -1,0 +1,320 @@
+//! What the tests of this edge stand on: a real TLS file server on loopback that misbehaves on demand and
+//! keeps count, and a bench with a bundle, a slot and a client.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::*;
+use crate::bundle::testing::{self as bundles, Parts};
+use crate::config::Download;
+
+/// One request as the server saw it.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    /// Counts from 0.
+    pub number: usize,
+    pub path: String,
+    pub range: Option<(u64, u64)>,
+    pub headers: String,
+}
+
+/// What the server does with a request.
+#[derive(Debug, Clone)]
+pub(super) enum Act {
+    Serve,
+    /// Status and header lines, no body.
+    Status(u16, String),
+    /// Closes the connection after so many bytes of the body.
+    Cut(usize),
+    /// Sends so many bytes of the body and then nothing more, until the client gives up.
+    Stall(usize),
+    /// 200 with the whole file.
+    Whole,
+    /// A 206 whose Content-Range is one byte off.
+    WrongRange,
+    /// Serves, with this many bytes flipped at the end of the body.
+    Flip(usize),
+}
+
+type Script = Box<dyn Fn(&Request) -> Act + Send + Sync>;
+
+pub(super) struct Served {
+    pub file: Mutex<Vec<u8>>,
+    pub etag: Mutex<Option<String>>,
+    pub modified: Mutex<Option<String>>,
+    pub script: Mutex<Script>,
+    pub requests: Mutex<Vec<Request>>,
+    pub connections: AtomicU64,
+    /// Body bytes sent.
+    pub sent: AtomicU64,
+}
+
+impl Served {
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
+    }
+
+    pub fn script(&self, script: impl Fn(&Request) -> Act + Send + Sync + 'static) {
+        *self.script.lock().unwrap() = Box::new(script);
+    }
+
+    pub fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+pub(super) struct Server {
+    pub served: Arc<Served>,
+    pub port: u16,
+    roots: rustls::RootCertStore,
+}
+
+impl Server {
+    pub async fn start(file: Vec<u8>) -> Server {
+        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        let key = rustls_pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).unwrap();
+        let certificate = made.cert.der().clone();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let served = Arc::new(Served {
+            file: Mutex::new(file),
+            etag: Mutex::new(Some("\"one\"".into())),
+            modified: Mutex::new(None),
+            script: Mutex::new(Box::new(|_| Act::Serve)),
+            requests: Mutex::default(),
+            connections: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+        });
+        tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), served.clone()));
+        Server { served, port, roots }
+    }
+
+    pub fn url(&self) -> Url {
+        format!("https://127.0.0.1:{}/b.fwb?sig=secret", self.port).parse().unwrap()
+    }
+
+    /// A client that trusts this server and may reach it.
+    pub fn http(&self) -> Http {
+        self.http_with(&["127.0.0.1", "localhost"], download())
+    }
+
+    pub fn http_with(&self, allowed: &[&str], download: Download) -> Http {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        let allowed: Vec<String> = allowed.iter().map(|host| host.to_string()).collect();
+        let mut http = Http::new(tls, &allowed, download).unwrap();
+        http.first_pause = Duration::from_millis(2);
+        http
+    }
+}
+
+pub(super) fn download() -> Download {
+    let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
+    Download { patience, stall_timeout, rate_limit: None, max_bytes: None }
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        served.connections.fetch_add(1, Ordering::SeqCst);
+        let (tls, served) = (tls.clone(), served.clone());
+        tokio::spawn(async move {
+            // A client that goes away in the middle is part of the tests.
+            if let Ok(mut stream) = tls.accept(stream).await {
+                while let Some(request) = receive(&mut stream, &served).await {
+                    let act = (served.script.lock().unwrap())(&request);
+                    if answer(&mut stream, &served, &request, act).await.is_err() {
+                        break;
+                    }
+                }
+                stream.shutdown().await.ok();
+            }
+        });
+    }
+}
+
+async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served) -> Option<Request> {
+    let mut text = Vec::new();
+    while !text.ends_with(b"\r\n\r\n") {
+        text.push(stream.read_u8().await.ok()?);
+    }
+    let headers = String::from_utf8(text).unwrap().to_lowercase();
+    let path = headers.split(' ').nth(1).unwrap().to_owned();
+    let range = header(&headers, "range").and_then(|value| {
+        let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse::<u64>().ok()? + 1))
+    });
+    let mut requests = served.requests.lock().unwrap();
+    let request = Request { number: requests.len(), path, range, headers };
+    requests.push(request.clone());
+    Some(request)
+}
+
+/// The value of a header, in lower case.
+pub(super) fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
+    headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+async fn answer(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    served: &Served,
+    request: &Request,
+    act: Act,
+) -> std::io::Result<()> {
+    let file = served.file.lock().unwrap().clone();
+    let size = file.len() as u64;
+    let etag = served.etag.lock().unwrap().clone();
+    let modified = served.modified.lock().unwrap().clone();
+    let mut head = String::new();
+    etag.iter().for_each(|tag| head += &format!("ETag: {tag}\r\n"));
+    modified.iter().for_each(|date| head += &format!("Last-Modified: {date}\r\n"));
+    let stale = header(&request.headers, "if-match").is_some_and(|tag| Some(tag) != etag.as_deref())
+        || header(&request.headers, "if-unmodified-since")
+            .is_some_and(|date| Some(date.to_owned()) != modified.map(|date| date.to_lowercase()));
+    let (first, end) = request.range.map_or((0, size), |(first, end)| (first, end.min(size)));
+    let act = match act {
+        Act::Serve if stale => Act::Status(412, String::new()),
+        Act::Serve if first >= end => Act::Status(416, String::new()),
+        act => act,
+    };
+    if let Act::Status(status, lines) = &act {
+        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{lines}\r\n");
+        return stream.write_all(head.as_bytes()).await;
+    }
+    let mut body = match act {
+        Act::Whole => file,
+        _ => file[first as usize..end as usize].to_vec(),
+    };
+    let off = u64::from(matches!(act, Act::WrongRange));
+    match act {
+        Act::Whole => head.insert_str(0, "HTTP/1.1 200 OK\r\n"),
+        _ => {
+            let range = format!("Content-Range: bytes {}-{}/{size}\r\n", first + off, end - 1);
+            head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\n{range}"));
+        }
+    }
+    head += &format!("Content-Length: {}\r\n\r\n", body.len());
+    if let Act::Flip(count) = act {
+        body.iter_mut().rev().take(count).for_each(|byte| *byte ^= 1);
+    }
+    if let Act::Cut(after) | Act::Stall(after) = act {
+        body.truncate(after);
+    }
+    stream.write_all(head.as_bytes()).await?;
+    // In small steps, so that a client that stops early is not counted for what it never took.
+    for part in body.chunks(16 * 1024) {
+        stream.write_all(part).await?;
+        stream.flush().await?;
+        served.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+    }
+    match act {
+        Act::Cut(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
+        Act::Stall(_) => stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into())),
+        _ => Ok(()),
+    }
+}
+
+/// An image, its bundle on a server, and a file-backed slot.
+pub(super) struct Bench {
+    pub folder: TempDir,
+    pub image: Vec<u8>,
+    pub server: Server,
+    pub slot: PathBuf,
+    pub progress: watch::Sender<Progress>,
+}
+
+impl Bench {
+    /// `image` in a slot that is larger by `spare`, which holds other bytes at first.
+    pub async fn new(image: Vec<u8>, spare: usize) -> Bench {
+        let server = Server::start(parts(&image).join()).await;
+        let folder = tempfile::tempdir().unwrap();
+        let slot = folder.path().join("slot");
+        std::fs::write(&slot, vec![0xaa; image.len() + spare]).unwrap();
+        Bench { folder, image, server, slot, progress: watch::Sender::default() }
+    }
+
+    pub fn target(&self) -> Target {
+        Target::acquire(&self.slot, &[]).unwrap()
+    }
+
+    pub async fn open(&self, http: &Http, meter: Meter) -> Result<Bundle, StageError> {
+        let keys = bundles::trust(1);
+        open(Source::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None).await
+    }
+
+    /// Prepare and stage, as the agent does it.
+    pub async fn update(&self) -> Result<(), StageError> {
+        self.update_with(&self.server.http(), None, Meter::new(0, None, None)).await
+    }
+
+    pub async fn update_with(
+        &self,
+        http: &Http,
+        seed: Option<&std::path::Path>,
+        meter: Meter,
+    ) -> Result<(), StageError> {
+        let bundle = self.open(http, meter).await?;
+        let target = self.target();
+        target.invalidate()?;
+        let index = bundle.index().await?;
+        stage(&bundle, index, &target, seed, &self.progress, &CancellationToken::new()).await
+    }
+
+    /// The slot's bytes.
+    pub fn written(&self) -> Vec<u8> {
+        std::fs::read(&self.slot).unwrap()
+    }
+
+    pub fn assert_complete(&self) {
+        let written = self.written();
+        assert!(written[..self.image.len()] == self.image, "the slot does not hold the image");
+        let tail = written.len().saturating_sub(GUARD as usize).max(self.image.len());
+        assert!(written[tail..].iter().all(|byte| *byte == 0), "the slot's end is not cleared");
+    }
+
+    pub fn assert_not_loadable(&self) {
+        let written = self.written();
+        assert!(written[..GUARD as usize].iter().all(|byte| *byte == 0), "the first MiB is not zero");
+    }
+}
+
+pub(super) fn parts(image: &[u8]) -> Parts {
+    bundles::parts(image, "board", "1.0")
+}
+
+/// `mib` of noise with runs of zeros and of compressible text in it; the same for the same seed.
+pub(super) fn image(seed: u64, mib: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut image = vec![0; mib << 20];
+    for (n, part) in image.chunks_mut(128 * 1024).enumerate() {
+        match n % 8 {
+            5 => {}
+            6 => part.iter_mut().enumerate().for_each(|(n, byte)| *byte = (n / 4096) as u8),
+            _ => random.fill(part),
+        }
+    }
+    image
+}

@@ -1,0 +1,463 @@
+//! Stories: whole updates of a file-backed slot from a real server, undisturbed and disturbed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::testing::*;
+use super::*;
+use crate::bundle::testing as bundles;
+use crate::failure::{Code, Failure};
+
+fn code<T: std::fmt::Debug>(result: Result<T, StageError>) -> Code {
+    let failure = Failure::from(result.unwrap_err());
+    assert!(!failure.message.contains("secret"), "{failure}");
+    failure.code
+}
+
+fn free() -> Meter {
+    Meter::new(0, None, None)
+}
+
+#[tokio::test]
+async fn an_image_is_staged_and_counted_exactly() {
+    let bench = Bench::new(image(1, 6), 3 << 20).await;
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    let progress = *bench.progress.borrow();
+    assert_eq!(progress.step, Step::ReadingBack);
+    assert_eq!((progress.done, progress.total), (6 << 20, 6 << 20));
+    // The agent knew beforehand what it would fetch, and fetched exactly that.
+    assert_eq!(progress.downloaded, progress.expected_download);
+    assert_eq!(progress.downloaded, bench.server.served.sent());
+    let middle = &bench.written()[(6 << 20)..(8 << 20)];
+    assert!(middle.iter().all(|byte| *byte == 0xaa), "bytes between image and last MiB were touched");
+    // Few connections: they are used again.
+    assert!(bench.server.served.connections.load(Ordering::SeqCst) <= 5);
+}
+
+#[tokio::test]
+async fn an_image_that_ends_inside_the_last_mib_is_left_alone_by_the_clearing() {
+    for spare in [0, 4096, 512 * 1024 + 512] {
+        let bench = Bench::new(image(2, 2), spare).await;
+        bench.update().await.unwrap();
+        bench.assert_complete();
+    }
+}
+
+#[tokio::test]
+async fn a_tiny_image_fits_into_the_withheld_part() {
+    let bench = Bench::new(image(3, 1)[..40960].to_vec(), 0).await;
+    bench.update().await.unwrap();
+    bench.assert_complete();
+}
+
+#[tokio::test]
+async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
+    let bench = Bench::new(image(4, 4), 1 << 20).await;
+    bench.update().await.unwrap();
+    let before = std::fs::metadata(&bench.slot).unwrap().modified().unwrap();
+    let requests = bench.server.served.count();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let sent = bench.server.served.sent();
+    let cancel = CancellationToken::new();
+    stage(&bundle, index, &bench.target(), None, &bench.progress, &cancel).await.unwrap();
+    assert_eq!(bench.server.served.sent(), sent);
+    assert_eq!(bench.server.served.count(), requests + 2);
+    assert_eq!(std::fs::metadata(&bench.slot).unwrap().modified().unwrap(), before);
+    assert_eq!(bench.progress.borrow().reused, 4 << 20);
+}
+
+#[tokio::test]
+async fn a_slot_that_was_not_prepared_is_prepared_before_it_changes() {
+    let bench = Bench::new(image(5, 3), 0).await;
+    bench.update().await.unwrap();
+    // The image is complete but for one chunk, so its head is loadable.
+    let mut bytes = bench.written();
+    bytes[2_500_000] ^= 1;
+    std::fs::write(&bench.slot, bytes).unwrap();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    bench.server.served.script(|_| Act::Status(404, String::new()));
+    let cancel = CancellationToken::new();
+    let target = bench.target();
+    let result = stage(&bundle, index.clone(), &target, None, &bench.progress, &cancel).await;
+    assert_eq!(code(result), Code::NotFound);
+    bench.assert_not_loadable();
+    bench.server.served.script(|_| Act::Serve);
+    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    bench.assert_complete();
+}
+
+#[tokio::test]
+async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
+    let bench = Bench::new(image(6, 8), 0).await;
+    let whole = {
+        bench.update().await.unwrap();
+        bench.progress.borrow().downloaded
+    };
+    std::fs::write(&bench.slot, vec![0x55; 8 << 20]).unwrap();
+    let before = bench.server.served.sent();
+    let cancel = CancellationToken::new();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let target = bench.target();
+    target.invalidate().unwrap();
+    let head = bench.server.served.sent() - before;
+    // One request brings 3 MiB, the others nothing: the run can only end by the cancel.
+    let first = bench.server.served.count();
+    bench.server.served.script(move |request| Act::Stall(if request.number == first { 3 << 20 } else { 0 }));
+    let mut seen = bench.progress.subscribe();
+    let waiter = async {
+        seen.wait_for(|p| p.step == Step::Writing && p.downloaded == head + (3 << 20)).await.unwrap();
+        cancel.cancel();
+        tokio::time::Instant::now()
+    };
+    let run = stage(&bundle, index, &target, None, &bench.progress, &cancel);
+    let (result, cancelled) = tokio::join!(run, waiter);
+    assert!(cancelled.elapsed() < Duration::from_millis(500));
+    assert_eq!(code(result), Code::Cancelled);
+    drop((target, bundle));
+    bench.assert_not_loadable();
+
+    bench.server.served.script(|_| Act::Serve);
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    assert!(bench.progress.borrow().reused > 2 << 20);
+    // Lost are at most the frame that was not whole yet and the one that waited for a place in the queue.
+    let both = bench.server.served.sent() - before - head;
+    assert!(both < whole + 2 * 260 * 1024, "{both} for {whole}");
+}
+
+#[tokio::test]
+async fn the_booted_slot_gives_what_it_has_wherever_it_lies() {
+    let old = image(7, 6);
+    // The new image: the old one moved by 40 KiB, with a changed block in the middle.
+    let mut new = image(8, 1)[..40960].to_vec();
+    new.extend_from_slice(&old);
+    new[3 << 20..(3 << 20) + 4096].fill(0x11);
+    let bench = Bench::new(new, 0).await;
+    let seed = bench.folder.path().join("booted");
+    std::fs::write(&seed, &old).unwrap();
+    bench.update_with(&bench.server.http(), Some(&seed), free()).await.unwrap();
+    bench.assert_complete();
+    let progress = *bench.progress.borrow();
+    assert_eq!(progress.downloaded, progress.expected_download);
+    assert!(progress.downloaded < 1 << 20, "{progress:?}");
+    assert!(progress.reused > 4 << 20, "{progress:?}");
+}
+
+#[tokio::test]
+async fn a_link_that_drops_again_and_again_costs_nothing() {
+    let bench = Bench::new(image(9, 6), 0).await;
+    bench.update().await.unwrap();
+    let whole = bench.server.served.sent();
+    std::fs::write(&bench.slot, vec![0; 6 << 20]).unwrap();
+    bench.server.served.script(|_| Act::Cut(100_000));
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    let sent = bench.server.served.sent() - whole;
+    assert_eq!(sent, whole);
+}
+
+#[tokio::test]
+async fn bursts_of_server_errors_are_waited_out() {
+    let bench = Bench::new(image(10, 2), 0).await;
+    bench.server.served.script(|request| match request.number % 4 {
+        0 => Act::Status(503, "Retry-After: 0\r\n".into()),
+        1 => Act::Status(429, String::new()),
+        2 => Act::Status(500, String::new()),
+        _ => Act::Serve,
+    });
+    bench.update().await.unwrap();
+    bench.assert_complete();
+}
+
+#[tokio::test]
+async fn what_cannot_get_better_ends_at_once() {
+    let bench = Bench::new(image(11, 1), 0).await;
+    let cases = [
+        (401, Code::Forbidden),
+        (403, Code::Forbidden),
+        (404, Code::NotFound),
+        (410, Code::NotFound),
+        (418, Code::DownloadFailed),
+    ];
+    for (status, expected) in cases {
+        let before = bench.server.served.count();
+        bench.server.served.script(move |_| Act::Status(status, String::new()));
+        assert_eq!(code(bench.update().await), expected, "{status}");
+        assert_eq!(bench.server.served.count(), before + 1, "{status}");
+    }
+    for act in [Act::Whole, Act::WrongRange] {
+        let before = bench.server.served.count();
+        bench.server.served.script(move |_| act.clone());
+        assert_eq!(code(bench.update().await), Code::DownloadFailed);
+        assert_eq!(bench.server.served.count(), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn patience_ends() {
+    let bench = Bench::new(image(11, 1), 0).await;
+    bench.server.served.script(|_| Act::Status(503, String::new()));
+    let mut rules = download();
+    rules.patience = Duration::from_millis(100);
+    let http = bench.server.http_with(&["127.0.0.1"], rules.clone());
+    assert_eq!(code(bench.update_with(&http, None, free()).await), Code::DownloadFailed);
+    assert!(bench.server.served.count() > 2);
+    // A server that asks for more patience than there is need not be waited for.
+    rules.patience = Duration::from_secs(3600);
+    bench.server.served.script(|_| Act::Status(503, "Retry-After: 7200\r\n".into()));
+    let http = bench.server.http_with(&["127.0.0.1"], rules);
+    assert_eq!(code(bench.update_with(&http, None, free()).await), Code::DownloadFailed);
+}
+
+#[tokio::test]
+async fn a_stalled_transfer_is_broken_off_and_goes_on() {
+    let bench = Bench::new(image(12, 2), 0).await;
+    let mut rules = download();
+    rules.stall_timeout = Duration::from_millis(200);
+    let http = bench.server.http_with(&["127.0.0.1"], rules);
+    bench.server.served.script(|request| if request.number == 2 { Act::Stall(5000) } else { Act::Serve });
+    bench.update_with(&http, None, free()).await.unwrap();
+    bench.assert_complete();
+    assert_eq!(bench.progress.borrow().downloaded, bench.progress.borrow().expected_download);
+}
+
+#[tokio::test]
+async fn redirects_are_followed_within_the_rules() {
+    let bench = Bench::new(image(13, 1), 0).await;
+    let port = bench.server.port;
+    let hops = |most: usize| {
+        move |request: &Request| {
+            let hop: usize = request.path.trim_start_matches("/hop").parse().unwrap_or(0);
+            match hop < most {
+                true => Act::Status(302, format!("Location: /hop{}\r\n", hop + 1)),
+                false => Act::Serve,
+            }
+        }
+    };
+    bench.server.served.script(hops(5));
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    bench.server.served.script(hops(6));
+    assert_eq!(code(bench.update().await), Code::DownloadFailed);
+
+    let cases = [
+        format!("http://127.0.0.1:{port}/b"),
+        "https://169.254.169.254/latest".into(),
+        "https://[::ffff:169.254.169.254]/latest".into(),
+        "https://example.com/b".into(),
+        "https://[::1]/b".into(),
+    ];
+    for to in cases {
+        let line = format!("Location: {to}\r\n");
+        bench.server.served.script(move |_| Act::Status(307, line.clone()));
+        assert_eq!(code(bench.update().await), Code::NotPermitted, "{to}");
+    }
+}
+
+#[tokio::test]
+async fn loopback_must_be_named_even_behind_a_host_name() {
+    let bench = Bench::new(image(14, 1), 0).await;
+    let url = format!("https://localhost:{}/b?sig=secret", bench.server.port);
+    let open = async |allowed: &[&str]| {
+        let http = bench.server.http_with(allowed, download());
+        let source = Source::Http(url.parse().unwrap());
+        super::open(source, &http, Arc::new(free()), &bundles::trust(1), 1, None).await.map(drop)
+    };
+    assert_eq!(code(open(&[]).await), Code::NotPermitted);
+    assert_eq!(bench.server.served.count(), 0);
+    open(&["localhost"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_written() {
+    let bench = Bench::new(image(15, 3), 0).await;
+    bench.server.served.script(|request| if request.number == 2 { Act::Flip(1) } else { Act::Serve });
+    assert_eq!(code(bench.update().await), Code::DigestMismatch);
+    bench.assert_not_loadable();
+    let written = bench.written();
+    let wrong = written
+        .chunks(4096)
+        .zip(bench.image.chunks(4096))
+        .skip(256)
+        .filter(|(found, expected)| found != expected && found.iter().any(|byte| *byte != 0xaa));
+    assert_eq!(wrong.count(), 0, "a block holds neither the image's bytes nor the old ones");
+}
+
+#[tokio::test]
+async fn untrusted_pinned_or_damaged_manifests_are_refused_for_the_price_of_the_head() {
+    let bench = Bench::new(image(16, 4), 0).await;
+    let open = async |keys, pin| {
+        let source = Source::Http(bench.server.url());
+        super::open(source, &bench.server.http(), Arc::new(free()), &keys, 1, pin).await
+    };
+    assert_eq!(code(open(bundles::trust(2), None).await), Code::UntrustedSignature);
+    let pin = crate::manifest::Digest([7; 32]);
+    assert_eq!(code(open(bundles::trust(1), Some(pin)).await), Code::DigestMismatch);
+    let digest = open(bundles::trust(1), None).await.unwrap().manifest().digest();
+    open(bundles::trust(1), Some(digest)).await.unwrap();
+    assert!(bench.server.served.sent() <= 4 * 8192);
+    // One bit of the manifest, of the index.
+    let good = bench.server.served.file.lock().unwrap().clone();
+    bench.server.served.file.lock().unwrap()[600] ^= 1;
+    assert_eq!(code(open(bundles::trust(1), None).await), Code::UntrustedSignature);
+    let mut bad = good.clone();
+    let index = good.windows(8).position(|bytes| bytes == b"fwuindex").unwrap();
+    bad[index + 100] ^= 1;
+    *bench.server.served.file.lock().unwrap() = bad;
+    let bundle = open(bundles::trust(1), None).await.unwrap();
+    assert_eq!(code(bundle.index().await), Code::DigestMismatch);
+    assert_eq!(bench.written(), vec![0xaa; 4 << 20]);
+}
+
+#[tokio::test]
+async fn a_truncated_bundle_is_refused_before_anything_is_written() {
+    let bench = Bench::new(image(17, 2), 0).await;
+    let good = bench.server.served.file.lock().unwrap().clone();
+    for n in 0..20 {
+        let length = good.len() * n / 20;
+        *bench.server.served.file.lock().unwrap() = good[..length].to_vec();
+        let result = bench.open(&bench.server.http(), free()).await.map(drop);
+        let code = code(result);
+        // An empty file has no range at all.
+        assert_eq!(code, if n == 0 { Code::DownloadFailed } else { Code::MalformedBundle }, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_larger_than_the_slot_is_refused() {
+    let bench = Bench::new(image(18, 2), 0).await;
+    std::fs::write(&bench.slot, vec![0xaa; (2 << 20) - 4096]).unwrap();
+    assert_eq!(code(bench.update().await), Code::TooLarge);
+}
+
+#[tokio::test]
+async fn the_budget_is_kept_across_runs() {
+    let bench = Bench::new(image(19, 3), 0).await;
+    bench.update().await.unwrap();
+    let whole = bench.server.served.sent();
+    let head = 8192 + 1024;
+    let run = async |spent, limit| {
+        std::fs::write(&bench.slot, vec![0; 3 << 20]).unwrap();
+        let before = bench.server.served.sent();
+        let result =
+            bench.update_with(&bench.server.http(), None, Meter::new(spent, Some(limit), None)).await;
+        (result, bench.server.served.sent() - before)
+    };
+    let (result, _) = run(0, whole).await;
+    result.unwrap();
+    let (result, _) = run(1000, whole + 1000).await;
+    result.unwrap();
+    for (spent, limit) in [(0, whole - 1), (1000, whole + 999)] {
+        let (result, sent) = run(spent, limit).await;
+        assert_eq!(code(result), Code::DataBudgetExceeded);
+        // The head and the index tell; nothing of the payload was fetched.
+        assert!(sent < head + 8192, "{sent}");
+        bench.assert_not_loadable();
+    }
+    let (result, sent) = run(5, 6).await;
+    assert_eq!(code(result), Code::DataBudgetExceeded);
+    assert!(sent <= 8192);
+}
+
+#[tokio::test]
+async fn a_file_that_is_uploaded_again_is_read_on_and_another_one_is_not() {
+    let bench = Bench::new(image(20, 3), 0).await;
+    let swap = |tag: &str| *bench.server.served.etag.lock().unwrap() = Some(tag.into());
+    let cancel = CancellationToken::new();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    // The same bytes under another tag: goes on.
+    swap("\"two\"");
+    let target = bench.target();
+    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    bench.assert_complete();
+    let requests = bench.server.served.requests.lock().unwrap().clone();
+    assert!(requests.iter().skip(1).any(|request| header(&request.headers, "if-match") == Some("\"one\"")));
+    assert_eq!(header(&requests.last().unwrap().headers, "if-match"), Some("\"two\""));
+
+    // Another bundle under another tag: ends.
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    *bench.server.served.file.lock().unwrap() = bundles::parts(&image(21, 3), "board", "2.0").join();
+    swap("\"three\"");
+    assert_eq!(code(bundle.index().await), Code::DownloadFailed);
+}
+
+#[tokio::test]
+async fn without_a_strong_tag_the_date_guards() {
+    let bench = Bench::new(image(22, 1), 0).await;
+    *bench.server.served.etag.lock().unwrap() = Some("W/\"weak\"".into());
+    *bench.server.served.modified.lock().unwrap() = Some("Sun, 06 Nov 1994 08:49:37 GMT".into());
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    *bench.server.served.file.lock().unwrap() = bundles::parts(&image(23, 1), "board", "2.0").join();
+    *bench.server.served.modified.lock().unwrap() = Some("Sun, 06 Nov 1994 08:49:38 GMT".into());
+    assert_eq!(code(bundle.index().await), Code::DownloadFailed);
+}
+
+#[tokio::test]
+async fn a_local_file_is_a_source_too() {
+    let bench = Bench::new(image(24, 2), 0).await;
+    let path = bench.folder.path().join("b.fwb");
+    std::fs::write(&path, &*bench.server.served.file.lock().unwrap()).unwrap();
+    let meter = Arc::new(Meter::new(0, Some(0), None));
+    let (http, keys) = (bench.server.http(), bundles::trust(1));
+    let bundle = open(Source::File(path), &http, meter, &keys, 1, None).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let cancel = CancellationToken::new();
+    stage(&bundle, index, &bench.target(), None, &bench.progress, &cancel).await.unwrap();
+    bench.assert_complete();
+    assert_eq!(bench.server.served.count(), 0);
+    let missing = open(Source::File("/nonexistent".into()), &http, Arc::new(free()), &keys, 1, None).await;
+    assert_eq!(code(missing), Code::NotFound);
+}
+
+#[tokio::test]
+async fn the_rate_limit_paces() {
+    let server = Server::start(vec![1; 60_000]).await;
+    let meter = Arc::new(Meter::new(0, None, Some(200_000)));
+    let remote = Remote::new(Source::Http(server.url()), &server.http(), meter).unwrap();
+    let start = std::time::Instant::now();
+    assert_eq!(remote.read(0, 60_000).await.unwrap().len(), 60_000);
+    assert!(start.elapsed() >= Duration::from_millis(280), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_held_slot_is_held_and_damage_is_found_when_it_is_read_back() {
+    let bench = Bench::new(image(25, 2), 0).await;
+    bench.update().await.unwrap();
+    let target = bench.target();
+    assert_eq!(code(Target::acquire(&bench.slot, &[])), Code::SlotBusy);
+    let identity = target.identity();
+    let digest = crate::manifest::Digest::of(&bench.image);
+    let cancel = CancellationToken::new();
+    read_back(&target, 2 << 20, digest, &bench.progress, &cancel).unwrap();
+    let mut bytes = bench.written();
+    bytes[1_500_000] ^= 4;
+    std::fs::write(&bench.slot, bytes).unwrap();
+    assert_eq!(code(read_back(&target, 2 << 20, digest, &bench.progress, &cancel)), Code::DigestMismatch);
+    drop(target);
+    assert_eq!(code(Target::acquire(&bench.slot, &[identity])), Code::SlotBusy);
+    assert_eq!(code(Target::acquire(&bench.folder.path().join("none"), &[])), Code::SlotWriteFailed);
+    assert_eq!(code(Target::acquire(bench.folder.path(), &[])), Code::SlotWriteFailed);
+}
+
+#[tokio::test]
+async fn half_of_all_requests_fail_and_it_ends_well() {
+    let bench = Bench::new(image(26, 4), 0).await;
+    let count = Arc::new(AtomicUsize::new(0));
+    bench.server.served.script(move |_| match count.fetch_add(1, Ordering::SeqCst) % 4 {
+        0 => Act::Status(500, String::new()),
+        1 => Act::Serve,
+        2 => Act::Cut(0),
+        _ => Act::Cut(333_333),
+    });
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    assert_eq!(bench.progress.borrow().downloaded, bench.progress.borrow().expected_download);
+}

@@ -1,0 +1,224 @@
+//! The bracket around all writing: survey, refuse what costs too much, write all but the first MiB, make it
+//! durable, read it back, and only then write the first MiB, which makes the slot loadable.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::buffer::Buffer;
+use super::open::Bundle;
+use super::pipeline::{Shared, Sink, fetch_size, transfer};
+use super::survey::{Origin, Seed, Survey};
+use super::verify::read_back_behind;
+use super::{GUARD, Progress, StageError, Step, Target, read_back};
+use crate::bundle::Index;
+use crate::manifest::{Chunking, Image};
+
+/// Makes the target hold the bundle's image, durably and read back.
+///
+/// `seed` is the booted slot, whose blocks are reused. Chunks that are already right are not written. After an
+/// error or a cancel the target holds verified chunks only and cannot be loaded; calling again goes on from
+/// there.
+pub async fn stage(
+    bundle: &Bundle,
+    index: Index,
+    target: &Target,
+    seed: Option<&Path>,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), StageError> {
+    let image = bundle.manifest().image.clone();
+    if image.size > target.capacity() {
+        let (path, capacity) = (target.path().to_owned(), target.capacity());
+        return Err(StageError::TooLarge { path, image: image.size, capacity });
+    }
+    let shared = Arc::new(Shared {
+        name: bundle.name().to_owned(),
+        index: Arc::new(index),
+        seed: seed.and_then(open_seed),
+        chunk_max: image.chunking.max as usize,
+        progress: progress.clone(),
+        threads: std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
+    });
+    let staging = Staging { bundle, shared, target: target.clone(), image, cancel: cancel.clone() };
+    staging.run().await
+}
+
+/// A seed only saves bytes: without one everything is fetched.
+fn open_seed(path: &Path) -> Option<Seed> {
+    Seed::open(path)
+        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "the booted slot can't be read"))
+        .ok()
+}
+
+struct Staging<'a> {
+    bundle: &'a Bundle,
+    shared: Arc<Shared>,
+    target: Target,
+    image: Image,
+    cancel: CancellationToken,
+}
+
+impl Staging<'_> {
+    async fn run(&self) -> Result<(), StageError> {
+        let mut origins = self.survey().await?;
+        if origins.iter().all(|origin| *origin == Origin::InPlace) {
+            self.account(&origins)?;
+            return self.confirm().await;
+        }
+        if self.must_invalidate().await? {
+            // Chunks of the first MiB that were in place no longer are.
+            origins = self.survey().await?;
+        }
+        self.account(&origins)?;
+        let (first, rest) = self.withheld();
+        let sink = Sink::Target(self.target.clone());
+        transfer(self.bundle, &self.shared, &mut origins, rest, sink, &self.cancel).await?;
+        self.blocking(|staging| staging.clear_tail()).await?;
+        let memory = Arc::new(Mutex::new(self.read_withheld(&first).await?));
+        let sink = Sink::Memory(memory.clone());
+        transfer(self.bundle, &self.shared, &mut origins, first.clone(), sink, &self.cancel).await?;
+        let length = self.withheld_length(&first);
+        self.blocking(move |staging| {
+            let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            staging.seal(memory.first(length))
+        })
+        .await
+    }
+
+    async fn survey(&self) -> Result<Vec<Origin>, StageError> {
+        self.blocking(|staging| {
+            let Shared { index, seed, progress, threads, .. } = &*staging.shared;
+            let (seed, chunking) = (seed.as_ref(), &staging.chunking);
+            let (target, cancel) = (&staging.target, &staging.cancel);
+            Survey { index, chunking, target, seed, progress, cancel }.run(*threads)
+        })
+        .await
+    }
+
+    /// Zeroes the first MiB unless Preparing just did, before anything else changes.
+    async fn must_invalidate(&self) -> Result<bool, StageError> {
+        self.blocking(|staging| {
+            if staging.target.is_invalid()? {
+                return Ok(false);
+            }
+            staging.target.invalidate().map(|()| true)
+        })
+        .await
+    }
+
+    /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
+    fn account(&self, origins: &[Origin]) -> Result<(), StageError> {
+        let size = |positions| fetch_size(self.bundle, &self.shared.index, origins, positions);
+        let (first, rest) = self.withheld();
+        let need = size(first) + size(rest);
+        let remote = self.bundle.remote();
+        let in_place = |(chunk, origin): (crate::bundle::Chunk, &Origin)| match origin {
+            Origin::InPlace => u64::from(chunk.length),
+            _ => 0,
+        };
+        let reused = self.shared.index.iter().zip(origins).map(in_place).sum();
+        let spent = remote.meter().spent();
+        let expected_download = if remote.is_metered() { spent.saturating_add(need) } else { spent };
+        self.shared.progress.send_modify(|p| {
+            *p = Progress {
+                step: Step::Writing,
+                done: reused,
+                reused,
+                downloaded: spent,
+                expected_download,
+                ..*p
+            };
+        });
+        if remote.is_metered() { remote.meter().afford(need) } else { Ok(()) }
+    }
+
+    /// The chunks that begin within the first MiB, and the others.
+    fn withheld(&self) -> (Range<usize>, Range<usize>) {
+        let index = &self.shared.index;
+        let first = index.iter().take_while(|chunk| chunk.offset < GUARD).count();
+        (0..first, first..index.len())
+    }
+
+    /// Where the last withheld chunk ends.
+    fn withheld_length(&self, first: &Range<usize>) -> usize {
+        let last = first.end.checked_sub(1).and_then(|last| self.shared.index.get(last));
+        last.map_or(0, |chunk| chunk.offset as usize + chunk.length as usize)
+    }
+
+    /// What the target has of the withheld chunks: zeros, and the end of a chunk that reaches beyond.
+    async fn read_withheld(&self, first: &Range<usize>) -> Result<Buffer, StageError> {
+        let length = self.withheld_length(first);
+        self.blocking(move |staging| {
+            let mut buffer = Buffer::new(length);
+            staging.target.read(buffer.first_mut(length), 0)?;
+            Ok(buffer)
+        })
+        .await
+    }
+
+    /// Everything was in place already: look at the medium all the same.
+    async fn confirm(&self) -> Result<(), StageError> {
+        self.blocking(|staging| {
+            staging.clear_tail()?;
+            let Image { size, sha256, .. } = staging.image;
+            read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel)
+        })
+        .await
+    }
+
+    /// Runs `work` where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Blocking) -> Result<T, StageError> + Send + 'static,
+    ) -> Result<T, StageError> {
+        let staging = Blocking {
+            shared: self.shared.clone(),
+            target: self.target.clone(),
+            image: self.image.clone(),
+            chunking: self.image.chunking.clone(),
+            cancel: self.cancel.clone(),
+        };
+        let done = tokio::task::spawn_blocking(move || work(&staging)).await;
+        done.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())))
+    }
+}
+
+/// What a blocking step needs of `Staging`.
+struct Blocking {
+    shared: Arc<Shared>,
+    target: Target,
+    image: Image,
+    chunking: Chunking,
+    cancel: CancellationToken,
+}
+
+impl Blocking {
+    /// Zeroes the last MiB of the slot beyond the image: stale superblocks there mislead.
+    fn clear_tail(&self) -> Result<(), StageError> {
+        let end = self.target.capacity();
+        self.target.clear(self.image.size.max(end.saturating_sub(GUARD)), end)?;
+        self.target.sync()
+    }
+
+    /// Reads the rest back, then writes the withheld bytes and reads those back too.
+    fn seal(&self, first: &[u8]) -> Result<(), StageError> {
+        let Image { size, sha256, .. } = self.image;
+        let progress = &self.shared.progress;
+        read_back_behind(first, &self.target, size, sha256, progress, &self.cancel)?;
+        self.target.write(first, 0)?;
+        self.target.sync()?;
+        self.target.forget(0, first.len() as u64)?;
+        let mut again = Buffer::new(first.len());
+        self.target.read(again.first_mut(first.len()), 0)?;
+        if again.first(first.len()) != first {
+            let error = std::io::Error::other("it does not hold what was just written");
+            return Err(self.target.failed(0, error));
+        }
+        progress.send_modify(|p| p.done = p.total);
+        Ok(())
+    }
+}
