@@ -1,1 +1,276 @@
-//! To be written.
+//! Record + progress -> reported properties, in the shapes of docs/contract.md. Pure: the same record gives
+//! the same report, and a report says nothing that the record does not hold.
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use url::Url;
+
+use crate::machine::{Last, Outcome, Phase, Record, SlotState};
+use crate::slot::Slot;
+
+/// Progress patches come at these steps, so that a whole update costs few of them.
+const PERCENT_STEP: u64 = 10;
+
+/// What the record does not hold: this run's facts.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    pub booted: Option<Slot>,
+    /// What the running system calls itself.
+    pub booted_version: Option<String>,
+    /// Why no update can start, if so.
+    pub degraded: Option<String>,
+    pub progress: Progress,
+    /// When what is reported changed last.
+    pub log_time: Option<OffsetDateTime>,
+}
+
+/// How far the running operation has come; bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub percent: u64,
+    pub downloaded: u64,
+    pub expected: u64,
+    pub reused: u64,
+    pub eta_seconds: Option<u64>,
+}
+
+impl Progress {
+    /// The progress that is worth a patch: it changes at each step of ten percent only.
+    pub fn step(self) -> u64 {
+        self.percent / PERCENT_STEP
+    }
+}
+
+/// The whole report: root keys as the tutorial's service app reads them, and `fwupdate`.
+pub fn document(record: &Record, view: &View) -> Map<String, Value> {
+    let mut root = Map::new();
+    root.insert("firmwareStatus".into(), status(record).into());
+    root.insert("logTime".into(), moment(view.log_time));
+    root.insert("downloadComplete".into(), moment(record.times.download_complete));
+    root.insert("startedApplyingImage".into(), moment(record.times.started_applying_image));
+    root.insert("lastFirmwareUpdate".into(), moment(record.times.last_firmware_update));
+    let mut ours = json!({
+        "agent": agent(view),
+        "slots": slots(record, view),
+        "operation": operation(record, view),
+        "desired": desired(record),
+        "last": record.last().map_or(Value::Null, last),
+    });
+    drop_nulls(&mut ours);
+    root.insert("fwupdate".into(), ours);
+    root
+}
+
+/// The tutorial's word for where things stand.
+pub fn status(record: &Record) -> &'static str {
+    match &record.phase {
+        Phase::Idle | Phase::Unknown => match record.last().map(|last| last.result) {
+            None | Some(Outcome::Unknown) => "standBy",
+            Some(Outcome::Committed) => "completed",
+            Some(Outcome::Failed) => "failed",
+            Some(Outcome::RolledBack) => "rolledBack",
+            Some(Outcome::Cancelled) => "cancelled",
+        },
+        phase if phase.can_cancel() => "downloading",
+        _ => "applying",
+    }
+}
+
+fn agent(view: &View) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "bootedSlot": view.booted.map(|slot| slot.to_string()),
+        "degraded": view.degraded,
+    })
+}
+
+/// `{"A": {"version", "state"}, "B": ...}`.
+pub fn slots(record: &Record, view: &View) -> Value {
+    let one = |slot: Slot| {
+        let info = record.slots.get(slot);
+        let version = info.image.as_ref().map(|image| image.version.clone());
+        let running = view.booted_version.clone().filter(|_| view.booted == Some(slot));
+        json!({ "version": version.or(running), "state": slot_state(record, view, slot) })
+    };
+    json!({ "A": one(Slot::A), "B": one(Slot::B) })
+}
+
+fn slot_state(record: &Record, view: &View, slot: Slot) -> &'static str {
+    let tried = matches!(record.phase, Phase::Trying { .. } | Phase::Committing { .. });
+    let on_trial = tried && record.phase.plan().is_some_and(|plan| plan.target == slot);
+    match record.slots.get(slot).state {
+        _ if view.booted == Some(slot) && on_trial => "trial",
+        _ if view.booted == Some(slot) => "booted",
+        SlotState::Proven => "proven",
+        SlotState::Writing => "writing",
+        SlotState::Failed => "failed",
+        SlotState::Unknown => "unknown",
+    }
+}
+
+fn operation(record: &Record, view: &View) -> Value {
+    let Some(operation) = record.phase.operation() else { return Value::Null };
+    let plan = record.phase.plan();
+    let version = plan.and_then(|plan| plan.image.as_ref()).map(|image| image.version.clone());
+    let attempt = match &record.phase {
+        Phase::Trying { trial, .. } => trial.boots,
+        _ => 1,
+    };
+    json!({
+        "id": operation.id,
+        "source": operation.source,
+        "uri": redact(&operation.uri),
+        "version": version.or_else(|| operation.version.clone()),
+        "phase": record.phase.name(),
+        "percent": percent(record, view),
+        "downloadedBytes": view.progress.downloaded.max(record.downloaded),
+        "expectedDownloadBytes": view.progress.expected,
+        "reusedBytes": view.progress.reused,
+        "etaSeconds": view.progress.eta_seconds.filter(|_| matches!(record.phase, Phase::Staging { .. })),
+        "attempt": attempt,
+        "startedAt": moment(operation.started_at),
+    })
+}
+
+/// Staging counts; everything after it has staged all.
+fn percent(record: &Record, view: &View) -> u64 {
+    match record.phase {
+        Phase::Opening { .. } | Phase::Preparing { .. } => 0,
+        Phase::Staging { .. } => view.progress.percent.min(100),
+        _ => 100,
+    }
+}
+
+fn desired(record: &Record) -> Value {
+    record.desired.as_ref().map_or(Value::Null, |desired| {
+        json!({ "version": desired.version, "code": desired.code, "message": desired.message })
+    })
+}
+
+/// An ended operation as `fwupdate.last` and `history` show it.
+pub fn last(last: &Last) -> Value {
+    json!({
+        "id": last.id,
+        "source": last.source,
+        "result": last.result,
+        "fromVersion": last.from_version,
+        "toVersion": last.to_version,
+        "finishedAt": moment(Some(last.finished_at)),
+        "error": last.error,
+    })
+}
+
+/// A URL without its query and user info, where tokens and passwords live.
+pub fn redact(uri: &str) -> String {
+    let Ok(mut url) = Url::parse(uri) else { return crate::machine::without_query(uri).to_owned() };
+    url.set_query(None);
+    url.set_fragment(None);
+    match url.set_username("").and_then(|()| url.set_password(None)) {
+        Ok(()) => url.into(),
+        Err(()) => crate::machine::without_query(uri).to_owned(),
+    }
+}
+
+/// RFC 3339 in UTC with whole seconds.
+pub fn moment(time: Option<OffsetDateTime>) -> Value {
+    let seconds = time.and_then(|time| time.replace_nanosecond(0).ok());
+    seconds.and_then(|time| time.format(&Rfc3339).ok()).map_or(Value::Null, Value::String)
+}
+
+/// Inside `fwupdate` what does not hold is absent.
+fn drop_nulls(value: &mut Value) {
+    if let Value::Object(fields) = value {
+        fields.retain(|_, field| !field.is_null());
+        fields.values_mut().for_each(drop_nulls);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{Code, Evidence, Failure};
+    use crate::machine::{ImageInfo, Operation, Plan};
+    use crate::manifest::Digest;
+
+    fn plan() -> Plan {
+        let image = ImageInfo {
+            version: "1.5.0".into(),
+            security_version: 1,
+            created: OffsetDateTime::UNIX_EPOCH,
+            manifest: Digest([1; 32]),
+            sha256: Digest([2; 32]),
+            size: 4096,
+        };
+        let uri = "https://user:pw@host/fw.fwb?sig=secret#x".into();
+        let operation = Operation { id: "op".into(), uri, ..Operation::default() };
+        Plan { operation, image: Some(image), ..Plan::unknown(Slot::B) }
+    }
+
+    fn report(record: &Record) -> Value {
+        let view = View { booted: Some(Slot::A), booted_version: Some("1.4.0".into()), ..View::default() };
+        Value::Object(document(record, &view))
+    }
+
+    #[test]
+    fn a_new_gateway_stands_by() {
+        let report = report(&Record::default());
+        assert_eq!(report["firmwareStatus"], "standBy");
+        assert_eq!(report["fwupdate"]["agent"]["bootedSlot"], "A");
+        assert_eq!(report["fwupdate"]["slots"]["A"], json!({"version": "1.4.0", "state": "booted"}));
+        assert!(report["fwupdate"].get("operation").is_none());
+        assert_eq!(report["downloadComplete"], Value::Null);
+    }
+
+    #[test]
+    fn a_running_operation_shows_no_secret() {
+        let record = Record { phase: Phase::Staging { plan: plan() }, ..Record::default() };
+        let report = report(&record);
+        assert_eq!(report["firmwareStatus"], "downloading");
+        assert_eq!(report["fwupdate"]["operation"]["uri"], "https://host/fw.fwb");
+        assert_eq!(report["fwupdate"]["operation"]["version"], "1.5.0");
+        assert!(!report.to_string().contains("secret") && !report.to_string().contains("pw"));
+    }
+
+    #[test]
+    fn each_phase_has_the_tutorials_word() {
+        let hold = crate::machine::Hold::default();
+        let failure = Failure::new(Code::HealthCheckFailed, "no");
+        let boot_id = crate::machine::BootId::default();
+        for (phase, word) in [
+            (Phase::Opening { operation: Operation::default() }, "downloading"),
+            (Phase::Preparing { plan: plan() }, "downloading"),
+            (Phase::Holding { plan: plan(), hold }, "downloading"),
+            (Phase::Arming { plan: plan(), boot_id: boot_id.clone() }, "applying"),
+            (Phase::Rebooting { plan: plan(), boot_id, connected: true }, "applying"),
+            (Phase::Committing { plan: plan() }, "applying"),
+            (Phase::RollingBack { plan: plan(), failure, tried: true, rebooted: None }, "applying"),
+        ] {
+            let record = Record { phase, ..Record::default() };
+            assert_eq!(status(&record), word, "{:?}", record.phase.name());
+        }
+    }
+
+    #[test]
+    fn an_outcome_carries_its_evidence() {
+        let evidence = Evidence { check: Some("10-app".into()), ..Evidence::default() };
+        let ended = Last {
+            id: "op".into(),
+            source: crate::machine::Origin::Method,
+            result: Outcome::RolledBack,
+            from_version: Some("1".into()),
+            to_version: Some("2".into()),
+            finished_at: OffsetDateTime::UNIX_EPOCH,
+            error: Some(Failure::new(Code::HealthCheckFailed, "it failed").with(evidence)),
+            operation: Operation::default(),
+        };
+        let record = Record { phase: Phase::Idle, history: vec![ended], ..Record::default() };
+        let report = report(&record);
+        assert_eq!(report["firmwareStatus"], "rolledBack");
+        let last = &report["fwupdate"]["last"];
+        assert_eq!(last["result"], "rolledBack");
+        assert_eq!(last["finishedAt"], "1970-01-01T00:00:00Z");
+        assert_eq!(last["error"]["code"], "HealthCheckFailed");
+        assert_eq!(last["error"]["evidence"], json!({"check": "10-app"}));
+    }
+}
