@@ -1,7 +1,7 @@
 //! What one update is made of: the record that outlives power cuts, the phases, the events that move it on and
 //! the effects it asks for. Values only; the rules are in `step` and `start`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,6 +51,8 @@ pub struct Record {
     pub wall_clock: i64,
     /// Bytes that the running operation has received, over all its runs.
     pub downloaded: u64,
+    /// systemd units that had failed before the last update was armed; `None`: not known.
+    pub failed_units: Option<BTreeSet<String>>,
     /// The last desired section that was acted upon.
     pub desired: Option<Desired>,
     #[serde(flatten)]
@@ -70,6 +72,7 @@ impl Default for Record {
             times: Times::default(),
             wall_clock: 0,
             downloaded: 0,
+            failed_units: None,
             desired: None,
             extra: Extra::new(),
         }
@@ -258,6 +261,10 @@ pub struct Hold {
 #[serde(rename_all = "camelCase")]
 pub struct Trial {
     pub boot_id: BootId,
+    /// When this boot's first agent took the trial up, seconds of CLOCK_BOOTTIME: the deadline counts from
+    /// here, however often the agent is restarted.
+    #[serde(default)]
+    pub since: u64,
     /// Boots of the target that reached user space.
     pub boots: u8,
     /// The old slot had a hub session before the reboot, so the new one must get one.
@@ -496,6 +503,8 @@ pub struct Boot {
     pub env: Option<BootEnv>,
     pub boot_id: BootId,
     pub now: OffsetDateTime,
+    /// Seconds of CLOCK_BOOTTIME.
+    pub uptime: u64,
 }
 
 /// Something that happened.
@@ -520,8 +529,10 @@ pub enum Event {
     HoldChanged(Hold),
     /// Nothing more to wait for.
     Released,
+    /// `connected`: there is a hub session; `failed_units`: what had failed before the update, if known.
     Armed {
         connected: bool,
+        failed_units: Option<BTreeSet<String>>,
     },
     ChecksPassed,
     Committed,

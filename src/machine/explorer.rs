@@ -173,6 +173,7 @@ impl World {
             env: newest(&self.env),
             boot_id: BootId(self.boots.to_string()),
             now: OffsetDateTime::UNIX_EPOCH,
+            uptime: 0,
         }
     }
 
@@ -390,7 +391,7 @@ impl World {
             Effect::Arm { plan, .. } => {
                 assert_ne!(world.slot(plan.target), Content::Broken, "armed a slot that is not whole");
                 world.write_env(plan.env_armed());
-                world.feed(record, Event::Armed { connected: true })
+                world.feed(record, Event::Armed { connected: true, failed_units: None })
             }
             Effect::Reboot => world.then(|w| w.agent = None),
             Effect::Check(plan, trial) => world.check(record, plan, trial),

@@ -68,16 +68,20 @@ fn overtaken(record: &Record, boot: &Boot, phase: &Phase) -> Record {
 }
 
 fn trying(record: &Record, boot: &Boot, plan: Plan) -> Step {
-    let (boots, connected) = match &record.phase {
+    let trial = match &record.phase {
         // The agent was restarted: the boot is the same.
-        Phase::Trying { trial, .. } if trial.boot_id == boot.boot_id => (trial.boots, trial.connected),
-        Phase::Trying { trial, .. } => (trial.boots.saturating_add(1), trial.connected),
-        Phase::Rebooting { connected, .. } => (1, *connected),
-        _ => (1, false),
+        Phase::Trying { trial, .. } if trial.boot_id == boot.boot_id => trial.clone(),
+        Phase::Trying { trial, .. } => first_of_boot(boot, trial.boots, trial.connected),
+        Phase::Rebooting { connected, .. } => first_of_boot(boot, 0, *connected),
+        _ => first_of_boot(boot, 0, false),
     };
-    let trial = Trial { boot_id: boot.boot_id.clone(), boots, connected };
     let phase = Phase::Trying { plan: plan.clone(), trial: trial.clone() };
     enter(record, phase, Effect::Check(plan, trial))
+}
+
+fn first_of_boot(boot: &Boot, boots_before: u8, connected: bool) -> Trial {
+    let boots = boots_before.saturating_add(1);
+    Trial { boot_id: boot.boot_id.clone(), since: boot.uptime, boots, connected }
 }
 
 /// The other slot is on trial and this one runs: the reboot is still to come, or it led back here.

@@ -34,8 +34,11 @@ fn advanced(record: &Record, boot: &Boot, event: Event) -> Step {
         }
         // A slot that waited may have been touched since it was read back.
         (Phase::Holding { plan, .. }, Event::Released) => arm(record, boot, plan, true),
-        (Phase::Arming { plan, .. }, Event::Armed { connected }) => {
-            enter(record, Phase::Rebooting { plan, boot_id: boot.boot_id.clone(), connected }, Effect::Reboot)
+        (Phase::Arming { plan, .. }, Event::Armed { connected, failed_units }) => {
+            let phase = Phase::Rebooting { plan, boot_id: boot.boot_id.clone(), connected };
+            let (mut next, effect) = enter(record, phase, Effect::Reboot);
+            next.failed_units = failed_units;
+            (next, effect)
         }
         (Phase::Trying { plan, .. }, Event::ChecksPassed) => {
             enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))

@@ -1,0 +1,244 @@
+//! Acts: performs one effect through the edges and says which event it led to. Every effect may be repeated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::gateway::Gateway;
+use crate::clock;
+use crate::failure::{Code, Failure};
+use crate::health;
+use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
+use crate::plan::{self, Device, Now, Wait};
+use crate::slot::{BootEnv, Slot};
+use crate::stage::{self, Bundle, Meter, Target};
+
+/// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
+const HOLD_INTERVAL: Duration = Duration::from_secs(10);
+
+/// One effect under way: what it needs beside the gateway.
+pub struct Work {
+    pub gateway: Arc<Gateway>,
+    /// The record that was saved before this effect.
+    pub record: Record,
+    pub meter: Arc<Meter>,
+    pub cancel: CancellationToken,
+}
+
+impl Work {
+    /// Performs `effect`; an error becomes the event that says so.
+    pub async fn perform(self, effect: Effect) -> Event {
+        self.act(effect).await.unwrap_or_else(Event::Failed)
+    }
+
+    async fn act(&self, effect: Effect) -> Result<Event, Failure> {
+        match effect {
+            Effect::Open(operation) => self.open(&operation).await,
+            Effect::Prepare(plan) => self.prepare(&plan).await,
+            Effect::Stage(plan) => self.stage(&plan).await,
+            Effect::Hold(plan, hold) => self.hold(&plan, &hold).await,
+            Effect::Arm { plan, verify } => self.arm(&plan, verify).await,
+            Effect::Check(plan, trial) => self.check(&plan, &trial).await,
+            Effect::Commit(plan) => self.write(plan.env_committed(), Event::Committed),
+            Effect::Revert(plan) => self.write(plan.env_before(), Event::Reverted),
+            Effect::Rebuild(env) => self.write(env, Event::Rebuilt),
+            // The driver does this itself, by returning.
+            Effect::Reboot => Ok(Event::Failed(Failure::new(Code::Internal, "a reboot is no work"))),
+        }
+    }
+
+    fn write(&self, env: BootEnv, event: Event) -> Result<Event, Failure> {
+        self.gateway.bootloader.write(&env)?;
+        Ok(event)
+    }
+
+    async fn open(&self, operation: &Operation) -> Result<Event, Failure> {
+        let gateway = &self.gateway;
+        let (boot, reason) = gateway.boot(&self.record);
+        let booted = boot.booted.ok_or_else(|| Failure::new(Code::NotReady, reason.unwrap_or_default()))?;
+        gateway.bootloader.ready()?;
+        let target = gateway.acquire(!booted)?;
+        let bundle = self.bundle(operation).await?;
+        let os = gateway.os_release();
+        let known = &self.record.slots.get(booted).image;
+        let device = Device {
+            compatible: &gateway.settings.compatible,
+            booted,
+            booted_image: known.as_ref(),
+            booted_version: os.version.as_deref(),
+            floor: self.record.floor.max(os.security_version).max(security_version(known.as_ref())),
+            capacity: target.capacity(),
+            quarantine: &self.record.quarantine,
+            tries: gateway.settings.bootloader.tries,
+        };
+        let plan = plan::plan(operation, bundle.manifest(), &device)?;
+        let mut held = gateway.held.lock().await;
+        held.target = Some(target);
+        held.bundle = Some(bundle);
+        Ok(Event::Opened(Box::new(plan)))
+    }
+
+    /// Opens the bundle anew; cancelling only stops waiting, for nothing has been changed yet.
+    async fn bundle(&self, operation: &Operation) -> Result<Arc<Bundle>, Failure> {
+        let gateway = &self.gateway;
+        let keys = gateway.keys()?;
+        let http = gateway.http(&self.record)?;
+        let source = gateway.source(operation)?;
+        let required = gateway.settings.trust.required_signatures;
+        let pin = operation.manifest_sha256;
+        let opening = stage::open(source, &http, self.meter.clone(), &keys, required, pin);
+        tokio::select! {
+            opened = opening => Ok(Arc::new(opened?)),
+            () = self.cancel.cancelled() => Err(cancelled()),
+        }
+    }
+
+    /// The slot that this operation holds; after a restart it is taken anew.
+    async fn target(&self, slot: Slot) -> Result<Target, Failure> {
+        let mut held = self.gateway.held.lock().await;
+        if let Some(target) = &held.target {
+            return Ok(target.clone());
+        }
+        let target = self.gateway.acquire(slot)?;
+        held.target = Some(target.clone());
+        Ok(target)
+    }
+
+    async fn prepare(&self, plan: &Plan) -> Result<Event, Failure> {
+        let target = self.target(plan.target).await?;
+        self.gateway.bootloader.write(&plan.env_before())?;
+        blocking(move || Ok(target.invalidate()?)).await?;
+        Ok(Event::Prepared)
+    }
+
+    async fn stage(&self, plan: &Plan) -> Result<Event, Failure> {
+        let target = self.target(plan.target).await?;
+        let image = known_image(plan)?;
+        let bundle = self.planned_bundle(plan, image).await?;
+        let index = bundle.index();
+        let index = tokio::select! {
+            index = index => index?,
+            () = self.cancel.cancelled() => return Err(cancelled()),
+        };
+        let seed = self.gateway.device(!plan.target);
+        stage::stage(&bundle, index, &target, Some(&seed), &self.gateway.progress, &self.cancel).await?;
+        self.gateway.held.lock().await.bundle = None;
+        let waits = self.wait(&plan.operation, &Hold::default()).is_some();
+        Ok(Event::Staged { hold: waits.then(Hold::default) })
+    }
+
+    /// The bundle that was planned with: after a restart the same URL must still lead to the same manifest.
+    async fn planned_bundle(&self, plan: &Plan, image: &ImageInfo) -> Result<Arc<Bundle>, Failure> {
+        if let Some(bundle) = self.gateway.held.lock().await.bundle.clone() {
+            return Ok(bundle);
+        }
+        let bundle = self.bundle(&plan.operation).await?;
+        if bundle.manifest().digest() != image.manifest {
+            let message = format!(
+                "{} now holds another bundle than the one this update began with; call the update again",
+                bundle.name()
+            );
+            return Err(Failure::new(Code::DigestMismatch, message));
+        }
+        Ok(bundle)
+    }
+
+    fn wait(&self, operation: &Operation, hold: &Hold) -> Option<Wait> {
+        let policy = &self.gateway.settings.policy;
+        let now = Now { time: self.gateway.now(&self.record), synchronised: clock::synchronised() };
+        plan::wait(operation, hold, &policy.windows, policy.approval, now)
+    }
+
+    async fn hold(&self, plan: &Plan, hold: &Hold) -> Result<Event, Failure> {
+        // The slot stays ours, so that nobody changes what was read back.
+        self.target(plan.target).await?;
+        while let Some(wait) = self.wait(&plan.operation, hold) {
+            tracing::debug!(?wait, "the reboot waits");
+            tokio::select! {
+                () = tokio::time::sleep(HOLD_INTERVAL) => {}
+                () = self.cancel.cancelled() => return Err(cancelled()),
+            }
+        }
+        Ok(Event::Released)
+    }
+
+    async fn arm(&self, plan: &Plan, verify: bool) -> Result<Event, Failure> {
+        let target = self.target(plan.target).await?;
+        if let Some(image) = plan.image.as_ref().filter(|_| verify && plan.rewrite) {
+            let (size, sha256) = (image.size, image.sha256);
+            let (progress, cancel) = (self.gateway.progress.clone(), self.cancel.clone());
+            let verified = move || Ok(stage::read_back(&target, size, sha256, &progress, &cancel)?);
+            blocking(verified).await?;
+        }
+        let failed_units = self.failed_units().await;
+        self.gateway.bootloader.write(&plan.env_armed())?;
+        self.gateway.held.lock().await.target = None;
+        Ok(Event::Armed { connected: *self.gateway.cloud.borrow(), failed_units })
+    }
+
+    async fn failed_units(&self) -> Option<std::collections::BTreeSet<String>> {
+        if !self.gateway.settings.health.no_new_failed_units {
+            return None;
+        }
+        let asked = health::failed_units().await;
+        asked.inspect_err(|error| tracing::warn!(%error, "failed units are not known")).ok()
+    }
+
+    async fn check(&self, plan: &Plan, trial: &Trial) -> Result<Event, Failure> {
+        let settings = &self.gateway.settings.health;
+        let context = health::Context {
+            slot: plan.target,
+            version: plan.image.as_ref().map_or_else(String::new, |image| image.version.clone()),
+            operation: plan.operation.id.clone(),
+            baseline: self.record.failed_units.clone(),
+            systemd: health::Systemd::default(),
+        };
+        // A hub that was out of reach before the update says nothing about the new slot.
+        let require_cloud = settings.require_cloud && trial.connected;
+        let settings = crate::config::Health { require_cloud, ..settings.clone() };
+        let deadline = clock::sleep_until(Duration::from_secs(trial.since) + settings.deadline);
+        let cloud = self.gateway.cloud.subscribe();
+        let checks = health::run(&settings, &context, cloud, deadline, announce_check);
+        let verdict = tokio::select! {
+            verdict = checks => verdict,
+            () = self.cancel.cancelled() => return Err(cancelled()),
+        };
+        verdict.map_err(|failure| with_attempts(failure, trial))?;
+        Ok(Event::ChecksPassed)
+    }
+}
+
+fn announce_check(progress: health::Progress) {
+    match progress {
+        health::Progress::Checking(check) => tracing::debug!(%check, "checking"),
+        health::Progress::Failing { check, why } => tracing::warn!(%check, %why, "a health check fails"),
+        health::Progress::Note { check, why } => tracing::warn!(%check, %why, "a wanted check fails"),
+    }
+}
+
+fn with_attempts(failure: Failure, trial: &Trial) -> Failure {
+    let mut evidence = failure.evidence.unwrap_or_default();
+    evidence.boot_attempts = Some(trial.boots);
+    Failure { evidence: Some(evidence), ..failure }
+}
+
+fn known_image(plan: &Plan) -> Result<&ImageInfo, Failure> {
+    plan.image.as_ref().ok_or_else(|| Failure::new(Code::Internal, "the plan names no image"))
+}
+
+fn security_version(image: Option<&ImageInfo>) -> u64 {
+    image.map_or(0, |image| image.security_version)
+}
+
+fn cancelled() -> Failure {
+    Failure::new(Code::Cancelled, "the operation was cancelled")
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let failed = |error: tokio::task::JoinError| Failure::new(Code::Internal, error.to_string());
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}

@@ -1,0 +1,230 @@
+//! The gateway as the agent sees it: settings, slots, boot environment, kernel. Gathers the facts that the
+//! machine and the plan judge; decides nothing.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tokio::sync::{Mutex, watch};
+
+use crate::boot::{self, BootError, Bootloader, Detected};
+use crate::clock;
+use crate::config::Settings;
+use crate::device::{self, Identity, Kernel};
+use crate::failure::{Code, Failure};
+use crate::machine::{Boot, BootId, Operation, Record};
+use crate::manifest::TrustedKeys;
+use crate::slot::Slot;
+use crate::stage::{self, Bundle, Http, Meter, Source, Target};
+use crate::tls;
+
+/// Largest key file that is read, bytes.
+const KEY_LIMIT: u64 = 64 * 1024;
+
+/// Settings and edges, shared with the effect that runs.
+pub struct Gateway {
+    pub settings: Settings,
+    pub bootloader: Box<dyn Bootloader>,
+    /// True while there is an authenticated hub session.
+    pub cloud: watch::Sender<bool>,
+    /// How far staging has come.
+    pub progress: watch::Sender<stage::Progress>,
+    kernel: Kernel,
+    /// What an operation holds on to between its effects.
+    pub held: Mutex<Held>,
+}
+
+/// What lasts from one effect to the next, and is made anew after a restart.
+#[derive(Default)]
+pub struct Held {
+    /// The slot, exclusively, from opening to arming.
+    pub target: Option<Target>,
+    pub bundle: Option<Arc<Bundle>>,
+}
+
+impl Gateway {
+    pub fn new(settings: Settings) -> Gateway {
+        let bootloader = boot::open(&settings.bootloader.kind);
+        let kernel = Kernel { proc: settings.system.proc.clone(), sys: settings.system.sys.clone() };
+        let (cloud, _) = watch::channel(false);
+        let (progress, _) = watch::channel(stage::Progress::default());
+        Gateway { settings, bootloader, cloud, progress, kernel, held: Mutex::default() }
+    }
+
+    /// What is booted and what the environment says, looked up afresh. The sentence tells why the running
+    /// slot is not known.
+    pub fn boot(&self, record: &Record) -> (Boot, Option<String>) {
+        let (slot, boot_id, reason) = match self.detect() {
+            Ok(found) => (found.slot, found.boot_id, found.reason),
+            Err(failure) => (None, String::new(), Some(failure.message)),
+        };
+        let (env, unusable) = self.environment();
+        let boot = Boot {
+            // An environment that is there but cannot be used is as good as an unknown slot: touch nothing.
+            booted: slot.filter(|_| unusable.is_none()),
+            env,
+            boot_id: BootId(boot_id),
+            now: self.now(record),
+            uptime: clock::boottime().as_secs(),
+        };
+        (boot, reason.or(unusable))
+    }
+
+    /// The environment, and why it cannot be used at all.
+    fn environment(&self) -> (Option<crate::slot::BootEnv>, Option<String>) {
+        match self.bootloader.read() {
+            Ok(env) => (Some(env), None),
+            Err(BootError::Lost(_) | BootError::Uninitialised(_)) => (None, None),
+            Err(error) => (None, Some(error.to_string())),
+        }
+    }
+
+    fn detect(&self) -> Result<Detected, Failure> {
+        boot::booted(&self.kernel, &self.slots()).map_err(|error| internal(&error))
+    }
+
+    fn slots(&self) -> [(Slot, PathBuf); 2] {
+        [Slot::A, Slot::B].map(|slot| (slot, self.device(slot)))
+    }
+
+    /// Where a slot is. A name that means nothing yet is returned as it is: using it gives the error.
+    pub fn device(&self, slot: Slot) -> PathBuf {
+        let name = match slot {
+            Slot::A => &self.settings.slots.a,
+            Slot::B => &self.settings.slots.b,
+        };
+        device::resolve(name).unwrap_or_else(|_| PathBuf::from(name))
+    }
+
+    /// Takes hold of a slot that is not in use.
+    pub fn acquire(&self, slot: Slot) -> Result<Target, Failure> {
+        let name = match slot {
+            Slot::A => &self.settings.slots.a,
+            Slot::B => &self.settings.slots.b,
+        };
+        let path = device::resolve(name)
+            .map_err(|error| Failure::new(Code::SlotWriteFailed, format!("slot {slot}: {error}")))?;
+        let in_use: Vec<Identity> =
+            self.kernel.in_use().map_err(|error| internal(&error))?.into_iter().collect();
+        Ok(Target::acquire(&path, &in_use)?)
+    }
+
+    /// The wall clock, which never falls below what was seen before.
+    pub fn now(&self, record: &Record) -> OffsetDateTime {
+        clock::now(floor(record))
+    }
+
+    /// The keys that may sign.
+    pub fn keys(&self) -> Result<TrustedKeys, Failure> {
+        let dir = &self.settings.trust.keys;
+        let texts = read_keys(dir).map_err(|error| {
+            let message = format!("the keys in {} cannot be read: {error}", dir.display());
+            Failure::new(Code::UntrustedSignature, message)
+        })?;
+        if texts.is_empty() {
+            let message =
+                format!("{} holds no key (*.pem): put the public key of your releases there", dir.display());
+            return Err(Failure::new(Code::UntrustedSignature, message));
+        }
+        TrustedKeys::from_pems(texts.iter().map(String::as_str)).map_err(|error| {
+            let message = format!("a key in {} cannot be used: {error}", dir.display());
+            Failure::new(Code::UntrustedSignature, message)
+        })
+    }
+
+    /// Where the bundle of `operation` is read from.
+    pub fn source(&self, operation: &Operation) -> Result<Source, Failure> {
+        let malformed = |why: String| Failure::new(Code::MalformedRequest, why);
+        let url = url::Url::parse(&operation.uri).map_err(|why| malformed(why.to_string()))?;
+        match url.scheme() {
+            "file" => url
+                .to_file_path()
+                .map(Source::File)
+                .map_err(|()| malformed("the file must be given by its absolute path".into())),
+            _ => Ok(Source::Http(url)),
+        }
+    }
+
+    /// A client for downloads; made for each use, so that renewed certificates are seen.
+    pub fn http(&self, record: &Record) -> Result<Http, Failure> {
+        let ca_file = self.settings.cloud.as_ref().and_then(|cloud| cloud.ca_file.as_deref());
+        let tls = tls::client_config(ca_file, None, floor(record))?;
+        Ok(Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?)
+    }
+
+    /// Counts the bytes of the running operation against its budget, earlier runs included.
+    pub fn meter(&self, operation: &Operation, spent: u64) -> Arc<Meter> {
+        let limit = operation.max_download_bytes.or(self.settings.download.max_bytes);
+        Arc::new(Meter::new(spent, limit, self.settings.download.rate_limit))
+    }
+
+    /// What the running system says of itself.
+    pub fn os_release(&self) -> OsRelease {
+        OsRelease::read(&self.settings.system.os_release)
+    }
+}
+
+fn floor(record: &Record) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(record.wall_clock).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn internal(error: &dyn std::error::Error) -> Failure {
+    Failure::new(Code::Internal, error.to_string())
+}
+
+fn read_keys(dir: &Path) -> std::io::Result<Vec<String>> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+    paths.sort();
+    let small = |path: &PathBuf| fs::metadata(path).is_ok_and(|meta| meta.len() <= KEY_LIMIT);
+    paths.iter().filter(|path| small(path)).map(fs::read_to_string).collect()
+}
+
+/// The fields of os-release(5) that matter here.
+#[derive(Debug, Clone, Default)]
+pub struct OsRelease {
+    /// `IMAGE_VERSION`, else `VERSION_ID`.
+    pub version: Option<String>,
+    /// `FWUPDATE_SECURITY_VERSION`: the floor that this image brings along.
+    pub security_version: u64,
+}
+
+impl OsRelease {
+    fn read(path: &Path) -> OsRelease {
+        OsRelease::parse(&fs::read_to_string(path).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> OsRelease {
+        let fields: HashMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.trim(), value.trim().trim_matches(['"', '\''])))
+            .collect();
+        let version = fields.get("IMAGE_VERSION").or_else(|| fields.get("VERSION_ID"));
+        OsRelease {
+            version: version.filter(|version| !version.is_empty()).map(|version| (*version).to_owned()),
+            security_version: fields
+                .get("FWUPDATE_SECURITY_VERSION")
+                .and_then(|number| number.parse().ok())
+                .unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_names_version_and_floor() {
+        let text = "ID=debian\nVERSION_ID=\"12\"\nIMAGE_VERSION='1.4.0'\nFWUPDATE_SECURITY_VERSION=3\n";
+        let found = OsRelease::parse(text);
+        assert_eq!((found.version.as_deref(), found.security_version), (Some("1.4.0"), 3));
+        let plain = OsRelease::parse("VERSION_ID=\"12\"\n# comment\n=\n");
+        assert_eq!((plain.version.as_deref(), plain.security_version), (Some("12"), 0));
+        assert_eq!(OsRelease::parse("").version, None);
+    }
+}
