@@ -185,7 +185,8 @@ impl Layout {
         tar::padded(self.payload.end).saturating_add(tar::END as u64)
     }
 
-    /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index.
+    /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index. The
+    /// `need` of `BundleError::Short` counts from the start of the span here.
     pub fn index<'a>(&self, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
         let [_, _, index, payload] = MEMBERS;
         let length = usize::try_from(self.index.end - self.index.start).unwrap_or(usize::MAX);
@@ -289,6 +290,10 @@ mod tests {
         let file = parts.join();
         let layout = head(&file).unwrap().layout(&body).unwrap();
         let span = layout.index_span();
+        for length in 0..span.end - span.start {
+            let cut = &file[span.start as usize..(span.start + length) as usize];
+            assert!(matches!(layout.index(cut), Err(BundleError::Short { .. })), "{length}");
+        }
         let error = layout.index(&file[span.start as usize..span.end as usize]).unwrap_err();
         assert!(matches!(error, BundleError::Size { member: "rootfs.zst", rule: "signed", .. }), "{error}");
         parts.index.push(0);

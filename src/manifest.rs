@@ -4,18 +4,18 @@
 //! The order is the point: caps, then signatures over the exact bytes, then JSON. Nobody without a trusted
 //! key reaches the parser of the manifest.
 
+mod digest;
 mod keys;
 mod signatures;
 
-use std::fmt;
 use std::ops::Deref;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::failure::{Code, Failure};
 
+pub use digest::Digest;
 pub use keys::{Algorithm, KeyError, KeyId, PublicKey, TrustedKeys};
 pub use signatures::{Signature, SignatureList};
 
@@ -33,54 +33,6 @@ pub const CHUNK_CAP: u32 = 1024 * 1024;
 pub const INDEX_CAP: u64 = 32 * 1024 * 1024;
 /// Most bytes that `rootfs.zst` may have: what eleven octal digits of a ustar header can say.
 pub const PAYLOAD_CAP: u64 = 0o777_7777_7777;
-
-/// A SHA-256 digest; written as 64 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest(pub [u8; 32]);
-
-impl Digest {
-    /// Hashes `bytes`.
-    pub fn of(bytes: &[u8]) -> Digest {
-        use sha2::Digest as _;
-        Digest(sha2::Sha256::digest(bytes).into())
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Digest {
-    type Err = &'static str;
-
-    /// Takes 64 hex digits of either case.
-    fn from_str(text: &str) -> Result<Digest, &'static str> {
-        let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
-        let bytes: Option<[u8; 32]> = bytes.and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Digest).ok_or("a SHA-256 digest is 64 hex digits")
-    }
-}
-
-impl Serialize for Digest {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// What a bundle says of itself, after its signatures were found good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +131,6 @@ pub fn open(
     required: usize,
 ) -> Result<Manifest, ManifestError> {
     cap("manifest.json", manifest, MANIFEST_CAP)?;
-    cap("manifest.sig", signatures, SIGNATURES_CAP)?;
     SignatureList::parse(signatures)?.check(manifest, keys, required.max(1))?;
     Ok(Manifest { digest: Digest::of(manifest), body: Body::parse(manifest)? })
 }
@@ -295,14 +246,18 @@ fn ensure(holds: bool, field: &'static str, reason: impl FnOnce() -> String) -> 
     if holds { Ok(()) } else { Err(ManifestError::Field { field, reason: reason() }) }
 }
 
-/// A word of letters, digits and `. _ , + : ~ -` that begins with a letter or digit: safe in a log, a path,
-/// a shell and a boot environment.
 fn word(field: &'static str, text: &str, longest: usize) -> Result<(), ManifestError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || "._,+:~-".contains(c);
-    let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
-    ensure(first && text.len() <= longest && text.chars().all(good), field, || {
+    ensure(is_word(text, longest), field, || {
         format!("it must be 1 to {longest} letters, digits or any of `._,+:~-`, the first a letter or digit")
     })
+}
+
+/// A word of letters, digits and `. _ , + : ~ -` that begins with a letter or digit: safe in a log, a path,
+/// a shell and a boot environment.
+fn is_word(text: &str, longest: usize) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || "._,+:~-".contains(c);
+    let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    first && text.len() <= longest && text.chars().all(good)
 }
 
 #[cfg(test)]
@@ -401,8 +356,10 @@ mod tests {
             "[]",
             "{}",
             r#"{"signatures":[],"x":1}"#,
-            r#"{"signatures":[{"keyId":"0","algorithm":"ed25519","signature":"?"}]}"#,
-            r#"{"signatures":[{"keyId":"0","algorithm":"ed25519"}]}"#,
+            r#"{"signatures":[{"keyId":"0123456789abcdef","algorithm":"x","signature":"?"}]}"#,
+            r#"{"signatures":[{"keyId":"0123456789abcdef","algorithm":"x"}]}"#,
+            r#"{"signatures":[{"keyId":"0123456789ABCDEF","algorithm":"x","signature":""}]}"#,
+            r#"{"signatures":[{"keyId":"0123456789abcdef","algorithm":"\u001b[2J","signature":""}]}"#,
         ] {
             let error = open(&manifest(), text.as_bytes(), &trust(1), 1).unwrap_err();
             assert_eq!(code(error), Code::MalformedBundle, "{text}");

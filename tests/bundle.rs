@@ -353,6 +353,8 @@ fn mistakes_are_told_and_leave_nothing_behind() {
     assert!(desk.bad(&signed("absent", "out.fwb"), 1).contains("absent"));
     assert!(desk.bad(&signed("image", "out.fwb").replace("gw-1", "gw/1"), 1).contains("compatible"));
     assert!(desk.bad(&(create("image", "out.fwb") + " --key odd"), 1).contains("PKCS#8"));
+    assert!(desk.bad(&signed("image", "image"), 1).contains("another output"));
+    assert!(desk.bad(&signed("image", "no/such/out.fwb"), 1).contains("no/such/out.fwb"));
     assert!(desk.bad(&create("image", "out.fwb"), 2).contains("--key"));
     assert!(desk.bad(&(signed("image", "out.fwb") + " --unsigned"), 2).contains("--unsigned"));
     assert!(desk.bad("inspect image", 1).contains("no bundle"));

@@ -190,6 +190,16 @@ mod tests {
     }
 
     #[test]
+    fn the_index_stays_below_half_a_percent_of_any_image() {
+        // The worst that content can do: one block of data, then the shortest run of zeros, over and over.
+        let image: Vec<_> =
+            blocks(0..200).into_iter().flat_map(|data| [data, ZERO, ZERO, ZERO, ZERO]).collect();
+        let chunks = cut(&image).len();
+        assert_eq!(chunks, 400);
+        assert!((16 + 40 * chunks) * 200 <= image.len() * 4096);
+    }
+
+    #[test]
     fn foreign_rules_and_impossible_sizes_are_no_chunker() {
         let good = default_chunking();
         for other in [

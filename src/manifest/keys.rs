@@ -40,8 +40,20 @@ impl fmt::Display for Algorithm {
 
 /// The first 16 hex digits of the SHA-256 of a key's DER SubjectPublicKeyInfo.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct KeyId(String);
+
+impl TryFrom<String> for KeyId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<KeyId, &'static str> {
+        let hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() != 16 || !text.bytes().all(hex) {
+            return Err("a key id is 16 lower-case hex digits");
+        }
+        Ok(KeyId(text))
+    }
+}
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fwupdate::bundle::{MEMBERS, chunker, tar};
 use fwupdate::failure::{Code, Failure};
-use fwupdate::manifest::{BLOCK, Body, Digest, FORMAT, Image, SignatureList};
+use fwupdate::manifest::{BLOCK, Body, Digest, FORMAT, Image, ManifestError, SignatureList};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -26,7 +26,8 @@ pub struct Options {
     /// The board that the image is for, as in the devices' settings.
     #[arg(long, value_name = "BOARD")]
     compatible: String,
-    #[arg(long = "version")]
+    /// The image's version, as devices report it.
+    #[arg(long = "version", value_name = "V")]
     release: String,
     /// Devices never go below the highest one that they ran.
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -57,6 +58,7 @@ pub fn create(options: &Options) -> Result<Answer> {
     let keys: Vec<_> = options.key.iter().map(|path| SigningKey::load(path)).collect::<Result<_>>()?;
     let created = created(options)?;
     Body::check_identity(&options.compatible, &options.release, created).map_err(as_request)?;
+    refuse_same_file(&options.image, &options.output)?;
     let mut frames = files::scratch(&options.output)?;
     let (packed, image_size) = pack_image(options, &mut frames)?;
     let body = body(options, created, image_size, &packed);
@@ -73,8 +75,24 @@ pub fn create(options: &Options) -> Result<Answer> {
 }
 
 /// What the caller typed is a bad request, not a bad bundle.
-fn as_request(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Code::MalformedRequest, error.to_string().replace("manifest.json has", "the command has"))
+fn as_request(error: ManifestError) -> Failure {
+    match error {
+        ManifestError::Field { field, reason } => {
+            Failure::new(Code::MalformedRequest, format!("--{field} can't be used: {reason}"))
+        }
+        other => other.into(),
+    }
+}
+
+/// `-o` must not name the image: the rename at the end would put the bundle in its place.
+fn refuse_same_file(image: &Path, output: &Path) -> Result<()> {
+    match (image.canonicalize(), output.canonicalize()) {
+        (Ok(image), Ok(output)) if image == output => {
+            let message = format!("{}: it is the image itself; name another output", output.display());
+            Err(Failure::new(Code::MalformedRequest, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn created(options: &Options) -> Result<OffsetDateTime> {

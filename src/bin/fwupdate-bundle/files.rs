@@ -51,7 +51,7 @@ pub fn create_new(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
 pub fn scratch(path: &Path) -> Result<File> {
     let name = beside(path, "frames");
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&name).map_err(at(&name))?;
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&name).map_err(at(path))?;
     fs::remove_file(&name).map_err(at(&name))?;
     Ok(file)
 }
@@ -73,7 +73,7 @@ impl Replacement {
         // Behind a symbolic link it is the file that is replaced, not the link.
         let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let name = beside(path, "new");
-        let file = OpenOptions::new().write(true).create_new(true).open(&name).map_err(at(&name))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&name).map_err(at(path))?;
         Ok(Replacement { path: path.to_owned(), name, file })
     }
 

@@ -2,7 +2,7 @@
 //! that puts the frames in order. What is in flight is bounded, so memory does not grow with the image.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -88,7 +88,7 @@ fn read_all(
     let (mut hash, mut block, mut done) = (sha2::Sha256::new(), [0; BLOCK as usize], 0);
     let mut chunk = Vec::with_capacity(max as usize);
     while done < source.size {
-        source.reader.read_exact(&mut block).map_err(files::at(source.path))?;
+        source.reader.read_exact(&mut block).map_err(|error| read_error(source.path, error))?;
         hash.update(block);
         chunk.extend_from_slice(&block);
         done += u64::from(BLOCK);
@@ -102,6 +102,15 @@ fn read_all(
         send(chunk)?;
     }
     Ok(Digest(hash.finalize().into()))
+}
+
+fn read_error(path: &Path, error: io::Error) -> Failure {
+    if error.kind() != io::ErrorKind::UnexpectedEof {
+        return files::at(path)(error);
+    }
+    let message =
+        format!("{}: it became shorter while it was read; build it to the end first", path.display());
+    Failure::new(Code::Internal, message)
 }
 
 /// Compresses jobs until there are no more.
