@@ -22,6 +22,8 @@ pub enum Error {
     Outcome(Failure),
     #[error("no update runs, so there is nothing to wait for; see `fwupdatectl status`")]
     NothingToWaitFor,
+    #[error("operation {0} no longer runs and another one was recorded last; see `fwupdatectl history`")]
+    LostTrack(String),
 }
 
 impl Error {
@@ -31,7 +33,10 @@ impl Error {
             Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => exit_of(failure.code),
             Error::Client(ClientError::Denied { .. }) => 3,
             Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => 4,
-            Error::Client(ClientError::Garbled(_)) | Error::Output(_) | Error::NothingToWaitFor => 1,
+            Error::Client(ClientError::Garbled(_))
+            | Error::Output(_)
+            | Error::NothingToWaitFor
+            | Error::LostTrack(_) => 1,
         }
     }
 

@@ -64,19 +64,20 @@ impl Watch<'_> {
         let mut stream = stream?;
         loop {
             let document = stream.receive()?;
-            if let Some(last) = self.outcome(&document) {
-                return Ok(last.clone());
+            let running = self.is_ours(&document, "/fwupdate/operation");
+            if !running && self.is_ours(&document, "/fwupdate/last") {
+                return Ok(document.pointer("/fwupdate/last").cloned().unwrap_or_default());
             }
+            if !running && screen.seen {
+                return Err(Error::LostTrack(self.id.to_owned()));
+            }
+            screen.seen |= running;
             screen.draw(&document, out)?;
         }
     }
 
-    /// The outcome, once it is that of our operation.
-    fn outcome<'d>(&self, document: &'d Value) -> Option<&'d Value> {
-        let last = document.pointer("/fwupdate/last")?;
-        let ours = last.get("id").and_then(Value::as_str) == Some(self.id);
-        let running = document.pointer("/fwupdate/operation/id").and_then(Value::as_str) == Some(self.id);
-        (ours && !running).then_some(last)
+    fn is_ours(&self, document: &Value, pointer: &str) -> bool {
+        document.pointer(pointer).and_then(|o| o.get("id")).and_then(Value::as_str) == Some(self.id)
     }
 
     fn reconnect(&self) -> Result<Client, ClientError> {
@@ -95,6 +96,8 @@ impl Watch<'_> {
 /// What has been shown, so that only news is.
 struct Screen {
     style: Style,
+    /// Whether our operation was seen running.
+    seen: bool,
     shown: String,
     /// Length of the drawn line, to be wiped by the next.
     drawn: usize,
@@ -103,7 +106,7 @@ struct Screen {
 
 impl Screen {
     fn new(style: Style) -> Screen {
-        Screen { style, shown: String::new(), drawn: 0, speed: Speed::default() }
+        Screen { style, seen: false, shown: String::new(), drawn: 0, speed: Speed::default() }
     }
 
     fn draw(&mut self, document: &Value, out: &mut impl Write) -> io::Result<()> {

@@ -166,6 +166,18 @@ fn wait_goes_on_when_the_agent_restarts() {
 }
 
 #[test]
+fn wait_does_not_hang_on_an_operation_that_another_one_followed() {
+    let (code, _, error) = ctl("install https://h/x --wait", |method, _| match method {
+        Method::Install => vec![Ok(json!({"operationId": "op-1"}))],
+        _ => vec![
+            operation("staging", 0),
+            Ok(json!({"fwupdate": {"last": {"id": "op-2", "result": "committed"}}})),
+        ],
+    });
+    assert!(code == 1 && matches!(error, Some(Error::LostTrack(id)) if id == "op-1"));
+}
+
+#[test]
 fn waiting_for_a_cancel_wants_the_cancellation() {
     let script: Script = |method, _| match method {
         Method::Cancel => vec![Ok(json!({"operationId": "op-1"}))],
