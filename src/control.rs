@@ -1,1 +1,98 @@
-//! To be written.
+//! Local control: newline-delimited JSON over a Unix socket, for `fwupdatectl` and for the gateway's own
+//! programs.
+//!
+//! A request is one line, `{"method":"install","params":{...}}`; its answer is one line, `{"result":...}` or
+//! `{"error":{"code":"...","message":"..."}}`. `watch` is answered by a line for each change of the status
+//! until either side closes. What the results hold is the agent's to say:
+//!
+//! | method | params | result |
+//! |---|---|---|
+//! | `status`, `watch` | none | the reported properties: `firmwareStatus` and so on, and `fwupdate` |
+//! | `install` | as `firmwareUpdate`, or `file` (an absolute path) in place of `fwPackageUri` | `operationId` |
+//! | `cancel`, `approve` | `operationId` | `operationId` |
+//! | `defer` | `operationId`, `until` (RFC 3339) | `operationId` |
+//! | `rollback` | none | `operationId` |
+//! | `history` | none | `{"history": [...]}`, each as `fwupdate.last`, newest first |
+//! | `slots` | none | `{"bootedSlot": "A", "slots": {"A": {"version", "state"}, ...}}` |
+//! | `doctor` | none | `{"findings": [{"check", "status": "ok" or "warning" or "failed", "message"}]}` |
+
+mod client;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::failure::{Code, Failure};
+
+pub use client::{Client, ClientError};
+pub use server::{Call, Peer, Reply, bind, serve};
+
+/// The socket's name in the runtime folder.
+pub const SOCKET: &str = "control.sock";
+/// The group that may read.
+pub const GROUP: &str = "fwupdate";
+/// Longest line of a request or an answer, in bytes.
+const LINE_LIMIT: usize = 256 * 1024;
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Method {
+    Status,
+    Install,
+    Cancel,
+    Approve,
+    Defer,
+    Rollback,
+    History,
+    Slots,
+    Doctor,
+    Watch,
+}
+
+impl Method {
+    /// Whether it changes something, which root alone may.
+    pub fn changes(self) -> bool {
+        use Method::*;
+        match self {
+            Install | Cancel | Approve | Defer | Rollback => true,
+            Status | History | Slots | Doctor | Watch => false,
+        }
+    }
+}
+
+/// One request; the agent judges its `params`, an object or null.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    pub method: Method,
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub params: Value,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Answer {
+    Result(Value),
+    Error(Failure),
+}
+
+/// Why there is no socket to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("another fwupdated serves {}; stop it first (systemctl stop fwupdate)", path.display())]
+    Taken { path: PathBuf },
+    #[error("{} is in the way and is no socket; remove it", path.display())]
+    Obstacle { path: PathBuf },
+    #[error("{} cannot be made: {source}; check that its folder can be written", path.display())]
+    Bind { path: PathBuf, source: std::io::Error },
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Failure {
+        Failure::new(Code::NotReady, error.to_string())
+    }
+}

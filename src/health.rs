@@ -120,13 +120,13 @@ pub async fn run(
     deadline: impl Future<Output = ()>,
     mut progress: impl FnMut(Progress),
 ) -> Result<(), Failure> {
-    let mut trial = Trial { settings, context, cloud, progress: &mut progress, last: None, current: None };
-    let passed = tokio::select! {
+    let mut trial = Trial::new(settings, context, cloud, &mut progress);
+    tokio::select! {
         biased;
-        () = trial.rounds() => true,
-        () = deadline => false,
-    };
-    if passed {
+        () = trial.rounds() => {}
+        () = deadline => {}
+    }
+    if trial.passed {
         return Ok(());
     }
     let running = trial.current.take().unwrap_or_default();
@@ -144,10 +144,23 @@ struct Trial<'a> {
     last: Option<Failed>,
     /// The check that runs now.
     current: Option<String>,
+    /// All that is required passed in one round: nothing that is only wanted can change that.
+    passed: bool,
+    /// Whether it was said that new failures can't be told from old ones.
+    told: bool,
 }
 
-impl Trial<'_> {
-    /// Returns once a round passed.
+impl<'a> Trial<'a> {
+    fn new(
+        settings: &'a Health,
+        context: &'a Context,
+        cloud: watch::Receiver<bool>,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> Trial<'a> {
+        Trial { settings, context, cloud, progress, last: None, current: None, passed: false, told: false }
+    }
+
+    /// Returns once a round passed and what is wanted was run.
     async fn rounds(&mut self) {
         loop {
             let result = self.round().await;
@@ -159,6 +172,7 @@ impl Trial<'_> {
                 break;
             }
         }
+        self.passed = true;
         self.wanted().await;
     }
 
@@ -211,7 +225,12 @@ impl Trial<'_> {
         let systemd = &self.context.systemd;
         let failed = systemd.failed_units().await.map_err(|error| Failed::error(CHECK, &error))?;
         let Some(baseline) = &self.context.baseline else {
-            self.note(CHECK, "not judged: which units had failed before the update is not known".to_owned());
+            if !std::mem::replace(&mut self.told, true) {
+                self.note(
+                    CHECK,
+                    "not judged: which units had failed before the update is not known".to_owned(),
+                );
+            }
             return Ok(());
         };
         let new: Vec<&str> = failed.difference(baseline).map(String::as_str).collect();

@@ -44,7 +44,7 @@ impl Inputs {
     /// The complaint that `path` is not what was expected.
     pub fn wrong(&self, path: &str, expected: impl Into<String>) -> ConfigError {
         let found = match self.get(path).map(|v| &v.kind) {
-            Some(_) if path == "cloud.connection_string" => "what it is".to_owned(),
+            Some(_) if path == "cloud.connection_string" => "a value of another kind".to_owned(),
             Some(ValueKind::Table(_)) => "a section".to_owned(),
             Some(kind) => show(kind),
             None => "absent".to_owned(),

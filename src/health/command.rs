@@ -174,7 +174,7 @@ mod tests {
         use std::os::fd::AsRawFd;
         // The shell opens the witness by its path, for it is close-on-exec.
         shell(&format!(
-            "exec 3>/proc/{}/fd/{}; echo started; sleep 1000 & sleep 1000",
+            "exec 3>/proc/{}/fd/{}; sleep 1000 & echo started >&3; sleep 1000",
             std::process::id(),
             writer.as_raw_fd()
         ))
@@ -192,9 +192,11 @@ mod tests {
     #[tokio::test]
     async fn dropping_the_future_kills_the_group() {
         let (pipe, writer) = witness();
-        assert!(
-            tokio::time::timeout(Duration::from_millis(300), run(hanging(&writer), LONG, 64)).await.is_err()
-        );
+        tokio::select! {
+            finished = run(hanging(&writer), LONG, 64) => panic!("{finished:?}"),
+            // What the shell wrote once its child ran.
+            ready = pipe.readable() => ready.unwrap(),
+        }
         drop(writer);
         ended(pipe).await;
     }

@@ -205,6 +205,21 @@ async fn a_wanted_check_that_fails_is_a_note() {
 }
 
 #[tokio::test]
+async fn a_wanted_check_that_hangs_at_the_deadline_does_not_undo_what_passed() {
+    let gateway = Gateway::new();
+    gateway.check("required.d/10", "exit 0");
+    gateway.check("wanted.d/10", "sleep 1000");
+    let started = watch::channel(false).0;
+    let mut hanging = started.subscribe();
+    let deadline = async { drop(hanging.wait_for(|hangs| *hangs).await.unwrap()) };
+    run(&gateway.settings, &gateway.context, gateway.cloud.subscribe(), deadline, |p| {
+        started.send_replace(p == Progress::Checking("wanted.d/10".to_owned()));
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
 async fn a_unit_must_be_active() {
     let mut gateway = Gateway::new();
     gateway.settings.units = vec!["app.service".into()];

@@ -1,0 +1,30 @@
+//! `fwupdatectl`: what an engineer at the gateway asks of the agent, and orders it to do.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 refused, 4 the agent cannot be reached. Errors are one sentence on
+//! stderr, or `{"error":{"code","message"}}` with `--json`.
+
+mod args;
+mod run;
+mod show;
+mod wait;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let mut stdout = std::io::stdout();
+    match run::run(&args, &mut stdout).and_then(|code| Ok(stdout.flush().map(|()| code)?)) {
+        Ok(code) => code.into(),
+        // The reader of a pipe has seen enough.
+        Err(run::Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = if args.json() { error.json() } else { error.sentence() };
+            // Nobody is left to tell when stderr is closed too.
+            drop(writeln!(std::io::stderr(), "{text}"));
+            error.exit().into()
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! One command from request to exit code.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use fwupdate::control::{Client, ClientError};
+use fwupdate::failure::{Code, Failure};
+use serde_json::{Value, json};
+
+use crate::args::{Args, Command, Follow};
+use crate::{show, wait};
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the output cannot be written: {0}")]
+    Output(#[from] io::Error),
+    /// The update was followed to its end, and that was no success.
+    #[error("{0}")]
+    Outcome(Failure),
+    #[error("no update runs, so there is nothing to wait for; see `fwupdatectl status`")]
+    NothingToWaitFor,
+    #[error("operation {0} no longer runs and another one was recorded last; see `fwupdatectl history`")]
+    LostTrack(String),
+}
+
+impl Error {
+    /// What scripts see: 1 failed, 2 usage, 3 refused, 4 not reached.
+    pub fn exit(&self) -> u8 {
+        match self {
+            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => exit_of(failure.code),
+            Error::Client(ClientError::Denied { .. }) => 3,
+            Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => 4,
+            Error::Client(ClientError::Garbled(_))
+            | Error::Output(_)
+            | Error::NothingToWaitFor
+            | Error::LostTrack(_) => 1,
+        }
+    }
+
+    pub fn sentence(&self) -> String {
+        let clean: String = self.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        format!("fwupdatectl: {clean}")
+    }
+
+    pub fn json(&self) -> String {
+        let code = match self {
+            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.code,
+            Error::Client(ClientError::Denied { .. }) => Code::NotPermitted,
+            Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => Code::NotReady,
+            _ => Code::Internal,
+        };
+        let message = match self {
+            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.message.clone(),
+            other => other.to_string(),
+        };
+        json!({"error": {"code": code, "message": message}}).to_string()
+    }
+}
+
+fn exit_of(code: Code) -> u8 {
+    match code {
+        Code::MalformedRequest => 2,
+        Code::NotPermitted
+        | Code::UntrustedSignature
+        | Code::WrongBoard
+        | Code::VersionMismatch
+        | Code::AlreadyInstalled
+        | Code::Downgrade
+        | Code::Quarantined => 3,
+        _ => 1,
+    }
+}
+
+/// Does what `args` say; the exit code when that was no error.
+pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
+    let mut client = Client::connect(&args.socket)?;
+    let folder = std::env::current_dir()?;
+    let answer = client.call(args.command.method(), args.command.params(&folder))?;
+    match args.command.follow() {
+        Some(follow) => act(args, follow, client, &answer, out),
+        None => read(&args.command, args.json(), &answer, out),
+    }
+}
+
+fn read(command: &Command, json: bool, answer: &Value, out: &mut impl Write) -> Result<u8, Error> {
+    let text = match command {
+        _ if json => format!("{answer:#}\n"),
+        Command::History(_) => show::history(answer),
+        Command::Slots(_) => show::slots(answer),
+        Command::Doctor(_) => show::doctor(answer).0,
+        _ => show::status(answer),
+    };
+    out.write_all(text.as_bytes())?;
+    Ok(u8::from(matches!(command, Command::Doctor(_)) && !show::is_well(answer)))
+}
+
+fn act(
+    args: &Args,
+    follow: &Follow,
+    client: Client,
+    answer: &Value,
+    out: &mut impl Write,
+) -> Result<u8, Error> {
+    let id = answer.get("operationId").and_then(Value::as_str);
+    if !follow.wait {
+        let name = id.map(|id| format!(" (operation {id})")).unwrap_or_default();
+        let text = if follow.json { format!("{answer:#}\n") } else { format!("Accepted{name}.\n") };
+        out.write_all(text.as_bytes())?;
+        return Ok(0);
+    }
+    let style = match follow.json {
+        true => wait::Style::Json,
+        false if io::stdout().is_terminal() => wait::Style::Bar,
+        false => wait::Style::Lines,
+    };
+    let id = id.ok_or(Error::NothingToWaitFor)?;
+    let wanted = if matches!(args.command, Command::Cancel(_)) { "cancelled" } else { "committed" };
+    let last = wait_for(&args.socket, client, id, style, out)?;
+    verdict(&last, wanted)
+}
+
+fn wait_for(
+    socket: &Path,
+    client: Client,
+    id: &str,
+    style: wait::Style,
+    out: &mut impl Write,
+) -> Result<Value, Error> {
+    wait::Watch { socket, id, style, patience: wait::PATIENCE }.until_done(client, out)
+}
+
+/// Success when the operation came to what was wanted.
+fn verdict(last: &Value, wanted: &str) -> Result<u8, Error> {
+    let result = last.get("result").and_then(Value::as_str).unwrap_or("unknown");
+    if result == wanted {
+        return Ok(0);
+    }
+    let failure = last.get("error").and_then(|e| serde_json::from_value::<Failure>(e.clone()).ok());
+    Err(Error::Outcome(failure.unwrap_or_else(|| {
+        let code = if result == "cancelled" { Code::Cancelled } else { Code::Internal };
+        Failure::new(code, format!("the update ended as {result}; see `fwupdatectl history`"))
+    })))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! The agent's documents as a tired person reads them. Pure: documents in, text out.
+
+use serde_json::Value;
+
+/// A text of the document at a JSON pointer, without control characters, which could drive the terminal.
+fn text(document: &Value, pointer: &str) -> Option<String> {
+    let found = match document.pointer(pointer)? {
+        Value::String(text) => text.clone(),
+        Value::Null => return None,
+        other => other.to_string(),
+    };
+    Some(found.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+}
+
+fn number(document: &Value, pointer: &str) -> Option<u64> {
+    document.pointer(pointer)?.as_u64()
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
+}
+
+/// One line with its label in the left column.
+fn line(out: &mut String, label: &str, text: &str) {
+    out.push_str(&format!("{label:<10}{text}\n"));
+}
+
+/// The status document: `firmwareStatus` and so on, and `fwupdate`.
+pub fn status(document: &Value) -> String {
+    let mut out = String::new();
+    line(&mut out, "Status", &or_dash(text(document, "/firmwareStatus")));
+    let fwupdate = document.get("fwupdate").unwrap_or(&Value::Null);
+    slot_lines(&mut out, fwupdate);
+    if let Some(operation) = fwupdate.get("operation").filter(|o| !o.is_null()) {
+        operation_lines(&mut out, operation);
+    }
+    if let Some(code) = text(fwupdate, "/desired/code") {
+        let message = text(fwupdate, "/desired/message").unwrap_or_default();
+        let version = or_dash(text(fwupdate, "/desired/version"));
+        line(&mut out, "Desired", &format!("{version} ({code}) {message}"));
+    }
+    if let Some(last) = fwupdate.get("last").filter(|l| !l.is_null()) {
+        outcome_lines(&mut out, "Last", last);
+    }
+    line(&mut out, "Agent", &or_dash(text(fwupdate, "/agent/version")));
+    out
+}
+
+/// The document of `slots`.
+pub fn slots(document: &Value) -> String {
+    let mut out = String::new();
+    slot_lines(&mut out, document);
+    out
+}
+
+fn slot_lines(out: &mut String, document: &Value) {
+    for name in ["A", "B"] {
+        let version = or_dash(text(document, &format!("/slots/{name}/version")));
+        let state = text(document, &format!("/slots/{name}/state")).unwrap_or_else(|| "unknown".to_owned());
+        line(out, &format!("Slot {name}"), &format!("{version:<12} {state}"));
+    }
+}
+
+fn operation_lines(out: &mut String, operation: &Value) {
+    let phase = or_dash(text(operation, "/phase"));
+    let target = text(operation, "/version").unwrap_or_else(|| "a bundle".to_owned());
+    line(out, "Update", &format!("to {target}: {phase}{}", hint(&phase)));
+    if phase == "staging" {
+        line(out, "", &progress(operation, None));
+    }
+    let source = or_dash(text(operation, "/source"));
+    let id = or_dash(text(operation, "/id"));
+    line(out, "", &format!("from {}", or_dash(text(operation, "/uri"))));
+    let started = or_dash(text(operation, "/startedAt"));
+    line(out, "", &format!("operation {id}, asked for by {source}, started {started}"));
+}
+
+/// What a phase means for the one who waits.
+fn hint(phase: &str) -> &'static str {
+    match phase {
+        "holding" => ", ready; waits for approval or its window (`fwupdatectl approve`)",
+        "rebooting" => ", about to restart the gateway",
+        "trying" => ", the new image runs its health checks",
+        "rollingBack" => ", going back to the old image",
+        _ => "",
+    }
+}
+
+/// One outcome: `fwupdate.last`, or an entry of the history.
+fn outcome_lines(out: &mut String, label: &str, last: &Value) {
+    let result = or_dash(text(last, "/result"));
+    let (from, to) = (or_dash(text(last, "/fromVersion")), or_dash(text(last, "/toVersion")));
+    let finished = or_dash(text(last, "/finishedAt"));
+    line(out, label, &format!("{result}: {from} -> {to}, {finished}"));
+    if let Some(code) = text(last, "/error/code") {
+        line(out, "", &format!("{code}: {}", text(last, "/error/message").unwrap_or_default()));
+    }
+    if let Some(check) = text(last, "/error/evidence/check") {
+        line(out, "", &format!("check {check}"));
+    }
+    if let Some(Value::String(excerpt)) = last.pointer("/error/evidence/excerpt") {
+        for said in excerpt.lines() {
+            let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            line(out, "", &format!("| {said}"));
+        }
+    }
+}
+
+/// The document of `history`, newest first.
+pub fn history(document: &Value) -> String {
+    let mut out = String::new();
+    let entries = document.get("history").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if entries.is_empty() {
+        return "No update yet.\n".to_owned();
+    }
+    for (index, entry) in entries.iter().enumerate() {
+        outcome_lines(&mut out, &format!("{}.", index + 1), entry);
+    }
+    out
+}
+
+/// The document of `doctor`, and whether all is well.
+pub fn doctor(document: &Value) -> (String, bool) {
+    let findings = document.get("findings").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut out = String::new();
+    for finding in findings {
+        let mark = or_dash(text(finding, "/status"));
+        let check = or_dash(text(finding, "/check"));
+        line(&mut out, &mark, &format!("{check}: {}", text(finding, "/message").unwrap_or_default()));
+    }
+    (out, is_well(document))
+}
+
+/// Whether a `doctor` document holds no failed finding.
+pub fn is_well(document: &Value) -> bool {
+    let findings = document.get("findings").and_then(Value::as_array);
+    findings.is_some_and(|all| all.iter().all(|f| f.get("status").is_none_or(|s| s != "failed")))
+}
+
+/// What a finished operation came to, in one sentence.
+pub fn outcome(last: &Value) -> String {
+    let mut out = String::new();
+    outcome_lines(&mut out, "Result", last);
+    out
+}
+
+/// How far a download is: bar, percent, bytes, `speed` in bytes a second, time left.
+pub fn progress(operation: &Value, speed: Option<u64>) -> String {
+    const WIDTH: u64 = 24;
+    let percent = number(operation, "/percent").unwrap_or(0).min(100);
+    let full = usize::try_from(percent * WIDTH / 100).unwrap_or(0);
+    let mut out = format!("[{:<24}] {percent:3}%", "#".repeat(full));
+    let done = number(operation, "/downloadedBytes").unwrap_or(0);
+    match number(operation, "/expectedDownloadBytes") {
+        Some(expected) if expected > 0 => out += &format!("  {} of {}", size(done), size(expected)),
+        _ => out += &format!("  {}", size(done)),
+    }
+    if let Some(reused) = number(operation, "/reusedBytes").filter(|n| *n > 0) {
+        out += &format!(", {} reused", size(reused));
+    }
+    if let Some(speed) = speed {
+        out += &format!(", {}/s", size(speed));
+    }
+    if let Some(seconds) = number(operation, "/etaSeconds") {
+        out += &format!(", {} left", time_left(seconds));
+    }
+    out
+}
+
+/// Bytes in the largest unit of 1000 that leaves a digit before the point.
+fn size(bytes: u64) -> String {
+    let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{}.{} {name}", bytes / unit, bytes % unit / (unit / 10)),
+        None => format!("{bytes} B"),
+    }
+}
+
+fn time_left(seconds: u64) -> String {
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s}s"),
+        (0, m, s) => format!("{m}min {s}s"),
+        (h, m, _) => format!("{h}h {m}min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_status_in_the_middle_of_an_update() {
+        let document = json!({
+            "firmwareStatus": "downloading",
+            "fwupdate": {
+                "agent": {"version": "0.1.0", "bootedSlot": "A"},
+                "slots": {"A": {"version": "1.4.0", "state": "booted"}, "B": {"version": null, "state": "writing"}},
+                "operation": {"id": "op-7", "source": "method", "uri": "https://h/x", "version": "1.5.0",
+                    "phase": "staging", "percent": 42, "downloadedBytes": 42_000_000, "expectedDownloadBytes": 100_000_000,
+                    "reusedBytes": 1500, "etaSeconds": 75, "attempt": 1, "startedAt": "2030-01-01T00:00:00Z"},
+                "desired": {"version": "1.6.0", "code": "Quarantined", "message": "It failed before."},
+                "last": {"id": "op-6", "result": "rolledBack", "fromVersion": "1.4.0", "toVersion": "1.4.9",
+                    "finishedAt": "2029-12-31T00:00:00Z",
+                    "error": {"code": "HealthCheckFailed", "message": "The check net did not pass.",
+                        "evidence": {"check": "net", "excerpt": "no route\n\u{1b}[2Jgone"}}}
+            }
+        });
+        let expected = "\
+Status    downloading
+Slot A    1.4.0        booted
+Slot B    -            writing
+Update    to 1.5.0: staging
+          [##########              ]  42%  42.0 MB of 100.0 MB, 1.5 kB reused, 1min 15s left
+          from https://h/x
+          operation op-7, asked for by method, started 2030-01-01T00:00:00Z
+Desired   1.6.0 (Quarantined) It failed before.
+Last      rolledBack: 1.4.0 -> 1.4.9, 2029-12-31T00:00:00Z
+          HealthCheckFailed: The check net did not pass.
+          check net
+          | no route
+          |  [2Jgone
+Agent     0.1.0
+";
+        assert_eq!(status(&document), expected);
+    }
+
+    #[test]
+    fn a_document_of_another_shape_is_shown_as_far_as_it_goes() {
+        for document in
+            [json!(null), json!([]), json!({"fwupdate": 3}), json!({"fwupdate": {"operation": "x"}})]
+        {
+            assert!(status(&document).starts_with("Status    -\n"), "{document}");
+        }
+        assert_eq!(history(&json!({"history": 3})), "No update yet.\n");
+        assert!(!is_well(&json!({})), "no findings are no clean bill of health");
+    }
+
+    #[test]
+    fn a_doctor_with_a_failed_finding() {
+        let document = json!({"findings": [
+            {"check": "state", "status": "ok", "message": "outside both slots"},
+            {"check": "environment", "status": "failed", "message": "a single copy"}]});
+        let (text, well) = doctor(&document);
+        assert_eq!(text, "ok        state: outside both slots\nfailed    environment: a single copy\n");
+        assert!(!well);
+    }
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!(
+            [size(999), size(1000), size(1_999_999), size(u64::MAX)],
+            ["999 B", "1.0 kB", "1.9 MB", "18446744073.7 GB"]
+        );
+        assert_eq!([time_left(9), time_left(75), time_left(7260)], ["9s", "1min 15s", "2h 1min"]);
+        assert!(progress(&json!({"percent": 999}), Some(5)).starts_with("[########################] 100%"));
+    }
+}
