@@ -71,7 +71,8 @@ pub fn operation(payload: &Value) -> Result<Option<String>, Failure> {
 pub fn defer(payload: &Value) -> Result<(Option<String>, OffsetDateTime), Failure> {
     let fields = object(payload)?;
     known(fields, &["operationId", "until"])?;
-    let until = moment(fields, "until")?.ok_or_else(|| malformed("until is missing: give an RFC 3339 time"))?;
+    let until =
+        moment(fields, "until")?.ok_or_else(|| malformed("until is missing: give an RFC 3339 time"))?;
     Ok((operation_id(fields)?, until))
 }
 

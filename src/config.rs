@@ -185,4 +185,6 @@ pub struct System {
     pub sys: PathBuf,
     /// Runtime folder of the control socket.
     pub run: PathBuf,
+    /// os-release(5) of the running system.
+    pub os_release: PathBuf,
 }

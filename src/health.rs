@@ -118,7 +118,7 @@ pub async fn run(
     context: &Context,
     cloud: watch::Receiver<bool>,
     deadline: impl Future<Output = ()>,
-    mut progress: impl FnMut(Progress),
+    mut progress: impl FnMut(Progress) + Send,
 ) -> Result<(), Failure> {
     let mut trial = Trial::new(settings, context, cloud, &mut progress);
     tokio::select! {
@@ -139,7 +139,7 @@ struct Trial<'a> {
     settings: &'a Health,
     context: &'a Context,
     cloud: watch::Receiver<bool>,
-    progress: &'a mut dyn FnMut(Progress),
+    progress: &'a mut (dyn FnMut(Progress) + Send),
     /// The latest required check that failed: the evidence when the deadline falls.
     last: Option<Failed>,
     /// The check that runs now.
@@ -155,7 +155,7 @@ impl<'a> Trial<'a> {
         settings: &'a Health,
         context: &'a Context,
         cloud: watch::Receiver<bool>,
-        progress: &'a mut dyn FnMut(Progress),
+        progress: &'a mut (dyn FnMut(Progress) + Send),
     ) -> Trial<'a> {
         Trial { settings, context, cloud, progress, last: None, current: None, passed: false, told: false }
     }

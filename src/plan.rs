@@ -190,7 +190,13 @@ pub struct Now {
 }
 
 /// `None`: reboot now. At the operation's deadline windows no longer count; approval and deferral do.
-pub fn wait(operation: &Operation, hold: &Hold, windows: &[Window], approval: bool, now: Now) -> Option<Wait> {
+pub fn wait(
+    operation: &Operation,
+    hold: &Hold,
+    windows: &[Window],
+    approval: bool,
+    now: Now,
+) -> Option<Wait> {
     if approval && !hold.approved {
         return Some(Wait::Approval);
     }

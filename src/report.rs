@@ -143,9 +143,10 @@ fn percent(record: &Record, view: &View) -> u64 {
 }
 
 fn desired(record: &Record) -> Value {
-    record.desired.as_ref().map_or(Value::Null, |desired| {
-        json!({ "version": desired.version, "code": desired.code, "message": desired.message })
-    })
+    record.desired.as_ref().map_or(
+        Value::Null,
+        |desired| json!({ "version": desired.version, "code": desired.code, "message": desired.message }),
+    )
 }
 
 /// An ended operation as `fwupdate.last` and `history` show it.

@@ -1,2 +1,152 @@
-//! To be written.
-fn main() {}
+//! The agent's program: arguments, settings, logging, signals and the reboot. Everything else is the library's.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use fwupdate::agent::{self, Exit};
+use fwupdate::config::{self, Loaded, Options, Settings};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How long a reboot that was ordered may take to stop this process, before it is ordered again.
+const REBOOT_PATIENCE: Duration = Duration::from_secs(120);
+/// Pause after a reboot command that failed.
+const REBOOT_RETRY: Duration = Duration::from_secs(15);
+
+/// A/B firmware updates for Linux gateways, driven by Azure IoT Hub
+#[derive(Parser)]
+#[command(name = "fwupdated", version)]
+struct Args {
+    /// Settings file to use instead of /etc/fwupdate.toml and the other system layers
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Validate the settings, print what is in effect (secrets masked), and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let options = args.config.as_ref().map_or_else(Options::system, Options::file);
+    if args.check_config {
+        return check_config(&options);
+    }
+    if let Err(error) = start_logging() {
+        eprintln!("fwupdated: no logging: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match start(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check_config(options: &Options) -> ExitCode {
+    let loaded = match config::load(options) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("fwupdated: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for source in &loaded.sources {
+        println!("# read {}", source.display());
+    }
+    print!("{}", config::render(&loaded.settings));
+    for warning in &loaded.warnings {
+        eprintln!("fwupdated: {warning}");
+    }
+    match loaded.warnings.iter().any(|warning| warning.fails_check()) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    }
+}
+
+/// The journal with its fields when systemd started this program, plain lines otherwise.
+fn start_logging() -> anyhow::Result<()> {
+    let wanted = std::env::var("FWUPDATE_LOG").unwrap_or_else(|_| "info,rumqttc=warn".to_owned());
+    let filter: Targets = wanted.parse().context("FWUPDATE_LOG is no list of target=level")?;
+    let registry = tracing_subscriber::registry().with(filter);
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        let journal = tracing_journald::layer().context("the journal cannot be reached")?;
+        registry.with(journal.with_field_prefix(None)).try_init()?;
+    } else {
+        let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
+        registry.with(plain).try_init()?;
+    }
+    Ok(())
+}
+
+fn start(options: &Options) -> anyhow::Result<()> {
+    let Loaded { settings, warnings, sources } = config::load(options)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(warning) = config::outside_slots(&settings.state.dir) {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!("fwupdated {} starts; settings from {sources:?}", env!("CARGO_PKG_VERSION"));
+    // One thread waits; what computes or blocks has threads of its own while it does.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(settings))
+}
+
+/// Runs the agent, and again after a reboot that did not come about.
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let stop = stop_on_signals()?;
+    while !stop.is_cancelled() {
+        let exit = agent::run(settings.clone(), stop.clone()).await?;
+        if exit == Exit::Stopped {
+            break;
+        }
+        let patience = match order_reboot(&settings.policy.reboot_command).await {
+            Ok(()) => REBOOT_PATIENCE,
+            Err(error) => {
+                tracing::error!("the reboot command failed and is tried again: {error:#}");
+                REBOOT_RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(patience) => {}
+        }
+    }
+    tracing::info!("fwupdated stops");
+    Ok(())
+}
+
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        token.cancel();
+    });
+    Ok(stop)
+}
+
+async fn order_reboot(command: &[String]) -> anyhow::Result<()> {
+    let Some((program, arguments)) = command.split_first() else {
+        bail!("policy.reboot_command is empty");
+    };
+    tracing::info!("rebooting: {}", command.join(" "));
+    let status =
+        tokio::process::Command::new(program).args(arguments).status().await.context(program.clone())?;
+    if !status.success() {
+        bail!("{program} ended with {status}");
+    }
+    Ok(())
+}

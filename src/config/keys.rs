@@ -56,6 +56,7 @@ pub const KEYS: &[Key] = &[
     key("system.proc", "\"/proc\""),
     key("system.sys", "\"/sys\""),
     key("system.run", "\"/run/fwupdate\""),
+    key("system.os_release", "\"/etc/os-release\""),
 ];
 
 /// Keys (and whole sections) of the contract that a later version will read. Ignoring them would leave a

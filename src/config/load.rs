@@ -75,6 +75,7 @@ fn settings(inputs: &Inputs, warnings: &mut Vec<Warning>) -> Result<Settings, Co
             proc: inputs.need_path("system.proc")?,
             sys: inputs.need_path("system.sys")?,
             run: inputs.need_path("system.run")?,
+            os_release: inputs.need_path("system.os_release")?,
         },
     })
 }

@@ -123,5 +123,10 @@ fn policy(settings: &Settings) -> Table {
 
 fn system(settings: &Settings) -> Table {
     let system = &settings.system;
-    table([("proc", path(&system.proc)), ("sys", path(&system.sys)), ("run", path(&system.run))])
+    table([
+        ("proc", path(&system.proc)),
+        ("sys", path(&system.sys)),
+        ("run", path(&system.run)),
+        ("os_release", path(&system.os_release)),
+    ])
 }

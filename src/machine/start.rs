@@ -94,9 +94,7 @@ fn trial_elsewhere(record: &Record, boot: &Boot, trial: Armed) -> Step {
         Phase::Rebooting { boot_id, .. } if as_armed && boot_id == boot.boot_id => {
             (record.clone(), Some(Effect::Reboot))
         }
-        Phase::Arming { .. } | Phase::Rebooting { .. } if as_armed => {
-            roll_back(record, plan, never_tried())
-        }
+        Phase::Arming { .. } | Phase::Rebooting { .. } if as_armed => roll_back(record, plan, never_tried()),
         Phase::Arming { .. } | Phase::Rebooting { .. } | Phase::Committing { .. } => {
             let failure = fell_back(&plan, 0, trial.tries);
             roll_back(record, plan, failure)
@@ -240,8 +238,7 @@ fn environment_lost(record: &Record, booted: Slot) -> Step {
             let begun = !matches!(phase, Phase::Preparing { .. });
             let proven = |slot| record.slots.get(slot).state == SlotState::Proven;
             let on_trial = mine && begun || !proven(booted) && proven(!booted);
-            let env =
-                if on_trial { Plan::unknown(booted).env_armed() } else { BootEnv::only(booted) };
+            let env = if on_trial { Plan::unknown(booted).env_armed() } else { BootEnv::only(booted) };
             (record.clone(), Some(Effect::Rebuild(env)))
         }
     }

@@ -79,7 +79,8 @@ fn opened(record: &Record, boot: &Boot, plan: Plan) -> Step {
         _ => return (record.clone(), None),
     }
     if boot.booted != Some(!plan.target) {
-        let failure = Failure::new(Code::NotReady, "the running slot is not known for sure: nothing was changed");
+        let failure =
+            Failure::new(Code::NotReady, "the running slot is not known for sure: nothing was changed");
         return failed(record, boot, failure);
     }
     let (mut next, effect) =
@@ -151,7 +152,10 @@ pub(super) fn back_in_old_slot(
     if plan.rewrite || tried {
         next.slots.get_mut(plan.target).state = SlotState::Failed;
     }
-    next.finish(End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) }, boot.now);
+    next.finish(
+        End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) },
+        boot.now,
+    );
     (next, None)
 }
 
@@ -204,7 +208,10 @@ pub(super) fn ended_before_arming(record: &Record, boot: &Boot, plan: &Plan, fai
         next.slots.get_mut(plan.target).state = SlotState::Failed;
     }
     let result = if failure.code == Code::Cancelled { Outcome::Cancelled } else { Outcome::Failed };
-    next.finish(End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) }, boot.now);
+    next.finish(
+        End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) },
+        boot.now,
+    );
     (next, None)
 }
 

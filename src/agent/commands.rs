@@ -1,0 +1,315 @@
+//! Commands from the cloud and from `fwupdatectl`: judged by the same rules, answered at once.
+
+use serde_json::{Value, json};
+
+use super::{Agent, doctor};
+use crate::command;
+use crate::control::{self, Method};
+use crate::failure::{Code, Failure};
+use crate::hub;
+use crate::machine::{Event, Extra, Hold, Operation, Origin, Phase, Plan, SlotState, without_query};
+use crate::report;
+use crate::slot::Slot;
+
+/// What a command is answered with.
+pub type Answer = Result<Value, Refusal>;
+
+/// A refusal, and the operation that stands in the way.
+#[derive(Debug)]
+pub struct Refusal {
+    failure: Failure,
+    running: Option<String>,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal { failure, running: None }
+    }
+}
+
+impl Refusal {
+    /// The status of a direct method's answer.
+    fn status(&self) -> u16 {
+        match self.failure.code {
+            Code::MalformedRequest => 400,
+            Code::NotFound => 404,
+            Code::Busy => 409,
+            Code::NotReady | Code::StateUnavailable | Code::BootloaderFailed => 503,
+            Code::Internal => 500,
+            _ => 412,
+        }
+    }
+
+    fn body(&self) -> Value {
+        let mut error = json!({ "code": self.failure.code, "message": self.failure.message });
+        if let (Some(id), Some(fields)) = (&self.running, error.as_object_mut()) {
+            fields.insert("operationId".into(), id.as_str().into());
+        }
+        json!({ "error": error })
+    }
+}
+
+impl Agent {
+    /// A direct method.
+    pub(super) async fn method(&mut self, call: hub::MethodCall) {
+        let answer = match &call.payload {
+            Err(why) => Err(malformed(format!("the payload is no JSON: {why}"))),
+            Ok(payload) => match call.name.as_str() {
+                "firmwareUpdate" => self.update(payload, Origin::Method).await,
+                "firmwareStatus" => Ok(Value::Object(self.publisher.body(&self.saved))),
+                "firmwareCancel" => self.cancel(payload).await,
+                "firmwareApprove" => self.approve(payload).await,
+                "firmwareDefer" => self.defer(payload).await,
+                "firmwareRollback" => self.rollback(payload, Origin::Method),
+                "reboot" => self.plain_reboot(),
+                other => Err(unknown(other)),
+            },
+        };
+        let (status, body) = match answer {
+            Ok(body) => (200, body),
+            Err(refusal) => (refusal.status(), refusal.body()),
+        };
+        tracing::info!(method = call.name.as_str(), status, "direct method");
+        call.respond(status, body);
+    }
+
+    /// A request of local control.
+    pub(super) async fn control_call(&mut self, call: control::Call) {
+        let params = &call.request.params;
+        let answer = match call.request.method {
+            Method::Watch => return self.add_watcher(call.reply),
+            Method::Status => Ok(Value::Object(self.publisher.body(&self.saved))),
+            Method::Install => self.install(params).await,
+            Method::Cancel => self.cancel(params).await,
+            Method::Approve => self.approve(params).await,
+            Method::Defer => self.defer(params).await,
+            Method::Rollback => self.rollback(params, Origin::Local),
+            Method::History => Ok(self.history()),
+            Method::Slots => Ok(self.slots()),
+            Method::Doctor => Ok(doctor::examine(self).await),
+        };
+        call.reply.send(answer.map_err(|refusal| refusal.failure)).await;
+    }
+
+    /// `install` takes the fields of `firmwareUpdate`, or an absolute path in `file`.
+    async fn install(&mut self, params: &Value) -> Answer {
+        let Some(file) = params.get("file").and_then(Value::as_str) else {
+            return self.update(params, Origin::Local).await;
+        };
+        let uri = url::Url::from_file_path(file)
+            .map_err(|()| malformed(format!("{file} must be an absolute path")))?;
+        let mut fields = params.clone();
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("file");
+            // Any https URL passes the check of the other fields; the file takes its place.
+            fields.insert("fwPackageUri".into(), "https://localhost/".into());
+        }
+        let operation = command::update(&fields, Origin::Local, self.boot.now)?;
+        self.accept(Operation { uri: uri.into(), ..operation }).await
+    }
+
+    async fn update(&mut self, payload: &Value, source: Origin) -> Answer {
+        self.look();
+        let operation = command::update(payload, source, self.boot.now)?;
+        self.accept(operation).await
+    }
+
+    /// Starts the operation, or recognises it.
+    async fn accept(&mut self, mut operation: Operation) -> Answer {
+        if let Some(running) = self.record.phase.operation().cloned() {
+            return self.while_running(&running, operation).await;
+        }
+        let ended = self.record.last().filter(|last| last.id == operation.id && !operation.id.is_empty());
+        if let Some(last) = ended {
+            return Ok(json!({
+                "Response": "Firmware update already ended", "operationId": last.id, "last": report::last(last)
+            }));
+        }
+        self.ready()?;
+        if operation.id.is_empty() {
+            operation.id = new_id();
+        }
+        let id = operation.id.clone();
+        self.apply(Event::Requested(Box::new(operation)));
+        match &self.unsaved {
+            Some(failure) => Err(failure.clone().into()),
+            None => Ok(json!({ "Response": "Firmware update started", "operationId": id })),
+        }
+    }
+
+    /// A repeated call gets the state of what runs; a fresh token for the same URL is taken over.
+    async fn while_running(&mut self, running: &Operation, asked: Operation) -> Answer {
+        let same_id = !asked.id.is_empty() && asked.id == running.id;
+        let same = same_id || (asked.id.is_empty() && command::same_request(running, &asked));
+        if !same {
+            let message = format!("operation {} runs; cancel it or wait for its end", running.id);
+            let failure = Failure::new(Code::Busy, message);
+            return Err(Refusal { failure, running: Some(running.id.clone()) });
+        }
+        if asked.uri != running.uri && without_query(&asked.uri) == without_query(&running.uri) {
+            self.replace_query(asked.uri).await;
+        }
+        Ok(json!({
+            "Response": "Firmware update is running",
+            "operationId": running.id,
+            "firmwareStatus": report::status(&self.record),
+            "phase": self.record.phase.name(),
+        }))
+    }
+
+    /// The new query is saved, and a fetch under way starts again with it; what the slot holds is not fetched
+    /// again.
+    async fn replace_query(&mut self, uri: String) {
+        if !self.record.phase.can_cancel() {
+            return;
+        }
+        self.stop_work().await;
+        if let Some(operation) = self.record.phase.operation_mut() {
+            operation.uri = uri;
+        }
+        if let Ok(mut held) = self.gateway.held.try_lock() {
+            held.bundle = None;
+        }
+        self.apply(Event::Started);
+    }
+
+    /// Whether an update may start at all.
+    fn ready(&self) -> Result<(), Failure> {
+        if let Some(failure) = &self.unsaved {
+            return Err(failure.clone());
+        }
+        if self.boot.booted.is_none() || self.boot.env.is_none() {
+            let why = self.publisher.view.degraded.clone();
+            let why = why.unwrap_or_else(|| "the boot environment is lost".to_owned());
+            return Err(Failure::new(Code::NotReady, why));
+        }
+        Ok(self.gateway.bootloader.ready()?)
+    }
+
+    async fn cancel(&mut self, payload: &Value) -> Answer {
+        let id = self.meant(command::operation(payload)?)?;
+        if !self.record.phase.can_cancel() {
+            let message = format!("operation {id} is past cancelling: its slot is armed");
+            return Err(Refusal { failure: Failure::new(Code::Busy, message), running: Some(id) });
+        }
+        self.stop_work().await;
+        self.apply(Event::Abandoned(Failure::new(Code::Cancelled, "cancelled by command")));
+        Ok(json!({ "Response": "Firmware update cancelled", "operationId": id }))
+    }
+
+    async fn approve(&mut self, payload: &Value) -> Answer {
+        let id = self.meant(command::operation(payload)?)?;
+        self.change_hold(id, |hold| Hold { approved: true, ..hold }).await
+    }
+
+    async fn defer(&mut self, payload: &Value) -> Answer {
+        let (id, until) = command::defer(payload)?;
+        let id = self.meant(id)?;
+        self.change_hold(id, |hold| Hold { until: Some(until), ..hold }).await
+    }
+
+    async fn change_hold(&mut self, id: String, change: impl FnOnce(Hold) -> Hold) -> Answer {
+        let Phase::Holding { hold, .. } = self.record.phase.clone() else {
+            let message = format!("operation {id} is {}, not holding", self.record.phase.name());
+            return Err(Failure::new(Code::NotReady, message).into());
+        };
+        self.stop_work().await;
+        self.apply(Event::HoldChanged(change(hold)));
+        Ok(json!({ "Response": "Hold changed", "operationId": id }))
+    }
+
+    /// The running operation, which a given id must name.
+    fn meant(&self, id: Option<String>) -> Result<String, Refusal> {
+        let running = self.record.phase.operation().map(|operation| operation.id.clone());
+        match (running, id) {
+            (Some(running), Some(id)) if running != id => {
+                let message = format!("operation {running} runs, not {id}");
+                Err(Refusal { failure: Failure::new(Code::Busy, message), running: Some(running) })
+            }
+            (Some(running), _) => Ok(running),
+            (None, _) => Err(Failure::new(Code::NotReady, "no operation runs").into()),
+        }
+    }
+
+    /// Back to the other proven slot, by a trial like any other.
+    fn rollback(&mut self, payload: &Value, source: Origin) -> Answer {
+        let asked = command::operation(payload)?;
+        if let Some(running) = self.record.phase.operation().map(|operation| operation.id.clone()) {
+            let failure = Failure::new(Code::Busy, format!("operation {running} runs"));
+            return Err(Refusal { failure, running: Some(running) });
+        }
+        self.look();
+        self.ready()?;
+        let booted = self.boot.booted.ok_or_else(|| Failure::new(Code::NotReady, "no slot is known"))?;
+        let operation = Operation {
+            id: asked.unwrap_or_else(new_id),
+            source,
+            started_at: Some(self.boot.now),
+            ..Operation::default()
+        };
+        let id = operation.id.clone();
+        let plan = self.rollback_plan(operation, !booted)?;
+        self.apply(Event::RollbackRequested(Box::new(plan)));
+        Ok(json!({ "Response": "Rollback started", "operationId": id }))
+    }
+
+    fn rollback_plan(&self, operation: Operation, target: Slot) -> Result<Plan, Failure> {
+        let info = self.record.slots.get(target);
+        if info.state != SlotState::Proven {
+            let message = format!("slot {target} holds nothing that was ever proven here");
+            return Err(Failure::new(Code::NotPermitted, message));
+        }
+        let image = info.image.clone();
+        let floor = self.record.floor.max(self.gateway.os_release().security_version);
+        if image.as_ref().map_or(0, |image| image.security_version) < floor {
+            let message = format!("slot {target} is below the security floor {floor}");
+            return Err(Failure::new(Code::Downgrade, message));
+        }
+        let running = self.record.slots.get(!target).image.as_ref().map(|image| image.version.clone());
+        Ok(Plan {
+            operation,
+            target,
+            image,
+            from_version: running.or_else(|| self.publisher.view.booted_version.clone()),
+            tries: self.gateway.settings.bootloader.tries,
+            rewrite: false,
+            extra: Extra::new(),
+        })
+    }
+
+    fn plain_reboot(&mut self) -> Answer {
+        if let Some(running) = self.record.phase.operation().map(|operation| operation.id.clone()) {
+            let failure = Failure::new(Code::Busy, format!("operation {running} runs"));
+            return Err(Refusal { failure, running: Some(running) });
+        }
+        self.reboot = true;
+        Ok(json!({ "Response": "Reboot started" }))
+    }
+
+    fn history(&self) -> Value {
+        json!({ "history": self.saved.history.iter().map(report::last).collect::<Vec<_>>() })
+    }
+
+    fn slots(&self) -> Value {
+        json!({
+            "bootedSlot": self.boot.booted.map(|slot| slot.to_string()),
+            "slots": report::slots(&self.saved, &self.publisher.view),
+        })
+    }
+}
+
+/// An id for an operation whose caller gave none.
+fn new_id() -> String {
+    format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+}
+
+fn malformed(message: String) -> Refusal {
+    Failure::new(Code::MalformedRequest, message).into()
+}
+
+fn unknown(name: &str) -> Refusal {
+    let name: String = name.chars().take(64).collect();
+    let known = "firmwareUpdate, firmwareStatus, firmwareCancel, firmwareApprove, firmwareDefer, \
+                 firmwareRollback, reboot";
+    Failure::new(Code::NotFound, format!("unknown method {name:?}; known are {known}")).into()
+}

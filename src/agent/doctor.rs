@@ -1,0 +1,108 @@
+//! `fwupdatectl doctor`: everything that would make the next update fail, found before it does.
+
+use serde_json::{Value, json};
+
+use super::Agent;
+use crate::clock;
+use crate::config;
+use crate::slot::Slot;
+
+/// One check: its name, and what is wrong, if anything is.
+struct Finding {
+    check: &'static str,
+    status: &'static str,
+    message: String,
+}
+
+impl Finding {
+    fn of<E: ToString>(check: &'static str, good: &str, result: Result<(), E>) -> Finding {
+        match result {
+            Ok(()) => Finding { check, status: "ok", message: good.to_owned() },
+            Err(why) => Finding { check, status: "failed", message: why.to_string() },
+        }
+    }
+
+    fn warn_unless(check: &'static str, good: &str, doubt: Option<String>) -> Finding {
+        match doubt {
+            None => Finding { check, status: "ok", message: good.to_owned() },
+            Some(message) => Finding { check, status: "warning", message },
+        }
+    }
+}
+
+/// Examines the gateway now: `{"findings": [...]}`.
+pub(super) async fn examine(agent: &mut Agent) -> Value {
+    agent.look();
+    let gateway = &agent.gateway;
+    let spare = agent.boot.booted.map(|booted| !booted);
+    let held = gateway.held.lock().await.target.is_some();
+    let findings = [
+        Finding::of("running slot", "both witnesses agree", running_slot(agent)),
+        Finding::of("boot environment", "valid, and a trial can be armed", boot_environment(agent)),
+        Finding::of("spare slot", "present, and not in use", spare_slot(agent, spare, held)),
+        Finding::of("signing keys", "at least one key can be used", gateway.keys().map(drop)),
+        Finding::of("record", "saved in both copies", agent.unsaved.clone().map_or(Ok(()), Err)),
+        Finding::of("state folder", "outside both slots", state_folder(agent)),
+        Finding::warn_unless("hub", "an authenticated session is open", hub(agent)),
+        Finding::warn_unless("clock", "synchronised", clock_doubt()),
+        Finding::warn_unless("fallback", "both slots are proven", fallback(agent)),
+        Finding::warn_unless("quarantine", "empty", quarantine(agent)),
+    ];
+    json!({ "findings": findings.map(|finding| {
+        json!({ "check": finding.check, "status": finding.status, "message": finding.message })
+    }) })
+}
+
+fn running_slot(agent: &Agent) -> Result<(), String> {
+    match agent.boot.booted {
+        Some(_) => Ok(()),
+        None => Err(agent.publisher.view.degraded.clone().unwrap_or_default()),
+    }
+}
+
+fn boot_environment(agent: &Agent) -> Result<(), String> {
+    agent.gateway.bootloader.read().map_err(|error| error.to_string())?;
+    agent.gateway.bootloader.ready().map_err(|error| error.to_string())
+}
+
+fn spare_slot(agent: &Agent, spare: Option<Slot>, held: bool) -> Result<(), String> {
+    match spare {
+        Some(_) if held => Ok(()),
+        Some(slot) => agent.gateway.acquire(slot).map(drop).map_err(|failure| failure.message),
+        None => Err("the running slot is not known, so neither is the spare one".to_owned()),
+    }
+}
+
+fn state_folder(agent: &Agent) -> Result<(), String> {
+    config::outside_slots(&agent.gateway.settings.state.dir).map_or(Ok(()), Err)
+}
+
+fn hub(agent: &Agent) -> Option<String> {
+    let connected = *agent.gateway.cloud.borrow();
+    match &agent.gateway.settings.cloud {
+        None => Some("no [cloud] is configured".to_owned()),
+        Some(_) if connected => None,
+        Some(cloud) => Some(format!("no session with {}: see the journal for why", cloud.host)),
+    }
+}
+
+fn clock_doubt() -> Option<String> {
+    let message = "not synchronised: windows and notBefore wait until it is";
+    (!clock::synchronised()).then(|| message.to_owned())
+}
+
+fn fallback(agent: &Agent) -> Option<String> {
+    let env = agent.boot.env?;
+    let message = "the other slot is not proven: if this one breaks, there is nothing to go back to";
+    env.fallback.is_none().then(|| message.to_owned())
+}
+
+fn quarantine(agent: &Agent) -> Option<String> {
+    let entries: Vec<String> = agent
+        .record
+        .quarantine
+        .iter()
+        .map(|entry| format!("{} ({})", entry.version, entry.failure.code))
+        .collect();
+    (!entries.is_empty()).then(|| entries.join(", "))
+}

@@ -1,0 +1,174 @@
+//! Tells the hub and the local watchers where things stand. Only what is saved is told.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::gateway::Gateway;
+use super::{Agent, systemd};
+use crate::clock;
+use crate::control::Reply;
+use crate::hub::Document;
+use crate::machine::{Phase, Record};
+use crate::report::{self, Progress, View};
+use crate::stage::{self, Step};
+
+/// The newest report, for the hub and for those who watch.
+pub struct Publisher {
+    pub view: View,
+    documents: watch::Sender<Arc<Document>>,
+    watchers: Vec<Reply>,
+    /// Generation of the first document that held the newest outcome.
+    outcome: Option<u64>,
+    outcomes: usize,
+    milestone: (String, u64),
+    staging_since: Option<Instant>,
+}
+
+impl Publisher {
+    pub fn new(gateway: &Gateway, degraded: Option<String>) -> (Publisher, watch::Receiver<Arc<Document>>) {
+        let booted_version = gateway.os_release().version;
+        let view = View { booted_version, degraded, ..View::default() };
+        let (documents, receiver) = watch::channel(Arc::new(Document::default()));
+        let publisher = Publisher {
+            view,
+            documents,
+            watchers: Vec::new(),
+            outcome: None,
+            outcomes: 0,
+            milestone: (String::new(), 0),
+            staging_since: None,
+        };
+        (publisher, receiver)
+    }
+
+    /// The document of this generation, or a later one, told of the newest outcome.
+    pub fn told_outcome(&self, generation: u64) -> bool {
+        self.outcome.is_some_and(|first| generation >= first)
+    }
+
+    /// The report of `record` as it stands.
+    pub fn body(&self, record: &Record) -> Map<String, Value> {
+        report::document(record, &self.view)
+    }
+
+    fn publish(&mut self, record: &Record) {
+        let newest = self.documents.borrow().clone();
+        let mut body = self.body(record);
+        if without_time(&body) == without_time(&newest.body) {
+            self.note_outcome(record, newest.generation);
+            return;
+        }
+        self.view.log_time = Some(clock::now(time::OffsetDateTime::UNIX_EPOCH));
+        body.insert("logTime".into(), report::moment(self.view.log_time));
+        let generation = newest.generation + 1;
+        self.note_outcome(record, generation);
+        let milestone = self.milestone(record);
+        systemd::status(&summary(record, &self.view));
+        self.watchers.retain(|watcher| watcher.offer(Ok(Value::Object(body.clone()))));
+        self.documents.send_replace(Arc::new(Document { body, generation, milestone }));
+    }
+
+    fn note_outcome(&mut self, record: &Record, generation: u64) {
+        if !record.unreported {
+            self.outcome = None;
+        } else if self.outcome.is_none() || self.outcomes != record.history.len() {
+            self.outcome = Some(generation);
+        }
+        self.outcomes = record.history.len();
+    }
+
+    /// Rises when the phase, the outcome or the fitness for updates changed.
+    fn milestone(&mut self, record: &Record) -> u64 {
+        let last = record.last().map(|last| (&last.id, last.result, last.finished_at));
+        let desired = record.desired.as_ref().map(|desired| desired.digest);
+        let key = format!("{} {last:?} {desired:?} {:?}", record.phase.name(), self.view.degraded);
+        if key != self.milestone.0 {
+            self.milestone = (key, self.milestone.1 + 1);
+        }
+        self.milestone.1
+    }
+}
+
+impl Agent {
+    /// Tells what is saved.
+    pub(super) fn publish(&mut self) {
+        if !matches!(self.record.phase, Phase::Staging { .. }) {
+            self.publisher.staging_since = None;
+        }
+        if self.record.phase.is_idle() || matches!(self.record.phase, Phase::Opening { .. }) {
+            self.publisher.view.progress = Progress::default();
+        }
+        let saved = self.saved.clone();
+        self.publisher.publish(&saved);
+    }
+
+    /// Tells how far staging has come: the hub at each step of ten percent, watchers at each tick.
+    pub(super) fn publish_progress(&mut self) {
+        if !matches!(self.saved.phase, Phase::Staging { .. }) {
+            return;
+        }
+        let since = *self.publisher.staging_since.get_or_insert_with(Instant::now);
+        let staged = *self.gateway.progress.borrow();
+        let told = self.publisher.view.progress;
+        let progress = measure(staged, since.elapsed().as_secs_f64(), told);
+        if progress == told {
+            return;
+        }
+        if progress.step() != told.step() || (told.expected == 0 && progress.expected > 0) {
+            self.publisher.view.progress = progress;
+            self.publish();
+        } else {
+            let view = View { progress, ..self.publisher.view.clone() };
+            let body = Value::Object(report::document(&self.saved, &view));
+            self.publisher.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
+        }
+    }
+
+    /// Sends the whole report to `watcher` now, and again with each change.
+    pub(super) fn add_watcher(&mut self, watcher: Reply) {
+        let body = Value::Object(self.publisher.body(&self.saved));
+        if watcher.offer(Ok(body)) {
+            self.publisher.watchers.push(watcher);
+        }
+    }
+}
+
+/// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
+/// back, though a survey may be repeated.
+fn measure(staged: stage::Progress, seconds: f64, told: Progress) -> Progress {
+    let (from, share) = match staged.step {
+        Step::Surveying => (0, 5),
+        Step::Writing => (5, 85),
+        Step::ReadingBack => (90, 10),
+    };
+    let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
+    let percent = (from + done).min(100).max(told.percent);
+    let eta = (percent > 0).then(|| (seconds / percent as f64 * (100 - percent) as f64).ceil() as u64);
+    Progress {
+        percent,
+        downloaded: staged.downloaded,
+        expected: staged.expected_download,
+        reused: staged.reused,
+        eta_seconds: eta,
+    }
+}
+
+fn without_time(body: &Map<String, Value>) -> Map<String, Value> {
+    let mut body = body.clone();
+    body.remove("logTime");
+    body
+}
+
+fn summary(record: &Record, view: &View) -> String {
+    if let Some(degraded) = &view.degraded {
+        return format!("degraded: {degraded}");
+    }
+    let status = report::status(record);
+    match record.phase.operation() {
+        Some(operation) => format!("{status}, {}, operation {}", record.phase.name(), operation.id),
+        None => status.to_owned(),
+    }
+}
