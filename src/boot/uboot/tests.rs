@@ -150,7 +150,7 @@ fn a_single_copy_is_read_but_never_written() {
 #[test]
 fn an_environment_without_room_is_left_as_it_is() {
     let board = Board::blank();
-    let entry = vec![b"x=".to_vec(), vec![b'y'; SIZE - 20]].concat();
+    let entry = [b"x=".to_vec(), vec![b'y'; SIZE - 20]].concat();
     board.put(0, &Copy { flags: 1, entries: vec![entry] }.render(SIZE).unwrap());
     let before = board.bytes();
     assert!(matches!(board.uboot.ready(), Err(BootError::Full { .. })));
