@@ -17,6 +17,7 @@ mod buffer;
 mod fetch;
 mod hosts;
 mod ioctl;
+mod meter;
 mod open;
 mod pipeline;
 mod runs;
@@ -26,10 +27,14 @@ mod target;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_on_devices;
 mod verify;
+mod web;
 mod write;
 
-pub use fetch::{Http, Meter, Remote, Source, redact};
+pub use fetch::{Http, Source, redact};
+pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
 pub use verify::read_back;

@@ -421,7 +421,7 @@ async fn a_local_file_is_a_source_too() {
 async fn the_rate_limit_paces() {
     let server = Server::start(vec![1; 60_000]).await;
     let meter = Arc::new(Meter::new(0, None, Some(200_000)));
-    let remote = Remote::new(Source::Http(server.url()), &server.http(), meter).unwrap();
+    let remote = fetch::Remote::new(Source::Http(server.url()), &server.http(), meter).unwrap();
     let start = std::time::Instant::now();
     assert_eq!(remote.read(0, 60_000).await.unwrap().len(), 60_000);
     assert!(start.elapsed() >= Duration::from_millis(280), "{:?}", start.elapsed());
