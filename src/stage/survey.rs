@@ -96,10 +96,14 @@ impl Survey<'_> {
             let Some(start) = batch.first().map(|chunk| chunk.offset) else { break };
             let length = batch.iter().map(|chunk| chunk.length as usize).sum();
             let mut bytes = buffer.first_mut(length);
-            self.target.read(bytes, start)?;
+            let read = self.target.read(bytes, start);
+            if let Err(error) = &read {
+                // Not in place, then: writing it anew may be what a bad sector needs, and fails otherwise.
+                tracing::warn!(%error, "a part of the target can't be read");
+            }
             for chunk in &batch {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
-                origins.push(self.compare(chunk, content));
+                origins.push(self.compare(chunk, read.as_ref().ok().map(|()| &*content)));
                 bytes = rest;
             }
             self.progress.send_modify(|p| p.done += length as u64);
@@ -107,8 +111,9 @@ impl Survey<'_> {
         Ok(origins)
     }
 
-    fn compare(&self, chunk: &Chunk, content: &[u8]) -> Origin {
-        match (Digest::of(content) == chunk.sha256, self.index.is_zero(chunk)) {
+    fn compare(&self, chunk: &Chunk, content: Option<&[u8]>) -> Origin {
+        let in_place = content.is_some_and(|content| Digest::of(content) == chunk.sha256);
+        match (in_place, self.index.is_zero(chunk)) {
             (true, _) => Origin::InPlace,
             (false, true) => Origin::Zero,
             (false, false) => Origin::Fetch,

@@ -176,7 +176,7 @@ impl Target {
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> Result<(), StageError> {
-        let zeros = Buffer::new(STEP);
+        let zeros = Buffer::new(length.min(STEP as u64) as usize);
         for (at, step) in steps(offset, length) {
             self.write(zeros.first(step), at)?;
         }

@@ -143,12 +143,22 @@ impl Web {
         match timeout(self.http.download.stall_timeout, request.send()).await {
             Err(_) => Err(passing("no answer came in time")),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(match refusal(&error) {
-                Some(refused) => {
-                    StageError::NotPermitted { url: redact(url), reason: refused.to_string() }.into()
-                }
-                None => passing(chain(&error)),
-            }),
+            Ok(Err(error)) => Err(self.connect_trouble(url, seen, &error)),
+        }
+    }
+
+    /// A connection that failed is tried again, unless it never may or never can succeed.
+    fn connect_trouble(&self, url: &Url, seen: &Seen, error: &reqwest::Error) -> Trouble {
+        if let Some(refused) = find::<Refused>(error) {
+            return StageError::NotPermitted { url: redact(url), reason: refused.to_string() }.into();
+        }
+        // Once the server was known good, a foreign certificate is a portal on the way that will go away.
+        match find::<rustls::Error>(error) {
+            Some(rustls::Error::InvalidCertificate(fault)) if seen.known.is_none() && !is_of_time(fault) => {
+                let reason = format!("its certificate is not trusted ({fault}); add its CA to ca_file");
+                StageError::Download { url: redact(url), reason }.into()
+            }
+            _ => passing(chain(error)),
         }
     }
 
@@ -177,7 +187,7 @@ impl Web {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(busy(&response)),
             _ if status.is_server_error() => Err(busy(&response)),
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err(failed("the file ends before its own index says so".into()))
+                Err(failed("the file is shorter than a bundle of its kind must be".into()))
             }
             _ => Err(failed(format!("the server answered {}", status.as_u16()))),
         }
@@ -256,12 +266,21 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     (date(text)? - now).try_into().ok()
 }
 
-/// Finds the resolver's verdict inside a connection error.
-fn refusal(error: &reqwest::Error) -> Option<&Refused> {
+/// A fault that our own clock may be to blame for.
+fn is_of_time(fault: &rustls::CertificateError) -> bool {
+    use rustls::CertificateError::*;
+    matches!(fault, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+}
+
+/// Finds an error of type `E` among the causes of `error`.
+fn find<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
-        if let Some(refused) = inner.downcast_ref() {
-            return Some(refused);
+        // An `io::Error` hides what it wraps from `source`.
+        let wrapped = inner.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        let found = inner.downcast_ref().or_else(|| wrapped.and_then(|wrapped| wrapped.downcast_ref()));
+        if found.is_some() {
+            return found;
         }
         source = inner.source();
     }
