@@ -274,15 +274,14 @@ fn is_of_time(fault: &rustls::CertificateError) -> bool {
 
 /// Finds an error of type `E` among the causes of `error`.
 fn find<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
+    let mut next = std::error::Error::source(error);
+    while let Some(inner) = next {
+        if let Some(found) = inner.downcast_ref() {
+            return Some(found);
+        }
         // An `io::Error` hides what it wraps from `source`.
         let wrapped = inner.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        let found = inner.downcast_ref().or_else(|| wrapped.and_then(|wrapped| wrapped.downcast_ref()));
-        if found.is_some() {
-            return found;
-        }
-        source = inner.source();
+        next = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or(inner.source());
     }
     None
 }
