@@ -153,6 +153,11 @@ impl Layout {
         Layout { index, payload: start..start.saturating_add(manifest.image.payload_size) }
     }
 
+    /// Where the index's header is: what comes before depends on the signatures, what follows does not.
+    pub fn index_header(&self) -> u64 {
+        self.index.start.saturating_sub(tar::BLOCK as u64)
+    }
+
     /// The bytes to fetch after the head: the index, its padding and the header of the payload.
     pub fn index_span(&self) -> Range<u64> {
         self.index.start..self.payload.start
@@ -169,12 +174,19 @@ impl Layout {
         start..start.saturating_add(u64::from(chunk.frame_length))
     }
 
+    /// What a device fetches when `held` tells which chunks it has: all that comes before the payload, and
+    /// the frames of the other chunks. Bytes, without what HTTP adds.
+    pub fn download_bytes(&self, index: &Index, held: impl FnMut(&Chunk) -> bool) -> u64 {
+        self.payload.start.saturating_add(index.fetch_bytes(held))
+    }
+
     /// The size of the whole file.
     pub fn file_size(&self) -> u64 {
         tar::padded(self.payload.end).saturating_add(tar::END as u64)
     }
 
-    /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index.
+    /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index. The
+    /// `need` of `BundleError::Short` counts from the start of the span here.
     pub fn index<'a>(&self, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
         let [_, _, index, payload] = MEMBERS;
         let length = usize::try_from(self.index.end - self.index.start).unwrap_or(usize::MAX);
@@ -214,5 +226,88 @@ mod tests {
             unpacked.extend(out);
         }
         assert!(unpacked == image);
+    }
+
+    #[test]
+    fn every_beginning_of_a_head_asks_for_more() {
+        let parts = testing::parts(&[9; 4096], "board", "1.0");
+        let file = parts.join();
+        let mut length = 0;
+        // Following `need` from nothing leads to the head in a few steps, and never beyond `HEAD_MAX`.
+        while let Err(BundleError::Short { need }) = head(&file[..length]) {
+            assert!(need as usize > length && need as usize <= HEAD_MAX);
+            length = need as usize;
+        }
+        head(&file[..length]).unwrap();
+        let near = (0..=length / 512).flat_map(|n| [n * 512, n * 512 + 1, (n * 512).saturating_sub(1)]);
+        for cut in near.filter(|cut| *cut < length) {
+            assert!(matches!(head(&file[..cut]), Err(BundleError::Short { .. })), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_largest_head_fits_head_max() {
+        let mut parts = testing::parts(&[9; 4096], "board", "1.0");
+        parts.manifest.resize(MANIFEST_CAP, b' ');
+        parts.signatures.resize(SIGNATURES_CAP, b' ');
+        let file = parts.join();
+        assert!(head(&file[..HEAD_MAX]).is_ok());
+        assert!(matches!(head(&file[..HEAD_MAX - 1]), Err(BundleError::Short { .. })));
+        parts.signatures.push(b' ');
+        let expected = SIGNATURES_CAP as u64;
+        let error =
+            BundleError::Size { member: MEMBERS[1], found: expected + 1, expected, rule: "the limit" };
+        assert_eq!(head(&parts.join()), Err(error));
+    }
+
+    #[test]
+    fn one_flipped_bit_outside_the_contents_is_noticed() {
+        let parts = testing::parts(&[9; 4096], "board", "1.0");
+        let (file, body) = (parts.join(), Body::parse(&parts.manifest).unwrap());
+        let read = |file: &[u8]| {
+            let (layout, same) =
+                head(file).and_then(|head| Ok((head.layout(&body)?, head.manifest == parts.manifest)))?;
+            let span = layout.index_span();
+            let index = layout.index(&file[span.start as usize..span.end as usize])?;
+            Ok::<_, BundleError>(same && index == parts.index)
+        };
+        assert_eq!(read(&file), Ok(true));
+        let payload = head(&file).unwrap().layout(&body).unwrap().payload().start as usize;
+        let signatures = 1024 + parts.manifest.len().next_multiple_of(512);
+        let signatures = signatures..signatures + parts.signatures.len();
+        for at in (0..payload).filter(|at| !signatures.contains(at)) {
+            let mut flipped = file.clone();
+            flipped[at] ^= 1 << (at % 8);
+            assert_ne!(read(&flipped), Ok(true), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn headers_must_agree_with_signed_sizes() {
+        let mut parts = testing::parts(&[9; 4096], "board", "1.0");
+        let body = Body::parse(&parts.manifest).unwrap();
+        parts.payload.push(0);
+        let file = parts.join();
+        let layout = head(&file).unwrap().layout(&body).unwrap();
+        let span = layout.index_span();
+        for length in 0..span.end - span.start {
+            let cut = &file[span.start as usize..(span.start + length) as usize];
+            assert!(matches!(layout.index(cut), Err(BundleError::Short { .. })), "{length}");
+        }
+        let error = layout.index(&file[span.start as usize..span.end as usize]).unwrap_err();
+        assert!(matches!(error, BundleError::Size { member: "rootfs.zst", rule: "signed", .. }), "{error}");
+        parts.index.push(0);
+        let error = head(&parts.join()).unwrap().layout(&body).unwrap_err();
+        assert!(matches!(error, BundleError::Size { member: "rootfs.index", .. }), "{error}");
+    }
+
+    #[test]
+    fn members_in_another_order_are_no_bundle() {
+        let parts = testing::parts(&[9; 4096], "board", "1.0");
+        let file = parts.join();
+        let second = 512 + parts.manifest.len().next_multiple_of(512);
+        let error = head(&file[second..]).unwrap_err();
+        assert!(matches!(error, BundleError::Header { member: "manifest.json", .. }), "{error}");
+        assert!(matches!(head(&vec![0; HEAD_MAX]), Err(BundleError::Header { .. })));
     }
 }

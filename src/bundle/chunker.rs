@@ -48,7 +48,7 @@ impl Chunker {
     /// Takes the next block, of 4096 bytes. When a chunk is complete, returns its length in bytes; what the
     /// caller holds beyond that length already belongs to the next chunk.
     pub fn push(&mut self, block: &[u8]) -> Option<u32> {
-        let blocks = if block.iter().all(|byte| *byte == 0) { self.zero() } else { self.data(block) };
+        let blocks = if is_zero(block) { self.zero() } else { self.data(block) };
         blocks.map(|blocks| blocks * BLOCK)
     }
 
@@ -86,6 +86,12 @@ impl Chunker {
     }
 }
 
+/// Whether there are only zeros.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    const ZERO: [u8; BLOCK as usize] = [0; BLOCK as usize];
+    bytes.chunks(ZERO.len()).all(|part| ZERO.starts_with(part))
+}
+
 /// Mixes the block's little-endian 64-bit words by multiplication and rotation, then spreads the result over
 /// all bits (the finishing steps of MurmurHash3's 64-bit variant).
 fn hash(block: &[u8]) -> u64 {
@@ -95,4 +101,124 @@ fn hash(block: &[u8]) -> u64 {
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const ZERO: [u8; 4096] = [0; 4096];
+
+    /// Blocks that are all different; the same numbers give the same blocks.
+    fn blocks(numbers: std::ops::Range<u64>) -> Vec<[u8; 4096]> {
+        let block = |number: u64| {
+            let mut random = fastrand::Rng::with_seed(number);
+            let mut block = [0; 4096];
+            random.fill(&mut block);
+            block
+        };
+        numbers.map(block).collect()
+    }
+
+    /// Cuts `image` as a caller would, and checks the promises that hold for every image.
+    fn cut(image: &[[u8; 4096]]) -> Vec<Vec<[u8; 4096]>> {
+        let chunking = default_chunking();
+        let mut cutter = Chunker::new(&chunking).unwrap();
+        let (mut chunks, mut current) = (Vec::new(), Vec::new());
+        for block in image {
+            current.push(*block);
+            assert!(current.len() <= 64, "the caller's buffer would be too small");
+            if let Some(length) = cutter.push(block) {
+                let rest = current.split_off(length as usize / 4096);
+                chunks.push(std::mem::replace(&mut current, rest));
+            }
+        }
+        let rest = cutter.finish();
+        assert_eq!(rest.unwrap_or(0) as usize, 4096 * current.len());
+        chunks.extend(rest.map(|_| current));
+        assert!(chunks.iter().all(|chunk| !chunk.is_empty()));
+        assert!(chunks.concat() == image);
+        chunks
+    }
+
+    #[test]
+    fn sizes_are_as_asked() {
+        let chunks = cut(&blocks(0..20_000));
+        let (_, inner) = chunks.split_last().unwrap();
+        assert!(inner.iter().all(|chunk| (4..=64).contains(&chunk.len())));
+        let average = 20_000 / chunks.len();
+        assert!((13..=18).contains(&average), "{average} blocks");
+    }
+
+    #[test]
+    fn an_insertion_changes_only_what_is_near() {
+        let old = blocks(0..2000);
+        let mut new = old.clone();
+        new.splice(777..777, blocks(5000..5003));
+        let old: HashSet<_> = cut(&old).into_iter().collect();
+        let fresh = cut(&new).into_iter().filter(|chunk| !old.contains(chunk)).count();
+        assert!((1..=4).contains(&fresh), "{fresh} chunks changed");
+    }
+
+    #[test]
+    fn a_change_in_place_stays_in_place() {
+        let old = blocks(0..2000);
+        for at in [0, 500, 1999] {
+            let mut new = old.clone();
+            new[at][17] ^= 1;
+            let known: HashSet<_> = cut(&old).into_iter().collect();
+            let fresh = cut(&new).into_iter().filter(|chunk| !known.contains(chunk)).count();
+            assert!((1..=3).contains(&fresh), "{fresh} chunks changed at {at}");
+        }
+    }
+
+    #[test]
+    fn zero_runs_are_chunks_of_their_own_and_all_alike() {
+        for run in [4, 5, 63, 64, 65, 130] {
+            let image = [blocks(0..10), vec![ZERO; run], blocks(20..22), vec![ZERO; run]].concat();
+            let chunks = cut(&image);
+            let zero = |chunk: &&Vec<[u8; 4096]>| chunk.iter().all(|block| *block == ZERO);
+            let lengths: Vec<_> = chunks.iter().filter(zero).map(Vec::len).collect();
+            let mut once = vec![64; run / 64];
+            once.extend(Some(run % 64).filter(|rest| *rest > 0));
+            assert_eq!(lengths, [once.clone(), once].concat(), "{run}");
+            let mixed = chunks.iter().filter(|chunk| !zero(chunk) && chunk.ends_with(&[ZERO]));
+            assert_eq!(mixed.count(), 0);
+        }
+    }
+
+    #[test]
+    fn the_index_stays_below_half_a_percent_of_any_image() {
+        // The worst that content can do: one block of data, then the shortest run of zeros, over and over.
+        let image: Vec<_> =
+            blocks(0..200).into_iter().flat_map(|data| [data, ZERO, ZERO, ZERO, ZERO]).collect();
+        let chunks = cut(&image).len();
+        assert_eq!(chunks, 400);
+        assert!((16 + 40 * chunks) * 200 <= image.len() * 4096);
+    }
+
+    #[test]
+    fn foreign_rules_and_impossible_sizes_are_no_chunker() {
+        let good = default_chunking();
+        for other in [
+            Chunking { algorithm: "other".into(), ..good.clone() },
+            Chunking { block: 512, ..good.clone() },
+            Chunking { min: 4096, ..good.clone() },
+            Chunking { min: good.average, ..good.clone() },
+            Chunking { max: good.average, ..good.clone() },
+            Chunking { max: good.max + 1, ..good.clone() },
+        ] {
+            assert!(Chunker::new(&other).is_none(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn the_hash_is_the_specified_one() {
+        // docs/bundle-format.md gives these, for whoever writes a second implementation.
+        let counting: Vec<u8> = (0..4096u32).map(|n| n as u8).collect();
+        assert_eq!(hash(&[1; 4096]), 0x073c_faab_cefe_8888);
+        assert_eq!(hash(&counting), 0x3029_56bf_fdf5_eda4);
+    }
 }

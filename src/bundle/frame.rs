@@ -50,3 +50,65 @@ impl Decoder {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compress(data: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::with_capacity(zstd_safe::compress_bound(data.len()));
+        zstd_safe::compress(&mut frame, data, 3).unwrap();
+        frame
+    }
+
+    fn chunk(data: &[u8]) -> Chunk {
+        let length = data.len() as u32;
+        Chunk { offset: 0, length, frame_offset: 0, frame_length: 0, sha256: Digest::of(data) }
+    }
+
+    #[test]
+    fn the_bound_is_that_of_libzstd() {
+        for length in [1, 4096, 65536, 131_071, 131_072, 262_144, 1 << 20] {
+            assert_eq!(frame_bound(length), zstd_safe::compress_bound(length as usize) as u64);
+        }
+    }
+
+    #[test]
+    fn no_flipped_or_missing_byte_gets_through() {
+        let data: Vec<u8> = (0..4096u32).map(|n| (n * n / 7) as u8).collect();
+        let (frame, chunk, mut out) = (compress(&data), chunk(&data), vec![0; 4096]);
+        let mut decoder = Decoder::new();
+        for at in 0..frame.len() {
+            let mut flipped = frame.clone();
+            flipped[at] ^= 0x10;
+            // A flip that changes nothing in the output (an unused header bit) would be harmless.
+            if decoder.decode(&flipped, &chunk, &mut out).is_ok() {
+                assert_eq!(out, data, "byte {at}");
+            }
+            assert!(decoder.decode(&frame[..at], &chunk, &mut out).is_err(), "cut at {at}");
+        }
+        decoder.decode(&frame, &chunk, &mut out).unwrap();
+        assert_eq!(out, data);
+    }
+
+    #[test]
+    fn frames_of_other_content_length_or_number_are_refused() {
+        let (data, mut out, mut decoder) = ([5; 8192], vec![0; 8192], Decoder::new());
+        let chunk = chunk(&data);
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+        for frame in [
+            compress(&[6; 8192]),
+            compress(&[5; 4096]),
+            compress(&[5; 12288]),
+            [compress(&data[..4096]), compress(&data[..4096])].concat(),
+            [compress(&data), skippable.to_vec()].concat(),
+            [skippable.to_vec(), compress(&data)].concat(),
+            skippable.to_vec(),
+            vec![],
+        ] {
+            assert!(decoder.decode(&frame, &chunk, &mut out).is_err());
+        }
+        assert!(decoder.decode(&compress(&data), &chunk, &mut out[..4096]).is_err());
+        decoder.decode(&compress(&data), &chunk, &mut out).unwrap();
+    }
+}

@@ -211,3 +211,100 @@ impl IndexWriter {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::chunker::default_chunking;
+
+    /// An image of `chunks` (length, frame length), with digests that tell them apart.
+    fn image(chunks: &[(u32, u32)]) -> (Vec<u8>, Image) {
+        let mut writer = IndexWriter::new();
+        for (number, (length, frame)) in chunks.iter().enumerate() {
+            writer.push(*length, *frame, Digest::of(&number.to_le_bytes()));
+        }
+        let bytes = writer.finish();
+        let sum = |part: fn(&(u32, u32)) -> u32| chunks.iter().map(|chunk| u64::from(part(chunk))).sum();
+        let image = Image {
+            size: sum(|chunk| chunk.0),
+            sha256: Digest([0; 32]),
+            codec: "zstd".into(),
+            index_size: bytes.len() as u64,
+            index_sha256: Digest::of(&bytes),
+            payload_size: sum(|chunk| chunk.1),
+            chunking: default_chunking(),
+        };
+        (bytes, image)
+    }
+
+    #[test]
+    fn any_chunk_is_found_without_reading_all() {
+        let chunks: Vec<_> = (0..300).map(|n| (4096 * (1 + n % 64), 1 + n)).collect();
+        let (bytes, image) = image(&chunks);
+        let index = Index::parse(bytes, &image).unwrap();
+        assert_eq!((index.len(), index.iter().len()), (300, 300));
+        let mut end = (0, 0);
+        for (position, chunk) in index.iter().enumerate() {
+            assert_eq!((chunk.offset, chunk.frame_offset), end);
+            assert_eq!((chunk.length, chunk.frame_length), chunks[position]);
+            assert_eq!(index.get(position), Some(chunk));
+            end =
+                (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
+        }
+        assert_eq!(end, (image.size, image.payload_size));
+        assert_eq!(index.get(300), None);
+    }
+
+    #[test]
+    fn an_index_that_was_not_signed_is_refused() {
+        let (bytes, image) = image(&[(4096, 10), (8192, 20)]);
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 4;
+            let expected = BundleError::Digest { member: "rootfs.index" };
+            assert_eq!(Index::parse(flipped, &image).unwrap_err(), expected);
+            assert!(matches!(Index::parse(bytes[..at].to_vec(), &image), Err(BundleError::Size { .. })));
+        }
+        Index::parse(bytes, &image).unwrap();
+    }
+
+    #[test]
+    fn a_signed_index_must_still_make_sense() {
+        let resign = |bytes: Vec<u8>, mut image: Image| {
+            image.index_size = bytes.len() as u64;
+            image.index_sha256 = Digest::of(&bytes);
+            Index::parse(bytes, &image)
+        };
+        for record in [(0, 1), (4095, 1), (256 * 1024 + 4096, 1), (4096, 0), (4096, 5000), (4096, u32::MAX)] {
+            let (bytes, image) = image(&[record]);
+            assert!(matches!(resign(bytes, image), Err(BundleError::Index { .. })), "{record:?}");
+        }
+        let (bytes, good) = image(&[(4096, 10), (8192, 20)]);
+        for (at, value) in [(0, b'x'), (8, 2), (12, 1), (12, 3), (15, 0xff)] {
+            let mut other = bytes.clone();
+            other[at] = value;
+            assert!(matches!(resign(other, good.clone()), Err(BundleError::Index { .. })), "byte {at}");
+        }
+        for cut in [0, 8, 15, 16, 55] {
+            assert!(matches!(resign(bytes[..cut].to_vec(), good.clone()), Err(BundleError::Index { .. })));
+        }
+        let other = Image { size: good.size + 4096, ..good.clone() };
+        assert!(matches!(resign(bytes.clone(), other), Err(BundleError::Index { .. })));
+        let other = Image { payload_size: good.payload_size - 1, ..good };
+        assert!(matches!(resign(bytes, other), Err(BundleError::Index { .. })));
+    }
+
+    #[test]
+    fn zero_chunks_are_known_and_cost_nothing() {
+        let mut writer = IndexWriter::new();
+        writer.push(8192, 15, Digest::of(&[0; 8192]));
+        writer.push(8192, 700, Digest::of(&[1; 8192]));
+        writer.push(4096, 30, Digest::of(&[2; 4096]));
+        let (bytes, mut image) = (writer.finish(), image(&[(20480, 745)]).1);
+        (image.index_size, image.index_sha256) = (bytes.len() as u64, Digest::of(&bytes));
+        let index = Index::parse(bytes, &image).unwrap();
+        assert_eq!(index.iter().map(|chunk| index.is_zero(&chunk)).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(index.fetch_bytes(|_| false), 730);
+        assert_eq!(index.fetch_bytes(|chunk| chunk.sha256 == Digest::of(&[1; 8192])), 30);
+    }
+}

@@ -80,3 +80,69 @@ fn parse_octal(digits: &[u8]) -> Option<u64> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> [u8; BLOCK] {
+        build("rootfs.zst", 0o1234, 1_700_000_000).unwrap()
+    }
+
+    #[test]
+    fn a_header_comes_back() {
+        assert_eq!(parse(&header(), "rootfs.zst"), Ok(0o1234));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_is_noticed() {
+        for bit in 0..8 * BLOCK {
+            let mut flipped = header();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse(&flipped, "rootfs.zst").is_err(), "bit {bit}");
+        }
+    }
+
+    /// Puts `bytes` at `at` and makes the checksum right again.
+    fn forged(at: usize, bytes: &[u8]) -> [u8; BLOCK] {
+        let mut header = header();
+        header[at..at + bytes.len()].copy_from_slice(bytes);
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        header
+    }
+
+    #[test]
+    fn forged_headers_with_right_checksums_are_refused() {
+        assert_eq!(parse(&forged(0, b"rootfs.zst"), "rootfs.zst"), Ok(0o1234));
+        for (at, bytes) in [
+            (0, b"rootfs.zs2".as_slice()),
+            (10, b"x"),
+            (20, b"hidden"),
+            (100, b"0000755"),
+            (124, b"\x80\0\0\0\0\0\0\0\0\0\x02\x9c"),
+            (124, b" 00000001234"),
+            (124, b"0000001234 \0"),
+            (135, b" "),
+            (156, b"\0"),
+            (156, b"2"),
+            (156, b"L"),
+            (156, b"x"),
+            (157, b"/etc/passwd"),
+            (257, b"ustar  \0"),
+            (345, b"prefix"),
+            (500, b"x"),
+        ] {
+            assert!(parse(&forged(at, bytes), "rootfs.zst").is_err(), "{bytes:?} at {at}");
+        }
+    }
+
+    #[test]
+    fn what_a_header_cannot_say_is_not_written() {
+        assert!(build("x", 0o777_7777_7777, 0).is_some());
+        assert!(build("x", 0o1_0000_0000_0000, 0).is_none());
+        assert!(build("x", 0, u64::MAX).is_none());
+        assert!(build(&"x".repeat(100), 0, 0).is_none());
+    }
+}

@@ -40,8 +40,20 @@ impl fmt::Display for Algorithm {
 
 /// The first 16 hex digits of the SHA-256 of a key's DER SubjectPublicKeyInfo.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct KeyId(String);
+
+impl TryFrom<String> for KeyId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<KeyId, &'static str> {
+        let hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() != 16 || !text.bytes().all(hex) {
+            return Err("a key id is 16 lower-case hex digits");
+        }
+        Ok(KeyId(text))
+    }
+}
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,6 +66,8 @@ impl fmt::Display for KeyId {
 pub enum KeyError {
     #[error("it holds no readable PEM `PUBLIC KEY`; make one with `openssl pkey -pubout`")]
     Pem,
+    #[error("it holds a private key, which belongs on the build host alone; copy the public one here")]
+    Private,
     #[error("its key is neither Ed25519 nor an uncompressed P-256 point; only those two can be trusted")]
     Kind,
     #[error("two different keys share the key id {0}; make one of them anew")]
@@ -150,7 +164,8 @@ impl TrustedKeys {
         let found: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(pem.as_bytes()).collect();
         let found = found.map_err(|_| KeyError::Pem)?;
         if found.is_empty() {
-            return Err(KeyError::Pem);
+            let private = pem.contains("PRIVATE KEY-----");
+            return Err(if private { KeyError::Private } else { KeyError::Pem });
         }
         let mut all = self.clone();
         for spki in found {
@@ -181,5 +196,50 @@ impl TrustedKeys {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 8410, section 10.1.
+    const ED25519: &str = "-----BEGIN PUBLIC KEY-----\n\
+        MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    /// Its private half: a folder of trusted keys is no place for it.
+    const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\n\
+        MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
+
+    #[test]
+    fn a_pem_file_may_hold_several_keys_with_text_around() {
+        let other = PublicKey::from_point(Algorithm::EcdsaP256Sha256, &[4; 65]).unwrap();
+        let other = data_encoding::BASE64.encode(other.spki());
+        let pem =
+            format!("# old and new\n{ED25519}-----BEGIN PUBLIC KEY-----\n{other}\n-----END PUBLIC KEY-----");
+        let keys = TrustedKeys::from_pems([pem.as_str(), ED25519]).unwrap();
+        assert_eq!(keys.len(), 2);
+        let id = PublicKey::from_pem(ED25519).unwrap().id();
+        assert_eq!(keys.get(&id).unwrap().algorithm(), Algorithm::Ed25519);
+    }
+
+    #[test]
+    fn what_is_no_public_key_is_refused_and_leaves_the_set_alone() {
+        let mut keys = TrustedKeys::new();
+        let broken = format!("{ED25519}-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n");
+        let expected = [("", KeyError::Pem), (PRIVATE, KeyError::Private), (&broken, KeyError::Kind)];
+        for (pem, error) in expected {
+            assert_eq!(keys.add_pem(pem), Err(error), "{pem}");
+        }
+        assert!(keys.is_empty());
+    }
+
+    #[test]
+    fn only_the_two_canonical_encodings_are_keys() {
+        let compressed = [P256_PREFIX, &[2; 65]].concat();
+        let long = [ED25519_PREFIX, &[0; 33]].concat();
+        let short = [ED25519_PREFIX, &[0; 31]].concat();
+        for spki in [&compressed, &long, &short, &vec![]] {
+            assert_eq!(PublicKey::from_spki(spki), Err(KeyError::Kind));
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, KeyId, ManifestError, PublicKey, SIGNATURES_CAP, TrustedKeys, cap};
+use super::{Algorithm, KeyId, ManifestError, PublicKey, SIGNATURES_CAP, TrustedKeys, cap, is_word};
 
 /// The member `manifest.sig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,12 @@ impl Signature {
 impl SignatureList {
     pub fn parse(bytes: &[u8]) -> Result<SignatureList, ManifestError> {
         cap("manifest.sig", bytes, SIGNATURES_CAP)?;
-        serde_json::from_slice(bytes).map_err(|error| ManifestError::Signatures(error.to_string()))
+        let list: SignatureList =
+            serde_json::from_slice(bytes).map_err(|error| ManifestError::Signatures(error.to_string()))?;
+        if list.signatures.iter().any(|signature| !is_word(&signature.algorithm, 32)) {
+            return Err(ManifestError::Signatures("an `algorithm` is no plain word".into()));
+        }
+        Ok(list)
     }
 
     /// The bytes to ship as `manifest.sig`.

@@ -1,2 +1,133 @@
-//! To be written.
-fn main() {}
+//! `fwupdate-bundle`: makes, signs, shows and checks bundles on the build host.
+//!
+//! This file reads the command line and turns a result into output and exit code; each command has its own
+//! file. Signing lives here and not in the library: a device never carries it.
+
+mod check;
+mod create;
+mod detached;
+mod estimate;
+mod files;
+mod keys;
+mod pack;
+mod progress;
+mod reader;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use fwupdate::failure::{Code, Failure};
+use serde_json::json;
+
+type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// Makes, signs, shows and checks firmware bundles.
+#[derive(Debug, Parser)]
+#[command(name = "fwupdate-bundle", version)]
+struct Args {
+    /// Print results and errors as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a signing key: release.key.pem (keep it secret) and release.pub.pem (put it on the devices).
+    Keygen {
+        /// Folder for the two files; made if it is missing.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        #[arg(long, value_enum, default_value = "ed25519")]
+        algorithm: keys::Kind,
+    },
+    /// Pack and sign a file-system image.
+    Create(create::Options),
+    /// Show what a bundle says of itself; signatures are not checked.
+    Inspect { bundle: PathBuf },
+    /// Check signatures, index, every chunk and the whole image.
+    Verify {
+        bundle: PathBuf,
+        /// Folder of trusted public keys (*.pem), or one such file.
+        #[arg(long)]
+        keys: PathBuf,
+        /// Valid signatures needed, from different keys.
+        #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+        required: u16,
+    },
+    /// Print the SHA-256 of manifest.json, which an HSM signs for ECDSA.
+    Digest {
+        bundle: PathBuf,
+        /// Also write manifest.json itself here: the message that Ed25519 signs.
+        #[arg(long, value_name = "FILE")]
+        manifest: Option<PathBuf>,
+    },
+    /// Add a signature that was made elsewhere.
+    Sign {
+        bundle: PathBuf,
+        /// Ed25519: 64 bytes. ECDSA P-256: DER, or r and s as 64 bytes.
+        #[arg(long, value_name = "FILE")]
+        signature: PathBuf,
+        #[arg(long, value_name = "PUB.pem")]
+        public_key: PathBuf,
+    },
+    /// Tell how much an update from OLD to NEW will download.
+    Estimate {
+        /// A bundle, or the plain image.
+        old: PathBuf,
+        /// A bundle.
+        new: PathBuf,
+    },
+}
+
+/// What a command has to say: a text for people and an object for scripts.
+struct Answer {
+    text: String,
+    json: serde_json::Value,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args.command).and_then(|answer| print(&answer, args.json)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure, args.json),
+    }
+}
+
+fn run(command: Command) -> Result<Answer> {
+    match command {
+        Command::Keygen { out, algorithm } => keys::generate(&out, algorithm),
+        Command::Create(options) => create::create(&options),
+        Command::Inspect { bundle } => check::inspect(&bundle),
+        Command::Verify { bundle, keys, required } => check::verify(&bundle, &keys, required.into()),
+        Command::Digest { bundle, manifest } => detached::digest(&bundle, manifest.as_deref()),
+        Command::Sign { bundle, signature, public_key } => detached::sign(&bundle, &signature, &public_key),
+        Command::Estimate { old, new } => estimate::estimate(&old, &new),
+    }
+}
+
+fn print(answer: &Answer, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match json {
+        true => writeln!(out, "{:#}", answer.json),
+        false => writeln!(out, "{}", answer.text.trim_end()),
+    }
+    .map_err(|error| Failure::new(Code::Internal, format!("standard output can't be written: {error}")))
+}
+
+/// Tells the failure and picks the exit code: 3 for what policy, signature or board forbid, else 1.
+fn fail(failure: &Failure, json: bool) -> ExitCode {
+    eprintln!("fwupdate-bundle: {}", failure.message);
+    if json {
+        println!("{}", json!({"error": {"code": failure.code, "message": failure.message}}));
+    }
+    match failure.code {
+        Code::UntrustedSignature | Code::WrongBoard | Code::NotPermitted | Code::Downgrade => {
+            ExitCode::from(3)
+        }
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,137 @@
+//! `inspect` and `verify`.
+
+use std::path::{Path, PathBuf};
+
+use fwupdate::bundle::{BundleError, Decoder, Index, MEMBERS};
+use fwupdate::failure::{Code, Failure};
+use fwupdate::manifest::{Digest, KeyError, TrustedKeys};
+use serde_json::json;
+use sha2::Digest as _;
+use time::format_description::well_known::Rfc3339;
+
+use crate::progress::{Progress, size};
+use crate::reader::Bundle;
+use crate::{Answer, Result, files, keys};
+
+/// Shows the manifest, who is said to have signed it, and what the index holds.
+pub fn inspect(path: &Path) -> Result<Answer> {
+    let bundle = Bundle::open(path)?;
+    let (index, list) = (bundle.index()?, bundle.signature_list()?);
+    let digest = Digest::of(&bundle.manifest);
+    let zero = index.iter().filter(|chunk| index.is_zero(chunk)).count();
+    let signers: Vec<_> =
+        list.signatures.iter().map(|s| json!({"keyId": s.key_id, "algorithm": s.algorithm})).collect();
+    let json = json!({
+        "manifestSha256": digest,
+        "manifest": bundle.body,
+        "signatures": signers,
+        "chunks": index.len(),
+        "zeroChunks": zero,
+        "headSize": bundle.layout.payload().start,
+        "bundleSize": bundle.layout.file_size(),
+    });
+    Ok(Answer { text: describe(&bundle, &index, zero, digest)?, json })
+}
+
+fn describe(bundle: &Bundle, index: &Index, zero: usize, digest: Digest) -> Result<String> {
+    let body = &bundle.body;
+    let created = body.created.format(&Rfc3339).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+    let mut text = format!(
+        "board             {}\nversion           {}\nsecurity version  {}\ncreated           {created}\n\
+         manifest          {digest}\nimage             {} ({})\nimage digest      {}\n\
+         chunks            {} ({zero} of zeros)\nbundle            {}\n",
+        body.compatible,
+        body.version,
+        body.security_version,
+        body.image.size,
+        size(body.image.size),
+        body.image.sha256,
+        index.len(),
+        size(bundle.layout.file_size()),
+    );
+    for signature in bundle.signature_list()?.signatures {
+        text +=
+            &format!("signature         key {} ({}), not checked\n", signature.key_id, signature.algorithm);
+    }
+    Ok(text)
+}
+
+/// Checks everything that a device would, and the rest of the file too.
+pub fn verify(path: &Path, trusted: &Path, required: usize) -> Result<Answer> {
+    let bundle = Bundle::open_trusted(path, &load_trusted(trusted)?, required)?;
+    let (body, digest) = (&bundle.body, Digest::of(&bundle.manifest));
+    let index = bundle.index()?;
+    check_end(&bundle)?;
+    if image_digest(&bundle, &index)? != body.image.sha256 {
+        let message = "the whole image is not what was signed (its SHA-256 differs); build the bundle again";
+        return Err(files::in_file(path)(Failure::new(Code::DigestMismatch, message)));
+    }
+    let text = format!(
+        "{}: good: {} {} for {}, {} chunks",
+        path.display(),
+        body.version,
+        size(body.image.size),
+        body.compatible,
+        index.len()
+    );
+    let json = json!({"verified": true, "manifestSha256": digest, "version": body.version});
+    Ok(Answer { text, json })
+}
+
+/// Unpacks every chunk against its digest; returns the digest of them all.
+fn image_digest(bundle: &Bundle, index: &Index) -> Result<Digest> {
+    let mut progress = Progress::new("Verifying", bundle.body.image.size);
+    let (mut decoder, mut hash) = (Decoder::new(), sha2::Sha256::new());
+    let (mut frame, mut image) = (Vec::new(), Vec::new());
+    for chunk in index.iter() {
+        progress.at(chunk.offset);
+        frame.resize(chunk.frame_length as usize, 0);
+        image.resize(chunk.length as usize, 0);
+        bundle.read_at(&mut frame, bundle.layout.frame(&chunk).start)?;
+        decoder.decode(&frame, &chunk, &mut image).map_err(files::in_file(&bundle.path))?;
+        hash.update(&image);
+    }
+    Ok(Digest(hash.finalize().into()))
+}
+
+/// After the payload come zeros up to the end of the archive, and then nothing.
+fn check_end(bundle: &Bundle) -> Result<()> {
+    let (start, end) = (bundle.layout.payload().end, bundle.layout.file_size());
+    let mut rest = vec![0; (end - start) as usize];
+    bundle.read_at(&mut rest, start)?;
+    let length = bundle.file.metadata().map_err(files::at(&bundle.path))?.len();
+    if length != end || rest.iter().any(|byte| *byte != 0) {
+        return Err(files::in_file(&bundle.path)(BundleError::Padding { member: MEMBERS[3] }));
+    }
+    Ok(())
+}
+
+/// Reads the trusted keys: every `*.pem` of a folder, or one file. A private key beside them, where `keygen`
+/// puts it, is passed over.
+fn load_trusted(path: &Path) -> Result<TrustedKeys> {
+    let mut trusted = TrustedKeys::new();
+    for path in &key_files(path)? {
+        let pem = files::read(path, keys::KEY_CAP)?;
+        match trusted.add_pem(&String::from_utf8_lossy(&pem)) {
+            Ok(()) | Err(KeyError::Private) => {}
+            Err(error) => {
+                return Err(Failure::new(Code::MalformedRequest, format!("{}: {error}", path.display())));
+            }
+        }
+    }
+    if trusted.is_empty() {
+        let message = format!("{}: no public key (*.pem) is there; name their folder", path.display());
+        return Err(Failure::new(Code::NotFound, message));
+    }
+    Ok(trusted)
+}
+
+fn key_files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries: std::io::Result<Vec<_>> = path.read_dir().and_then(Iterator::collect);
+    let mut paths: Vec<_> = entries.map_err(files::at(path))?.into_iter().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+    Ok(paths)
+}

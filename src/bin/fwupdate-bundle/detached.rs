@@ -1,0 +1,108 @@
+//! `digest` and `sign`: for a key that never leaves its HSM or key vault.
+
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use fwupdate::bundle::MEMBERS;
+use fwupdate::failure::{Code, Failure};
+use fwupdate::manifest::{Algorithm, Digest, PublicKey, Signature};
+use serde_json::json;
+
+use crate::create::{pad, write_header};
+use crate::files::{self, Replacement};
+use crate::reader::Bundle;
+use crate::{Answer, Result, keys};
+
+/// More than any signature of the two kinds has.
+const SIGNATURE_CAP: u64 = 256;
+
+/// Prints the digest of the manifest, and writes the manifest itself when a file is named.
+pub fn digest(path: &Path, manifest: Option<&Path>) -> Result<Answer> {
+    let bundle = Bundle::open(path)?;
+    if let Some(out) = manifest {
+        let mut file = Replacement::of(out)?;
+        file.file.write_all(&bundle.manifest).map_err(files::at(out))?;
+        file.commit()?;
+    }
+    let digest = Digest::of(&bundle.manifest);
+    Ok(Answer { text: digest.to_string(), json: json!({"manifestSha256": digest}) })
+}
+
+/// Adds a signature, or replaces that of the same key, after it was found good.
+pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Answer> {
+    let bundle = Bundle::open(path)?;
+    let key = keys::load_public(public_key)?;
+    let bytes = files::read(signature, SIGNATURE_CAP)?;
+    let bytes = accept(&key, &bundle.manifest, bytes).ok_or_else(|| {
+        let message = format!(
+            "{}: this is no signature of {} by that key; sign what `digest` gives for this very bundle",
+            signature.display(),
+            MEMBERS[0]
+        );
+        Failure::new(Code::UntrustedSignature, message)
+    })?;
+    let mut list = bundle.signature_list()?;
+    list.signatures.retain(|other| other.key_id != key.id());
+    list.signatures.push(Signature::by(&key, bytes));
+    rewrite(&bundle, &list.to_bytes()?)?;
+    let text = format!("{}: signed by key {}", path.display(), key.id());
+    Ok(Answer { text, json: json!({"bundle": path, "keyId": key.id()}) })
+}
+
+/// The signature in the form that devices take, if it is good in this or that form.
+fn accept(key: &PublicKey, manifest: &[u8], bytes: Vec<u8>) -> Option<Vec<u8>> {
+    if key.verifies(manifest, &bytes) {
+        return Some(bytes);
+    }
+    let raw: [u8; 64] = bytes.try_into().ok()?;
+    let der = (key.algorithm() == Algorithm::EcdsaP256Sha256).then(|| der(&raw))?;
+    key.verifies(manifest, &der).then_some(der)
+}
+
+/// r and s as key vaults give them (RFC 7518, ES256) -> SEQUENCE { INTEGER r, INTEGER s }.
+fn der(raw: &[u8; 64]) -> Vec<u8> {
+    let (r, s) = raw.split_at(32);
+    let numbers = [integer(r), integer(s)].concat();
+    [&[0x30, numbers.len() as u8], numbers.as_slice()].concat()
+}
+
+/// A DER INTEGER: no needless leading zeros, but one where the top bit would mean a minus sign.
+fn integer(number: &[u8]) -> Vec<u8> {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count().min(number.len() - 1);
+    let digits = number.get(zeros..).unwrap_or_default();
+    let sign: &[u8] = if digits.first().is_some_and(|byte| byte & 0x80 != 0) { &[0] } else { &[] };
+    [&[2, (sign.len() + digits.len()) as u8], sign, digits].concat()
+}
+
+/// Writes the bundle anew with other signatures; everything else keeps its bytes.
+fn rewrite(bundle: &Bundle, signatures: &[u8]) -> Result<()> {
+    let mut out = Replacement::of(&bundle.path)?;
+    let permissions = bundle.file.metadata().map(|metadata| metadata.permissions());
+    permissions.and_then(|same| out.file.set_permissions(same)).map_err(files::at(&bundle.path))?;
+    copy(bundle, signatures, &mut out.file).map_err(files::at(&bundle.path))?;
+    out.commit()
+}
+
+fn copy(bundle: &Bundle, signatures: &[u8], out: &mut std::fs::File) -> io::Result<()> {
+    let mtime = u64::try_from(bundle.body.created.unix_timestamp()).unwrap_or_default();
+    for (name, content) in MEMBERS.iter().zip([bundle.manifest.as_slice(), signatures]) {
+        write_header(out, name, content.len() as u64, mtime)?;
+        out.write_all(content)?;
+        pad(out, content.len() as u64)?;
+    }
+    let mut rest = &bundle.file;
+    rest.seek(SeekFrom::Start(bundle.layout.index_header()))?;
+    io::copy(&mut rest, out).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_minimal_and_never_negative() {
+        assert_eq!(integer(&[0, 0, 5]), [2, 1, 5]);
+        assert_eq!(integer(&[0, 0x80, 1]), [2, 3, 0, 0x80, 1]);
+        assert_eq!(integer(&[0, 0]), [2, 1, 0]);
+    }
+}

@@ -1,0 +1,95 @@
+//! Files for the commands: errors that name the path, and output that appears whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use fwupdate::failure::{Code, Failure};
+
+use crate::Result;
+
+/// Turns an I/O error at `path` into a failure.
+pub fn at(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
+    move |error| {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => Code::NotFound,
+            io::ErrorKind::PermissionDenied => Code::Forbidden,
+            _ => Code::Internal,
+        };
+        Failure::new(code, format!("{}: {error}", path.display()))
+    }
+}
+
+/// Puts the path before the message of a failure that came from its content.
+pub fn in_file<E: Into<Failure>>(path: &Path) -> impl Fn(E) -> Failure + '_ {
+    move |error| {
+        let Failure { code, message, evidence } = error.into();
+        Failure { code, message: format!("{}: {message}", path.display()), evidence }
+    }
+}
+
+/// Reads a file of at most `cap` bytes.
+pub fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {
+    let (mut bytes, file) = (Vec::new(), File::open(path).map_err(at(path))?);
+    file.take(cap + 1).read_to_end(&mut bytes).map_err(at(path))?;
+    if bytes.len() as u64 > cap {
+        let message = format!("{}: it has more than {cap} bytes; name the right file", path.display());
+        return Err(Failure::new(Code::TooLarge, message));
+    }
+    Ok(bytes)
+}
+
+/// Makes a file that must not exist yet, with these permissions, and syncs it.
+pub fn create_new(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(mode).open(path).map_err(at(path))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(at(path))
+}
+
+/// A scratch file in the folder of `path` that has no name: it is gone when we are, however we end.
+pub fn scratch(path: &Path) -> Result<File> {
+    let name = beside(path, "frames");
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&name).map_err(at(path))?;
+    fs::remove_file(&name).map_err(at(&name))?;
+    Ok(file)
+}
+
+fn beside(path: &Path, kind: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.{kind}", std::process::id()))
+}
+
+/// A file that takes the place of `path` only when it is complete and on disk.
+pub struct Replacement {
+    path: PathBuf,
+    name: PathBuf,
+    pub file: File,
+}
+
+impl Replacement {
+    pub fn of(path: &Path) -> Result<Replacement> {
+        // Behind a symbolic link it is the file that is replaced, not the link.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let name = beside(path, "new");
+        let file = OpenOptions::new().write(true).create_new(true).open(&name).map_err(at(path))?;
+        Ok(Replacement { path: path.to_owned(), name, file })
+    }
+
+    /// Syncs, renames, and syncs the folder.
+    pub fn commit(self) -> Result<()> {
+        self.file.sync_all().map_err(at(&self.name))?;
+        fs::rename(&self.name, &self.path).map_err(at(&self.path))?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        // After a commit the name is free; there is nobody to tell of a failure here.
+        fs::remove_file(&self.name).unwrap_or_default();
+    }
+}

@@ -1,0 +1,136 @@
+//! Signing keys: PKCS#8 in PEM, as OpenSSL 3 reads and writes it.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use fwupdate::failure::{Code, Failure};
+use fwupdate::manifest::{Algorithm, PublicKey, Signature};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
+use serde_json::json;
+
+use crate::{Answer, Result, files};
+
+/// RFC 8410: PKCS#8 version 1 around a seed. `ring` would write version 2, which OpenSSL 3.0 can't read.
+const ED25519_PKCS8: &[u8] =
+    &[0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// Most bytes of a key file.
+pub const KEY_CAP: u64 = 64 * 1024;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Kind {
+    Ed25519,
+    P256,
+}
+
+/// Writes a new pair of key files.
+pub fn generate(folder: &Path, kind: Kind) -> Result<Answer> {
+    let (secret, public) = (folder.join("release.key.pem"), folder.join("release.pub.pem"));
+    for path in [&secret, &public] {
+        if path.symlink_metadata().is_ok() {
+            let message =
+                format!("{}: it exists already; move it away or name another folder", path.display());
+            return Err(Failure::new(Code::MalformedRequest, message));
+        }
+    }
+    std::fs::create_dir_all(folder).map_err(files::at(folder))?;
+    let pkcs8 = new_pkcs8(kind)?;
+    let key = SigningKey::from_pkcs8(&pkcs8).ok_or_else(|| unusable("the new key"))?;
+    let id = key.public()?.id();
+    files::create_new(&secret, 0o600, pem("PRIVATE KEY", &pkcs8).as_bytes())?;
+    files::create_new(&public, 0o644, pem("PUBLIC KEY", key.public()?.spki()).as_bytes())?;
+    let text = format!(
+        "Key {id}.\nSecret: {}\nPublic: {} (copy it to the devices' trusted keys)",
+        secret.display(),
+        public.display()
+    );
+    Ok(Answer { text, json: json!({"keyId": id, "secretKey": secret, "publicKey": public}) })
+}
+
+fn new_pkcs8(kind: Kind) -> Result<Vec<u8>> {
+    let random = SystemRandom::new();
+    let failed = |_| Failure::new(Code::Internal, "the system has no random numbers; try again");
+    match kind {
+        Kind::Ed25519 => {
+            let mut seed = [0; 32];
+            random.fill(&mut seed).map_err(failed)?;
+            Ok([ED25519_PKCS8, &seed].concat())
+        }
+        Kind::P256 => {
+            let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random);
+            Ok(pkcs8.map_err(failed)?.as_ref().to_vec())
+        }
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = data_encoding::BASE64.encode(der);
+    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line) + "\n");
+    format!("-----BEGIN {label}-----\n{}-----END {label}-----\n", lines.collect::<String>())
+}
+
+fn unusable(what: &str) -> Failure {
+    Failure::new(
+        Code::MalformedRequest,
+        format!(
+            "{what}: this is no unencrypted PKCS#8 key for Ed25519 or P-256; make one with \
+             `fwupdate-bundle keygen`, or convert it with `openssl pkcs8 -topk8 -nocrypt`"
+        ),
+    )
+}
+
+/// A private key that can sign a manifest.
+pub enum SigningKey {
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
+}
+
+impl SigningKey {
+    /// Reads a PEM `PRIVATE KEY`.
+    pub fn load(path: &Path) -> Result<SigningKey> {
+        let pem = files::read(path, KEY_CAP)?;
+        let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
+        let key = pkcs8.and_then(|pkcs8| SigningKey::from_pkcs8(pkcs8.secret_pkcs8_der()));
+        key.ok_or_else(|| unusable(&path.display().to_string()))
+    }
+
+    fn from_pkcs8(pkcs8: &[u8]) -> Option<SigningKey> {
+        let ed25519 = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map(SigningKey::Ed25519);
+        let p256 = || EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &SystemRandom::new());
+        ed25519.or_else(|_| p256().map(SigningKey::P256)).ok()
+    }
+
+    pub fn public(&self) -> Result<PublicKey> {
+        let (algorithm, point) = match self {
+            SigningKey::Ed25519(pair) => (Algorithm::Ed25519, pair.public_key().as_ref()),
+            SigningKey::P256(pair) => (Algorithm::EcdsaP256Sha256, pair.public_key().as_ref()),
+        };
+        PublicKey::from_point(algorithm, point)
+            .map_err(|error| Failure::new(Code::Internal, error.to_string()))
+    }
+
+    /// Signs the exact bytes of a manifest.
+    pub fn sign(&self, manifest: &[u8]) -> Result<Signature> {
+        let bytes = match self {
+            SigningKey::Ed25519(pair) => pair.sign(manifest).as_ref().to_vec(),
+            SigningKey::P256(pair) => {
+                let signature = pair.sign(&SystemRandom::new(), manifest);
+                signature
+                    .map_err(|_| Failure::new(Code::Internal, "signing failed; try again"))?
+                    .as_ref()
+                    .to_vec()
+            }
+        };
+        Ok(Signature::by(&self.public()?, bytes))
+    }
+}
+
+/// Reads one public key file.
+pub fn load_public(path: &Path) -> Result<PublicKey> {
+    let pem = files::read(path, KEY_CAP)?;
+    PublicKey::from_pem(&String::from_utf8_lossy(&pem))
+        .map_err(|error| Failure::new(Code::MalformedRequest, format!("{}: {error}", path.display())))
+}

@@ -1,0 +1,72 @@
+//! Opens a bundle file the way a device does: the head, then positions from the manifest's sizes.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use fwupdate::bundle::{self, BundleError, HEAD_MAX, Head, Index, Layout};
+use fwupdate::manifest::{self, Body, ManifestError, SignatureList, TrustedKeys};
+
+use crate::{Result, files};
+
+/// An open bundle whose head was read. Nothing in it is trusted unless `open_trusted` made it.
+pub struct Bundle {
+    pub path: PathBuf,
+    pub file: File,
+    /// The exact bytes of the first two members.
+    pub manifest: Vec<u8>,
+    pub signatures: Vec<u8>,
+    pub body: Body,
+    pub layout: Layout,
+}
+
+impl Bundle {
+    /// Opens without asking who signed.
+    pub fn open(path: &Path) -> Result<Bundle> {
+        Bundle::open_with(path, |head| Body::parse(head.manifest))
+    }
+
+    /// Opens as a device does: the signatures come before the manifest's parser.
+    pub fn open_trusted(path: &Path, keys: &TrustedKeys, required: usize) -> Result<Bundle> {
+        Bundle::open_with(path, |head| {
+            let manifest = manifest::open(head.manifest, head.signatures, keys, required)?;
+            Ok(manifest.body().clone())
+        })
+    }
+
+    fn open_with(path: &Path, read: impl FnOnce(&Head) -> Result<Body, ManifestError>) -> Result<Bundle> {
+        let file = File::open(path).map_err(files::at(path))?;
+        let mut bytes = Vec::new();
+        (&file).take(HEAD_MAX as u64).read_to_end(&mut bytes).map_err(files::at(path))?;
+        let head = bundle::head(&bytes).map_err(files::in_file(path))?;
+        let body = read(&head).map_err(files::in_file(path))?;
+        let layout = head.layout(&body).map_err(files::in_file(path))?;
+        let (manifest, signatures) = (head.manifest.to_vec(), head.signatures.to_vec());
+        Ok(Bundle { path: path.to_owned(), file, manifest, signatures, body, layout })
+    }
+
+    pub fn signature_list(&self) -> Result<SignatureList> {
+        SignatureList::parse(&self.signatures).map_err(files::in_file(&self.path))
+    }
+
+    /// Reads and checks the index.
+    pub fn index(&self) -> Result<Index> {
+        let span = self.layout.index_span();
+        let mut bytes = vec![0; (span.end - span.start) as usize];
+        self.read_at(&mut bytes, span.start)?;
+        let index = self.layout.index(&bytes).map_err(files::in_file(&self.path))?;
+        Index::parse(index.to_vec(), &self.body.image).map_err(files::in_file(&self.path))
+    }
+
+    /// Fills `bytes` from this position of the file.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                let need = offset.saturating_add(bytes.len() as u64);
+                files::in_file(&self.path)(BundleError::Short { need })
+            }
+            _ => files::at(&self.path)(error),
+        })
+    }
+}

@@ -1,0 +1,387 @@
+//! `fwupdate-bundle` as a build host uses it, and against the tools that everybody has: what `tar`, `zstd`
+//! and `openssl` say of a bundle must be what we say.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "this file is tests only")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const TOOL: &str = env!("CARGO_BIN_EXE_fwupdate-bundle");
+const CREATED: &str = "2026-01-31T12:00:00Z";
+
+/// A folder of one test, and the commands that run in it.
+struct Desk(TempDir);
+
+impl Desk {
+    fn new() -> Desk {
+        Desk(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Output {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.0.path()).env_remove("SOURCE_DATE_EPOCH");
+        command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+    }
+
+    /// Runs the tool with the words of `line`.
+    fn tool(&self, line: &str) -> Output {
+        self.command(TOOL, line.split_whitespace())
+    }
+
+    /// Runs the tool, which must succeed; returns its standard output.
+    fn good(&self, line: &str) -> String {
+        let output = self.tool(line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.good(&format!("--json {line}"))).unwrap()
+    }
+
+    /// Runs the tool, which must end with `code`; returns its one sentence.
+    fn bad(&self, line: &str, code: i32) -> String {
+        let output = self.tool(line);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}: {message}");
+        message
+    }
+
+    /// Runs another program with the words of `line`; `true` if it succeeds.
+    fn runs(&self, line: &str) -> bool {
+        let mut words = line.split_whitespace();
+        self.command(words.next().unwrap(), words).status.success()
+    }
+
+    fn must(&self, line: &str) {
+        assert!(self.runs(line), "{line}");
+    }
+
+    /// A member of a bundle, as `tar` extracts it.
+    fn member(&self, bundle: &str, name: &str) -> Vec<u8> {
+        let output = self.command("tar", ["-xOf", bundle, name]);
+        assert!(output.status.success());
+        output.stdout
+    }
+
+    /// The bytes of the signature at `position`, by way of the JSON alone.
+    fn signature(&self, bundle: &str, position: usize) -> Vec<u8> {
+        let list: Value = serde_json::from_slice(&self.member(bundle, "manifest.sig")).unwrap();
+        let text = list["signatures"][position]["signature"].as_str().unwrap();
+        data_encoding::BASE64.decode(text.as_bytes()).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Random blocks, text-like blocks and zeros: something of each kind that a file system holds.
+fn image(seed: u64, blocks: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut image = Vec::with_capacity(blocks * 4096);
+    while image.len() < blocks * 4096 {
+        let run = 4096 * random.usize(1..40);
+        let start = image.len();
+        image.resize(start + run, 0);
+        match random.u8(0..3) {
+            0 => random.fill(&mut image[start..]),
+            1 => image[start..].iter_mut().for_each(|byte| *byte = random.u8(b'a'..b'f')),
+            _ => {}
+        }
+    }
+    image.truncate(blocks * 4096);
+    image
+}
+
+/// A desk with a key in `keys/` and an image in `image`.
+fn desk(blocks: usize) -> Desk {
+    let desk = Desk::new();
+    desk.good("keygen --out keys");
+    desk.write("image", &image(1, blocks));
+    desk
+}
+
+/// The command that packs `image` into `out`, but for the keys.
+fn create(image: &str, out: &str) -> String {
+    format!("create --image {image} --compatible gw-1 --version 1.2.3 --created {CREATED} --level 3 -o {out}")
+}
+
+fn signed(image: &str, out: &str) -> String {
+    create(image, out) + " --key keys/release.key.pem"
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn tar_and_zstd_unpack_the_image() {
+    let desk = desk(900);
+    desk.good(&signed("image", "out.fwb"));
+    let list = desk.command("tar", ["-tf", "out.fwb"]).stdout;
+    assert_eq!(String::from_utf8(list).unwrap(), "manifest.json\nmanifest.sig\nrootfs.index\nrootfs.zst\n");
+    desk.write("payload.zst", &desk.member("out.fwb", "rootfs.zst"));
+    let unpacked = desk.command("zstd", ["-dc", "payload.zst"]);
+    assert!(unpacked.status.success());
+    assert!(unpacked.stdout == desk.read("image"));
+    desk.good("verify out.fwb --keys keys");
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes() {
+    let desk = desk(900);
+    desk.good(&signed("image", "one.fwb"));
+    desk.good(&signed("image", "two.fwb"));
+    assert!(desk.read("one.fwb") == desk.read("two.fwb"));
+    let line = signed("image", "three.fwb").replace(&format!("--created {CREATED}"), "");
+    let mut command = Command::new(TOOL);
+    command.args(line.split_whitespace()).current_dir(desk.0.path()).env("SOURCE_DATE_EPOCH", "1769860800");
+    assert!(command.output().unwrap().status.success());
+    assert!(desk.read("one.fwb") == desk.read("three.fwb"));
+}
+
+#[test]
+fn keygen_makes_keys_that_openssl_reads_and_never_overwrites_one() {
+    for algorithm in ["ed25519", "p256"] {
+        let desk = Desk::new();
+        desk.good(&format!("keygen --out a/b --algorithm {algorithm}"));
+        desk.must("openssl pkey -in a/b/release.key.pem -pubout -out public.pem");
+        assert_eq!(desk.read("public.pem"), desk.read("a/b/release.pub.pem"));
+        let mode = fs::metadata(desk.path("a/b/release.key.pem")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let key = desk.read("a/b/release.key.pem");
+        fs::remove_file(desk.path("a/b/release.pub.pem")).unwrap();
+        assert!(desk.bad("keygen --out a/b", 1).contains("exists already"));
+        assert_eq!(desk.read("a/b/release.key.pem"), key);
+        assert!(!desk.path("a/b/release.pub.pem").exists());
+    }
+}
+
+/// How openssl checks `signature` over `manifest.json` with the key in `public.pem`.
+fn openssl_verifies(desk: &Desk, algorithm: &str) -> bool {
+    desk.runs(match algorithm {
+        "ed25519" => {
+            "openssl pkeyutl -verify -rawin -pubin -inkey public.pem -in manifest.json -sigfile signature"
+        }
+        _ => "openssl dgst -sha256 -verify public.pem -signature signature manifest.json",
+    })
+}
+
+#[test]
+fn openssl_agrees_about_our_signatures() {
+    for algorithm in ["ed25519", "p256"] {
+        let desk = Desk::new();
+        desk.good(&format!("keygen --out keys --algorithm {algorithm}"));
+        desk.write("image", &image(1, 20));
+        desk.good(&signed("image", "out.fwb"));
+        desk.write("public.pem", &desk.read("keys/release.pub.pem"));
+        desk.write("manifest.json", &desk.member("out.fwb", "manifest.json"));
+        desk.write("signature", &desk.signature("out.fwb", 0));
+        assert!(openssl_verifies(&desk, algorithm));
+        desk.good("verify out.fwb --keys keys");
+
+        let version = 512 + desk.read("manifest.json").windows(5).position(|part| part == b"1.2.3").unwrap();
+        flip(&desk.path("manifest.json"), version - 512);
+        flip(&desk.path("out.fwb"), version);
+        assert_eq!(desk.member("out.fwb", "manifest.json"), desk.read("manifest.json"));
+        assert!(!openssl_verifies(&desk, algorithm));
+        desk.bad("verify out.fwb --keys keys", 3);
+    }
+}
+
+/// r and s of a DER signature as 64 bytes, as a key vault gives them.
+fn raw(der: &[u8]) -> Vec<u8> {
+    let number = |at: usize| {
+        let digits = &der[at + 2..at + 2 + der[at + 1] as usize];
+        let digits = &digits[digits.iter().take_while(|byte| **byte == 0).count()..];
+        [vec![0; 32 - digits.len()], digits.to_vec()].concat()
+    };
+    [number(2), number(4 + der[3] as usize)].concat()
+}
+
+#[test]
+fn a_key_that_we_never_see_signs_by_openssl() {
+    for (algorithm, genpkey, sign) in [
+        ("ed25519", "ed25519", "pkeyutl -sign -rawin -inkey hsm/key -in manifest.json -out signature"),
+        (
+            "p256",
+            "EC -pkeyopt ec_paramgen_curve:P-256",
+            "dgst -sha256 -sign hsm/key -out signature manifest.json",
+        ),
+    ] {
+        let desk = desk(20);
+        fs::create_dir(desk.path("hsm")).unwrap();
+        desk.must(&format!("openssl genpkey -algorithm {genpkey} -out hsm/key"));
+        desk.must("openssl pkey -in hsm/key -pubout -out hsm/public.pem");
+        desk.good(&(create("image", "out.fwb") + " --unsigned"));
+        assert!(desk.bad("verify out.fwb --keys hsm", 3).contains("0 of 1 valid"));
+
+        let digest = desk.good("digest out.fwb --manifest manifest.json");
+        let sum = String::from_utf8(desk.command("sha256sum", ["manifest.json"]).stdout).unwrap();
+        assert_eq!(digest.trim(), &sum[..64]);
+        desk.must(&format!("openssl {sign}"));
+        let unsigned = desk.read("out.fwb");
+        let mut forged = desk.read("signature");
+        *forged.last_mut().unwrap() ^= 1;
+        desk.write("forged", &forged);
+        desk.bad("sign out.fwb --signature forged --public-key hsm/public.pem", 3);
+        desk.bad("sign out.fwb --signature signature --public-key keys/release.pub.pem", 3);
+        assert!(desk.read("out.fwb") == unsigned);
+
+        desk.good("sign out.fwb --signature signature --public-key hsm/public.pem");
+        desk.good("verify out.fwb --keys hsm");
+        if algorithm == "p256" {
+            let once = desk.read("out.fwb");
+            desk.write("raw", &raw(&desk.read("signature")));
+            desk.good("sign out.fwb --signature raw --public-key hsm/public.pem");
+            assert!(desk.read("out.fwb") == once, "the same signature, replaced and in the same form");
+        }
+    }
+}
+
+#[test]
+fn keys_that_openssl_made_sign_directly_and_two_sign_side_by_side() {
+    let desk = desk(20);
+    fs::create_dir(desk.path("more")).unwrap();
+    desk.must("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out other.key");
+    desk.must("openssl pkey -in other.key -pubout -out more/other.pem");
+    desk.good(&(signed("image", "out.fwb") + " --key other.key"));
+    desk.bad("verify out.fwb --keys keys/release.pub.pem --required 2", 3);
+    desk.good("verify out.fwb --keys more");
+    fs::copy(desk.path("keys/release.pub.pem"), desk.path("more/release.pem")).unwrap();
+    desk.good("verify out.fwb --keys more --required 2");
+    let message = desk.bad(&(signed("image", "twice.fwb") + " --key keys/release.key.pem"), 1);
+    assert!(message.contains("given twice"), "{message}");
+}
+
+#[test]
+fn verify_notices_damage_wherever_it_is() {
+    let desk = desk(40);
+    desk.good(&signed("image", "good.fwb"));
+    let good = desk.read("good.fwb");
+    let shown = desk.json("inspect good.fwb");
+    let payload = shown["headSize"].as_u64().unwrap() as usize;
+    let index = payload - 1024;
+    for (at, code) in [(600, 3), (index, 1), (payload - 500, 1), (payload + 20, 1), (good.len() - 1, 1)] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        desk.write("bad.fwb", &bad);
+        desk.bad("verify bad.fwb --keys keys", code);
+    }
+    for length in (0..20).map(|part| good.len() * part / 20).chain([511, 512, 513, good.len() - 1]) {
+        desk.write("bad.fwb", &good[..length]);
+        let message = desk.bad("verify bad.fwb --keys keys", 1);
+        assert!(message.contains("too early"), "{length}: {message}");
+    }
+    desk.write("bad.fwb", &[good.as_slice(), b"x"].concat());
+    desk.bad("verify bad.fwb --keys keys", 1);
+    desk.good("verify good.fwb --keys keys");
+}
+
+#[test]
+fn inspect_shows_the_manifest() {
+    let desk = desk(300);
+    desk.good(&(signed("image", "out.fwb") + " --security-version 7"));
+    let shown = desk.json("inspect out.fwb");
+    assert_eq!(shown["manifest"]["compatible"], "gw-1");
+    assert_eq!(shown["manifest"]["securityVersion"], 7);
+    assert_eq!(shown["manifest"]["created"], CREATED);
+    assert_eq!(shown["manifest"]["image"]["size"], 300 * 4096);
+    assert_eq!(shown["manifestSha256"], desk.good("digest out.fwb").trim());
+    assert_eq!(shown["bundleSize"], desk.read("out.fwb").len());
+    let sum = String::from_utf8(desk.command("sha256sum", ["image"]).stdout).unwrap();
+    assert_eq!(shown["manifest"]["image"]["sha256"], sum[..64]);
+    assert!(desk.good("inspect out.fwb").contains("1.2.3"));
+}
+
+#[test]
+fn estimate_counts_the_frames_of_chunks_that_are_not_there() {
+    let desk = desk(2000);
+    let mut next = desk.read("image");
+    next[4096 * 700..4096 * 703].copy_from_slice(&image(99, 3));
+    desk.write("next", &next);
+    desk.good(&signed("image", "old.fwb"));
+    desk.good(&signed("next", "new.fwb"));
+    let by_bundle = desk.json("estimate old.fwb new.fwb");
+    assert_eq!(by_bundle, desk.json("estimate image new.fwb"), "an image is scanned to the same chunks");
+    let number = |name: &str| by_bundle[name].as_u64().unwrap();
+    assert_eq!(number("downloadBytes"), number("headBytes") + number("frameBytes"));
+    assert!(number("frameBytes") > 0 && number("frameBytes") <= 3 * 257 * 1024, "{by_bundle}");
+    let same = desk.json("estimate new.fwb new.fwb");
+    assert_eq!(same["downloadBytes"], same["headBytes"]);
+    assert_eq!(same["reusedBytes"], same["imageSize"]);
+    desk.write("foreign", &[7; 4096]);
+    let all = desk.json("estimate foreign new.fwb");
+    assert!(all["downloadBytes"].as_u64().unwrap() > all["bundleSize"].as_u64().unwrap() * 9 / 10);
+}
+
+#[test]
+fn mistakes_are_told_and_leave_nothing_behind() {
+    let desk = desk(20);
+    desk.write("odd", &[1; 5000]);
+    desk.write("empty", &[]);
+    let before = desk.names();
+    assert!(desk.bad(&signed("odd", "out.fwb"), 1).contains("multiple of 4096"));
+    assert!(desk.bad(&signed("empty", "out.fwb"), 1).contains("multiple of 4096"));
+    assert!(desk.bad(&signed("absent", "out.fwb"), 1).contains("absent"));
+    assert!(desk.bad(&signed("image", "out.fwb").replace("gw-1", "gw/1"), 1).contains("compatible"));
+    assert!(desk.bad(&(create("image", "out.fwb") + " --key odd"), 1).contains("PKCS#8"));
+    assert!(desk.bad(&signed("image", "image"), 1).contains("another output"));
+    assert!(desk.bad(&signed("image", "no/such/out.fwb"), 1).contains("no/such/out.fwb"));
+    assert!(desk.bad(&create("image", "out.fwb"), 2).contains("--key"));
+    assert!(desk.bad(&(signed("image", "out.fwb") + " --unsigned"), 2).contains("--unsigned"));
+    assert!(desk.bad("inspect image", 1).contains("no bundle"));
+    assert!(desk.bad("verify image --keys hsm", 1).contains("hsm"));
+    assert_eq!(desk.names(), before);
+
+    let output = desk.tool("--json inspect absent");
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(error["error"]["code"], "NotFound");
+    assert!(error["error"]["message"].as_str().unwrap().contains("absent"));
+}
+
+#[test]
+fn create_needs_little_memory_for_a_large_image() {
+    let desk = desk(1);
+    let mut large = fs::File::create(desk.path("large")).unwrap();
+    large.set_len(2 << 30).unwrap();
+    for part in 0..16 {
+        large.seek(SeekFrom::Start(part << 27)).unwrap();
+        large.write_all(&image(part, 512)).unwrap();
+    }
+    desk.good(&signed("large", "out.fwb"));
+    let shown = desk.json("inspect out.fwb");
+    assert_eq!(shown["manifest"]["image"]["size"], 2u64 << 30);
+    assert!(shown["bundleSize"].as_u64().unwrap() < 64 << 20);
+    // The largest of all our children so far, in KiB: an upper bound for `create`.
+    let peak = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap().max_rss();
+    assert!(peak > 0 && peak < 200 * 1000, "{peak} KiB");
+    println!("peak of create: {peak} KiB");
+}
