@@ -93,7 +93,7 @@ impl Http {
             .tcp_keepalive(Duration::from_secs(30))
             .user_agent(concat!("fwupdated/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|e| StageError::Download { url: "https".into(), reason: chain(&e) })?;
+            .map_err(|error| StageError::Client(chain(&error)))?;
         Ok(Http { client, hosts, download, first_pause: FIRST_PAUSE })
     }
 }
@@ -330,5 +330,24 @@ impl Range<'_> {
         self.attempts = self.attempts.saturating_add(1);
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_url_has_no_secrets() {
+        let cases = [
+            ("https://user:pw@h.example/a/b.fwb?sig=s3cret#frag", "https://h.example/a/b.fwb"),
+            ("https://h.example:8443", "https://h.example:8443/"),
+            ("mailto:someone@example.com?s3cret", "mailto:"),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(redact(&url.parse().unwrap()), shown);
+        }
+        let source = Source::Http("https://h.example/b?sig=s3cret".parse().unwrap());
+        assert!(!format!("{source} {source:?}").contains("s3cret"));
     }
 }

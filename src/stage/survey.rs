@@ -244,3 +244,33 @@ fn in_parallel<T: Send>(
         threads.into_iter().map(join).collect()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_everything_once() {
+        for (count, parts) in [(0, 2), (1, 4), (7, 2), (8, 4), (9, 0)] {
+            let covered: Vec<u64> = split(count, parts).into_iter().flatten().collect();
+            assert_eq!(covered, (0..count).collect::<Vec<u64>>());
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_the_image_has_twice_is_found_twice() {
+        let mut image = vec![0u8; 3 << 20];
+        fastrand::Rng::with_seed(3).fill(&mut image[..1 << 20]);
+        image.copy_within(..1 << 20, 2 << 20);
+        let parts = crate::bundle::testing::parts(&image, "board", "1");
+        let body = crate::manifest::Body::parse(&parts.manifest).unwrap();
+        let index = Index::parse(parts.index, &body.image).unwrap();
+        let wanted = Wanted::new(&index, &vec![Origin::Fetch; index.len()]);
+        let twin = index.iter().position(|chunk| chunk.offset == 2 << 20).unwrap() as u32;
+        let first = index.get(0).unwrap().sha256;
+        let mut found: Vec<u32> = wanted.positions(&index, &first).collect();
+        found.sort();
+        assert_eq!(found, [0, twin]);
+        assert_eq!(wanted.positions(&index, &Digest([0; 32])).count(), 0);
+    }
+}

@@ -296,3 +296,45 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
     }
     if reasons.is_empty() { "the connection failed".into() } else { reasons.join(": ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read_strictly() {
+        assert_eq!(content_range("bytes 0-9/10"), Some((0, 10, Some(10))));
+        assert_eq!(content_range("bytes 5-9/*"), Some((5, 10, None)));
+        let max = u64::MAX;
+        for bad in [
+            "",
+            "bytes */10",
+            "bytes 9-5/10",
+            "bytes 0-10/10",
+            "items 0-9/10",
+            "bytes 0-9",
+            "bytes -1-9/10",
+            &format!("bytes 0-{max}/*"),
+            &format!("bytes 0-{max}0/*"),
+        ] {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_of_the_servers_clock() {
+        let after = |lines: &[(&'static str, &'static str)]| {
+            let pair = |(name, value): &(&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            retry_after(&lines.iter().map(pair).collect())
+        };
+        assert_eq!(after(&[("retry-after", "120")]), Some(Duration::from_secs(120)));
+        let date = ("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(after(&[date, ("date", "Sun, 06 Nov 1994 08:49:07 GMT")]), Some(Duration::from_secs(30)));
+        // In the past, without the server's clock, or nonsense: no wish.
+        assert_eq!(after(&[date, ("date", "Sun, 06 Nov 1994 08:50:07 GMT")]), None);
+        assert_eq!(after(&[date]), None);
+        assert_eq!(after(&[("retry-after", "soon")]), None);
+    }
+}
