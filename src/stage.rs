@@ -5,6 +5,9 @@
 //! reaches the slot. The target's first MiB is zeroed before anything else changes and written last, after
 //! the rest was read back from the medium, so that no bootloader can load a half-written slot. The same rule
 //! gives delta, resume and repair, and needs no journal: only digests are trusted.
+//!
+//! In order: `open` (then plan), `Target::acquire`, `Target::invalidate`, `Bundle::index`, `stage`; and
+//! `read_back` again for a slot that waited.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,6 +20,7 @@ mod buffer;
 mod fetch;
 mod hosts;
 mod ioctl;
+mod meter;
 mod open;
 mod pipeline;
 mod runs;
@@ -26,10 +30,14 @@ mod target;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_on_devices;
 mod verify;
+mod web;
 mod write;
 
-pub use fetch::{Http, Meter, Remote, Source, redact};
+pub use fetch::{Http, Source, redact};
+pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
 pub use verify::read_back;
@@ -99,6 +107,8 @@ pub enum StageError {
     Unusable { path: PathBuf, reason: String },
     #[error("staging was cancelled")]
     Cancelled,
+    #[error("the HTTP client cannot be made: {0}")]
+    Client(String),
     #[error("a staging thread stopped: {0}")]
     Thread(String),
 }
@@ -120,7 +130,7 @@ impl From<StageError> for Failure {
             Busy { .. } => Code::SlotBusy,
             Slot { .. } | Unusable { .. } => Code::SlotWriteFailed,
             Cancelled => Code::Cancelled,
-            Thread(_) => Code::Internal,
+            Client(_) | Thread(_) => Code::Internal,
         };
         Failure::new(code, message)
     }

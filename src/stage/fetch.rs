@@ -7,22 +7,22 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Response, StatusCode};
+use reqwest::Response;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::StageError;
-use super::hosts::{Hosts, Refused, Resolver};
+use super::hosts::{Hosts, Resolver};
+use super::meter::Meter;
+use super::web::{Seen, Trouble, Web, chain, passing};
 use crate::config::Download;
 use crate::manifest::Digest;
 
-const REDIRECTS: usize = 5;
 /// Pauses between attempts: drawn between nothing and a bound that starts here, doubles, and ends there.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -67,9 +67,9 @@ pub fn redact(url: &Url) -> String {
 /// The HTTP client and the rules it obeys; made once.
 #[derive(Debug, Clone)]
 pub struct Http {
-    client: reqwest::Client,
-    hosts: Arc<Hosts>,
-    download: Download,
+    pub(super) client: reqwest::Client,
+    pub(super) hosts: Arc<Hosts>,
+    pub(super) download: Download,
     pub(super) first_pause: Duration,
 }
 
@@ -93,58 +93,14 @@ impl Http {
             .tcp_keepalive(Duration::from_secs(30))
             .user_agent(concat!("fwupdated/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|e| StageError::Download { url: "https".into(), reason: chain(&e) })?;
+            .map_err(|error| StageError::Client(chain(&error)))?;
         Ok(Http { client, hosts, download, first_pause: FIRST_PAUSE })
-    }
-}
-
-/// Counts the body bytes of one operation against its budget, and paces them.
-#[derive(Debug)]
-pub struct Meter {
-    spent: AtomicU64,
-    limit: Option<u64>,
-    rate: Option<u64>,
-    /// When the next body byte may be read under `rate`.
-    free_at: Mutex<Option<Instant>>,
-}
-
-impl Meter {
-    /// `spent`: what earlier runs of this operation received. `limit`: its data budget. `rate`: bytes per
-    /// second.
-    pub fn new(spent: u64, limit: Option<u64>, rate: Option<u64>) -> Meter {
-        Meter { spent: AtomicU64::new(spent), limit, rate, free_at: Mutex::new(None) }
-    }
-
-    /// Body bytes received so far, earlier runs included.
-    pub fn spent(&self) -> u64 {
-        self.spent.load(Ordering::Relaxed)
-    }
-
-    /// Refuses a fetch of `more` bytes that the budget does not cover.
-    pub fn afford(&self, more: u64) -> Result<(), StageError> {
-        let need = self.spent().saturating_add(more);
-        match self.limit {
-            Some(limit) if need > limit => Err(StageError::Budget { need, limit }),
-            _ => Ok(()),
-        }
-    }
-
-    async fn count(&self, received: u64) {
-        self.spent.fetch_add(received, Ordering::Relaxed);
-        let Some(rate) = self.rate.filter(|rate| *rate > 0) else { return };
-        let until = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let start = free_at.map_or(Instant::now(), |at| at.max(Instant::now()));
-            *free_at.insert(start + Duration::from_secs_f64(received as f64 / rate as f64))
-        };
-        tokio::time::sleep_until(until).await;
     }
 }
 
 /// One bundle, opened for reading by ranges.
 #[derive(Debug)]
-pub struct Remote {
-    source: Source,
+pub(super) struct Remote {
     name: String,
     kind: Kind,
     meter: Arc<Meter>,
@@ -156,69 +112,6 @@ enum Kind {
     Http(Box<Web>),
 }
 
-#[derive(Debug)]
-struct Web {
-    http: Http,
-    url: Url,
-    seen: Mutex<Seen>,
-    /// Held while somebody finds out whether a changed file still is the same bundle.
-    renewal: tokio::sync::Mutex<()>,
-    renewals: AtomicU32,
-    /// Length and digest of the bundle's first bytes, once they were verified.
-    head: Mutex<Option<(u64, Digest)>>,
-}
-
-/// What identifies the file that the first answer was about.
-#[derive(Debug, Clone, Default)]
-struct Seen {
-    generation: u32,
-    known: Option<Version>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Version {
-    /// A strong ETag, else the date of the last change.
-    etag: Option<HeaderValue>,
-    modified: Option<HeaderValue>,
-    size: Option<u64>,
-}
-
-impl Version {
-    fn of(headers: &HeaderMap, size: Option<u64>) -> Version {
-        let strong = |tag: &&HeaderValue| tag.as_bytes().first() == Some(&b'"');
-        let etag = headers.get(header::ETAG).filter(strong).cloned();
-        Version { etag, modified: headers.get(header::LAST_MODIFIED).cloned(), size }
-    }
-
-    /// The header that makes the server refuse (412) to answer from another version.
-    fn condition(&self) -> Option<(HeaderName, HeaderValue)> {
-        let by_tag = self.etag.clone().map(|tag| (header::IF_MATCH, tag));
-        by_tag.or_else(|| self.modified.clone().map(|date| (header::IF_UNMODIFIED_SINCE, date)))
-    }
-}
-
-/// What one attempt ended with.
-enum Trouble {
-    Final(StageError),
-    /// Worth another attempt, no sooner than `after`.
-    Passing {
-        reason: String,
-        after: Duration,
-    },
-    /// The server holds another version than that of this generation.
-    Changed(u32),
-}
-
-impl From<StageError> for Trouble {
-    fn from(error: StageError) -> Trouble {
-        Trouble::Final(error)
-    }
-}
-
-fn passing(reason: impl Into<String>) -> Trouble {
-    Trouble::Passing { reason: reason.into(), after: Duration::ZERO }
-}
-
 impl Remote {
     /// Opens a file; a URL is only checked.
     pub fn new(source: Source, http: &Http, meter: Arc<Meter>) -> Result<Remote, StageError> {
@@ -228,26 +121,15 @@ impl Remote {
             Source::Http(url) => {
                 let reason = http.hosts.check(url);
                 reason.map_err(|reason| StageError::NotPermitted { url: name.clone(), reason })?;
-                Kind::Http(Box::new(Web {
-                    http: http.clone(),
-                    url: url.clone(),
-                    seen: Mutex::default(),
-                    renewal: tokio::sync::Mutex::default(),
-                    renewals: AtomicU32::new(0),
-                    head: Mutex::new(None),
-                }))
+                Kind::Http(Box::new(Web::new(http.clone(), url.clone())))
             }
         };
-        Ok(Remote { source, name, kind, meter })
+        Ok(Remote { name, kind, meter })
     }
 
     /// The source, redacted: for messages.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    pub fn source(&self) -> &Source {
-        &self.source
     }
 
     pub fn meter(&self) -> &Meter {
@@ -344,8 +226,7 @@ fn open_file(path: &Path) -> Result<Kind, StageError> {
 }
 
 /// A range on its way.
-#[derive(Debug)]
-pub struct Range<'a> {
+pub(super) struct Range<'a> {
     remote: &'a Remote,
     at: u64,
     end: u64,
@@ -358,6 +239,13 @@ pub struct Range<'a> {
     check: bool,
 }
 
+impl fmt::Debug for Range<'_> {
+    /// A `Response` would show its URL with the token in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Range").field("at", &self.at).field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
 impl Range<'_> {
     /// The next bytes, never none; `None` when the range is complete or the bundle ends.
     pub async fn next(&mut self) -> Result<Option<Bytes>, StageError> {
@@ -366,8 +254,8 @@ impl Range<'_> {
                 return Ok(None);
             }
             let trouble = match &self.remote.kind {
-                Kind::File { file, size } => return self.from_file(file.clone(), *size).await.map(Some),
-                Kind::Http(web) => match self.from_web(web).await {
+                Kind::File { file, size } => return self.read_file(file.clone(), *size).await.map(Some),
+                Kind::Http(web) => match self.receive(web).await {
                     Ok(bytes) => return Ok(Some(bytes)),
                     Err(trouble) => (trouble, web),
                 },
@@ -384,7 +272,7 @@ impl Range<'_> {
         }
     }
 
-    async fn from_file(&mut self, file: Arc<File>, size: u64) -> Result<Bytes, StageError> {
+    async fn read_file(&mut self, file: Arc<File>, size: u64) -> Result<Bytes, StageError> {
         let (at, end) = (self.at, self.end.min(size));
         let length = (end - at).min(FILE_STEP) as usize;
         let read = tokio::task::spawn_blocking(move || {
@@ -397,7 +285,7 @@ impl Range<'_> {
         Ok(buffer.into())
     }
 
-    async fn from_web(&mut self, web: &Web) -> Result<Bytes, Trouble> {
+    async fn receive(&mut self, web: &Web) -> Result<Bytes, Trouble> {
         let left = self.end - self.at;
         let response = match self.response.take() {
             Some(response) => response,
@@ -445,178 +333,21 @@ impl Range<'_> {
     }
 }
 
-impl Web {
-    fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn set_seen(&self, seen: Seen) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
-    }
-
-    /// Asks for `start..end`, follows redirects, and returns an answer whose body begins at `start`.
-    async fn ask(&self, name: &str, start: u64, end: u64) -> Result<Response, Trouble> {
-        let seen = self.seen();
-        let mut url = self.url.clone();
-        for _ in 0..=REDIRECTS {
-            let shown = redact(&url);
-            let denied = |reason| StageError::NotPermitted { url: shown.clone(), reason };
-            self.http.hosts.check(&url).map_err(denied)?;
-            let response = self.send(&url, &seen, start, end).await?;
-            if !response.status().is_redirection() {
-                return self.judge(response, seen, shown, start, end);
-            }
-            url = redirected(&url, &response)?;
+    #[test]
+    fn what_is_shown_of_a_url_has_no_secrets() {
+        let cases = [
+            ("https://user:pw@h.example/a/b.fwb?sig=s3cret#frag", "https://h.example/a/b.fwb"),
+            ("https://h.example:8443", "https://h.example:8443/"),
+            ("mailto:someone@example.com?s3cret", "mailto:"),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(redact(&url.parse().unwrap()), shown);
         }
-        let reason = format!("it was redirected more than {REDIRECTS} times");
-        Err(StageError::Download { url: name.to_owned(), reason }.into())
+        let source = Source::Http("https://h.example/b?sig=s3cret".parse().unwrap());
+        assert!(!format!("{source} {source:?}").contains("s3cret"));
     }
-
-    async fn send(&self, url: &Url, seen: &Seen, start: u64, end: u64) -> Result<Response, Trouble> {
-        let mut request = self
-            .http
-            .client
-            .get(url.clone())
-            .header(header::ACCEPT_ENCODING, "identity")
-            .header(header::RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
-        if let Some((name, value)) = seen.known.as_ref().and_then(Version::condition) {
-            request = request.header(name, value);
-        }
-        match timeout(self.http.download.stall_timeout, request.send()).await {
-            Err(_) => Err(passing("no answer came in time")),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(match refusal(&error) {
-                Some(refused) => {
-                    StageError::NotPermitted { url: redact(url), reason: refused.to_string() }.into()
-                }
-                None => passing(chain(&error)),
-            }),
-        }
-    }
-
-    /// What a status other than a redirect means.
-    fn judge(
-        &self,
-        response: Response,
-        seen: Seen,
-        url: String,
-        start: u64,
-        end: u64,
-    ) -> Result<Response, Trouble> {
-        let status = response.status();
-        let failed = |reason: String| Trouble::Final(StageError::Download { url: url.clone(), reason });
-        match status {
-            StatusCode::PARTIAL_CONTENT => self.accept(response, seen, start, end, failed),
-            StatusCode::OK => Err(failed("the server ignores byte ranges, which this update needs".into())),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(StageError::Forbidden { url, status: status.as_u16() }.into())
-            }
-            StatusCode::NOT_FOUND | StatusCode::GONE => {
-                Err(StageError::NotFound { url, reason: format!("the server answered {}", status.as_u16()) }
-                    .into())
-            }
-            StatusCode::PRECONDITION_FAILED => Err(Trouble::Changed(seen.generation)),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(busy(&response)),
-            _ if status.is_server_error() => Err(busy(&response)),
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err(failed("the file ends before its own index says so".into()))
-            }
-            _ => Err(failed(format!("the server answered {}", status.as_u16()))),
-        }
-    }
-
-    /// A 206 is taken only if it is the range that was asked for, of the file that was seen first.
-    fn accept(
-        &self,
-        response: Response,
-        seen: Seen,
-        start: u64,
-        end: u64,
-        failed: impl Fn(String) -> Trouble,
-    ) -> Result<Response, Trouble> {
-        let headers = response.headers();
-        let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
-        if encoding.is_some_and(|encoding| encoding != b"identity") {
-            return Err(failed("the server compressed a byte range although asked not to".into()));
-        }
-        let range = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-        let Some((first, after, size)) = range.and_then(content_range) else {
-            return Err(failed("the server answered a byte range without a valid Content-Range".into()));
-        };
-        if first != start || after != size.map_or(end, |size| end.min(size)) {
-            let asked = format!("bytes {start}-{}", end.saturating_sub(1));
-            return Err(failed(format!(
-                "the server answered {} when asked for {asked}",
-                range.unwrap_or_default()
-            )));
-        }
-        let version = Version::of(headers, size);
-        match seen.known {
-            Some(known) if known != version => return Err(Trouble::Changed(seen.generation)),
-            Some(_) => {}
-            None => self.set_seen(Seen { generation: seen.generation, known: Some(version) }),
-        }
-        Ok(response)
-    }
-}
-
-/// Where a redirect leads.
-fn redirected(from: &Url, response: &Response) -> Result<Url, StageError> {
-    let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-    location.and_then(|text| from.join(text).ok()).ok_or_else(|| StageError::Download {
-        url: redact(from),
-        reason: format!("the server answered {} without a usable Location", response.status().as_u16()),
-    })
-}
-
-/// `bytes FIRST-LAST/SIZE` (RFC 9110, 14.4) as first, one after last, and size unless it is `*`.
-fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
-    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, after) = (first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
-    let size = match size {
-        "*" => None,
-        size => Some(size.parse().ok()?),
-    };
-    (first < after && size.is_none_or(|size| after <= size)).then_some((first, after, size))
-}
-
-fn busy(response: &Response) -> Trouble {
-    let after = retry_after(response.headers()).unwrap_or_default();
-    Trouble::Passing { reason: format!("the server answered {}", response.status().as_u16()), after }
-}
-
-/// `Retry-After` in seconds, or as a date against the server's own clock: ours may be wrong.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date =
-        |text: &str| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok();
-    let now = date(headers.get(header::DATE)?.to_str().ok()?)?;
-    (date(text)? - now).try_into().ok()
-}
-
-/// Finds the resolver's verdict inside a connection error.
-fn refusal(error: &reqwest::Error) -> Option<&Refused> {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if let Some(refused) = inner.downcast_ref() {
-            return Some(refused);
-        }
-        source = inner.source();
-    }
-    None
-}
-
-/// The innermost reasons of an error, never its URL, which may carry a token.
-fn chain(error: &reqwest::Error) -> String {
-    let mut reasons = Vec::new();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        reasons.push(inner.to_string());
-        source = inner.source();
-    }
-    if reasons.is_empty() { "the connection failed".into() } else { reasons.join(": ") }
 }

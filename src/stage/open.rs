@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::StageError;
-use super::fetch::{Http, Meter, Remote, Source};
+use super::fetch::{Http, Remote, Source};
+use super::meter::Meter;
 use crate::bundle::{self, BundleError, HEAD_MAX, Index, Layout};
 use crate::manifest::{self, Digest, Manifest, TrustedKeys};
 

@@ -96,10 +96,14 @@ impl Survey<'_> {
             let Some(start) = batch.first().map(|chunk| chunk.offset) else { break };
             let length = batch.iter().map(|chunk| chunk.length as usize).sum();
             let mut bytes = buffer.first_mut(length);
-            self.target.read(bytes, start)?;
+            let read = self.target.read(bytes, start);
+            if let Err(error) = &read {
+                // Not in place, then: writing it anew may be what a bad sector needs, and fails otherwise.
+                tracing::warn!(%error, "a part of the target can't be read");
+            }
             for chunk in &batch {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
-                origins.push(self.compare(chunk, content));
+                origins.push(self.compare(chunk, read.as_ref().ok().map(|()| &*content)));
                 bytes = rest;
             }
             self.progress.send_modify(|p| p.done += length as u64);
@@ -107,8 +111,9 @@ impl Survey<'_> {
         Ok(origins)
     }
 
-    fn compare(&self, chunk: &Chunk, content: &[u8]) -> Origin {
-        match (Digest::of(content) == chunk.sha256, self.index.is_zero(chunk)) {
+    fn compare(&self, chunk: &Chunk, content: Option<&[u8]>) -> Origin {
+        let in_place = content.is_some_and(|content| Digest::of(content) == chunk.sha256);
+        match (in_place, self.index.is_zero(chunk)) {
             (true, _) => Origin::InPlace,
             (false, true) => Origin::Zero,
             (false, false) => Origin::Fetch,
@@ -238,4 +243,34 @@ fn in_parallel<T: Send>(
         };
         threads.into_iter().map(join).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_everything_once() {
+        for (count, parts) in [(0, 2), (1, 4), (7, 2), (8, 4), (9, 0)] {
+            let covered: Vec<u64> = split(count, parts).into_iter().flatten().collect();
+            assert_eq!(covered, (0..count).collect::<Vec<u64>>());
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_the_image_has_twice_is_found_twice() {
+        let mut image = vec![0u8; 3 << 20];
+        fastrand::Rng::with_seed(3).fill(&mut image[..1 << 20]);
+        image.copy_within(..1 << 20, 2 << 20);
+        let parts = crate::bundle::testing::parts(&image, "board", "1");
+        let body = crate::manifest::Body::parse(&parts.manifest).unwrap();
+        let index = Index::parse(parts.index, &body.image).unwrap();
+        let wanted = Wanted::new(&index, &vec![Origin::Fetch; index.len()]);
+        let twin = index.iter().position(|chunk| chunk.offset == 2 << 20).unwrap() as u32;
+        let first = index.get(0).unwrap().sha256;
+        let mut found: Vec<u32> = wanted.positions(&index, &first).collect();
+        found.sort();
+        assert_eq!(found, [0, twin]);
+        assert_eq!(wanted.positions(&index, &Digest([0; 32])).count(), 0);
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,17 +64,15 @@ impl Target {
     pub fn acquire(path: &Path, forbidden: &[Identity]) -> Result<Target, StageError> {
         let unusable = |error: io::Error| refuse(path, &error);
         let metadata = std::fs::metadata(path).map_err(unusable)?;
-        let is_block = metadata.file_type().is_block_device();
-        if !is_block && !metadata.is_file() {
-            return Err(unusable(io::Error::other("it is neither a block device nor a regular file")));
-        }
-        if forbidden.contains(&identity(&metadata)) {
+        let named = identity(&metadata).map_err(unusable)?;
+        if forbidden.contains(&named) {
             return Err(busy(path, "the running system stands on it"));
         }
+        let is_block = matches!(named, Identity::Block { .. });
         let exclusive = if is_block { O_EXCL } else { 0 };
         let file = open(path, exclusive).map_err(unusable)?;
-        let opened = identity(&file.metadata().map_err(unusable)?);
-        if opened != identity(&metadata) {
+        let opened = file.metadata().and_then(|metadata| identity(&metadata)).map_err(unusable)?;
+        if opened != named {
             return Err(busy(path, "it was replaced while it was opened"));
         }
         let capacity = (&file).seek(SeekFrom::End(0)).map_err(unusable)?;
@@ -110,6 +108,11 @@ impl Target {
             None => Ok(()),
             Some(offset) => Err(self.failed(offset, io::Error::other("it still holds what was zeroed"))),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_direct(&self) -> bool {
+        self.device.direct.is_some()
     }
 
     /// Fills `buffer` from `offset`.
@@ -173,7 +176,7 @@ impl Target {
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> Result<(), StageError> {
-        let zeros = Buffer::new(STEP);
+        let zeros = Buffer::new(length.min(STEP as u64) as usize);
         for (at, step) in steps(offset, length) {
             self.write(zeros.first(step), at)?;
         }
@@ -233,7 +236,7 @@ fn open(path: &Path, flags: i32) -> io::Result<File> {
 /// Opens the same device with O_DIRECT and tries it; `None` if it does not work.
 fn open_direct(path: &Path, expected: Identity, capacity: u64) -> Option<File> {
     let file = open(path, O_DIRECT).ok()?;
-    if identity(&file.metadata().ok()?) != expected || capacity < ALIGN as u64 {
+    if identity(&file.metadata().ok()?).ok()? != expected || capacity < ALIGN as u64 {
         return None;
     }
     let mut buffer = Buffer::new(ALIGN);
@@ -261,13 +264,9 @@ fn check_sectors(file: &File, is_block: bool) -> io::Result<()> {
     }
 }
 
-fn identity(metadata: &std::fs::Metadata) -> Identity {
-    if metadata.file_type().is_block_device() {
-        let number = metadata.rdev();
-        Identity::Block { major: nix::sys::stat::major(number), minor: nix::sys::stat::minor(number) }
-    } else {
-        Identity::File { device: metadata.dev(), inode: metadata.ino() }
-    }
+fn identity(metadata: &std::fs::Metadata) -> io::Result<Identity> {
+    let unfit = || io::Error::other("it is neither a block device nor a regular file");
+    Identity::from_metadata(metadata).ok_or_else(unfit)
 }
 
 fn busy(path: &Path, reason: &str) -> StageError {

@@ -34,8 +34,21 @@ async fn an_image_is_staged_and_counted_exactly() {
     assert_eq!(progress.downloaded, bench.server.served.sent());
     let middle = &bench.written()[(6 << 20)..(8 << 20)];
     assert!(middle.iter().all(|byte| *byte == 0xaa), "bytes between image and last MiB were touched");
-    // Few connections: they are used again.
-    assert!(bench.server.served.connections.load(Ordering::SeqCst) <= 5);
+}
+
+#[tokio::test]
+async fn scattered_damage_is_repaired_by_small_requests_on_few_connections() {
+    let bench = Bench::new(image(30, 8), 0).await;
+    let mut slot = bench.image.clone();
+    slot[1 << 20..].iter_mut().step_by(700_000).for_each(|byte| *byte ^= 1);
+    std::fs::write(&bench.slot, slot).unwrap();
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    let requests = bench.server.served.count();
+    let connections = bench.server.served.connections.load(Ordering::SeqCst);
+    assert!(requests > 8 && connections <= 4, "{requests} requests on {connections} connections");
+    assert_eq!(bench.progress.borrow().downloaded, bench.server.served.sent());
+    assert!(bench.progress.borrow().downloaded < 5 << 20);
 }
 
 #[tokio::test]
@@ -118,7 +131,7 @@ async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
     };
     let run = stage(&bundle, index, &target, None, &bench.progress, &cancel);
     let (result, cancelled) = tokio::join!(run, waiter);
-    assert!(cancelled.elapsed() < Duration::from_millis(500));
+    assert!(cancelled.elapsed() < Duration::from_secs(2));
     assert_eq!(code(result), Code::Cancelled);
     drop((target, bundle));
     bench.assert_not_loadable();
@@ -201,14 +214,25 @@ async fn what_cannot_get_better_ends_at_once() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_not_trusted_is_not_tried_again() {
+    let bench = Bench::new(image(31, 1), 0).await;
+    let stranger = Server::start(Vec::new()).await;
+    let result = bench.update_with(&stranger.http(), None, free()).await;
+    assert!(result.as_ref().unwrap_err().to_string().contains("ca_file"), "{result:?}");
+    assert_eq!(code(result), Code::DownloadFailed);
+    assert_eq!(bench.server.served.connections.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.server.served.count(), 0);
+}
+
+#[tokio::test]
 async fn patience_ends() {
     let bench = Bench::new(image(11, 1), 0).await;
     bench.server.served.script(|_| Act::Status(503, String::new()));
     let mut rules = download();
-    rules.patience = Duration::from_millis(100);
+    rules.patience = Duration::from_millis(400);
     let http = bench.server.http_with(&["127.0.0.1"], rules.clone());
     assert_eq!(code(bench.update_with(&http, None, free()).await), Code::DownloadFailed);
-    assert!(bench.server.served.count() > 2);
+    assert!(bench.server.served.count() >= 2);
     // A server that asks for more patience than there is need not be waited for.
     rules.patience = Duration::from_secs(3600);
     bench.server.served.script(|_| Act::Status(503, "Retry-After: 7200\r\n".into()));
@@ -421,7 +445,7 @@ async fn a_local_file_is_a_source_too() {
 async fn the_rate_limit_paces() {
     let server = Server::start(vec![1; 60_000]).await;
     let meter = Arc::new(Meter::new(0, None, Some(200_000)));
-    let remote = Remote::new(Source::Http(server.url()), &server.http(), meter).unwrap();
+    let remote = fetch::Remote::new(Source::Http(server.url()), &server.http(), meter).unwrap();
     let start = std::time::Instant::now();
     assert_eq!(remote.read(0, 60_000).await.unwrap().len(), 60_000);
     assert!(start.elapsed() >= Duration::from_millis(280), "{:?}", start.elapsed());

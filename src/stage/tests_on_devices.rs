@@ -1,0 +1,152 @@
+//! The same stories on real block devices: loop devices, which need root. Without it, each test says so and
+//! passes over.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::testing::*;
+use super::*;
+use crate::device::Identity;
+
+fn run(program: &str, args: &[&str]) -> Option<String> {
+    let done = Command::new(program).args(args).output().ok()?;
+    done.status.success().then(|| String::from_utf8(done.stdout).unwrap().trim().to_owned())
+}
+
+/// A loop device over a file; detached when dropped.
+struct Loop {
+    device: PathBuf,
+}
+
+impl Loop {
+    fn over(file: &Path, sector: u32) -> Option<Loop> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: loop devices need root");
+            return None;
+        }
+        let sector = sector.to_string();
+        let device = run("losetup", &["--sector-size", &sector, "-f", "--show", file.to_str()?]);
+        if device.is_none() {
+            eprintln!("skipped: losetup made no loop device");
+        }
+        Some(Loop { device: device?.into() })
+    }
+
+    fn text(&self) -> &str {
+        self.device.to_str().unwrap()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        run("losetup", &["-d", self.text()]);
+    }
+}
+
+/// A mounted folder; unmounted when dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(args: &[&str], at: &Path) -> Mount {
+        std::fs::create_dir_all(at).unwrap();
+        run("mount", &[args, &[at.to_str().unwrap()]].concat()).expect("mount works for root");
+        Mount(at.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+#[tokio::test]
+async fn loop_devices_with_both_sector_sizes_are_written_directly() {
+    for sector in [512, 4096] {
+        // With 512-byte sectors, the slot is no multiple of 4096.
+        let spare = if sector == 512 { (1 << 20) + 512 } else { 2 << 20 };
+        let mut bench = Bench::new(image(40, 5), spare).await;
+        let file = bench.slot.clone();
+        let Some(device) = Loop::over(&file, sector) else { return };
+        bench.slot = device.device.clone();
+        let target = bench.target();
+        assert!(target.is_direct());
+        assert_eq!(target.capacity(), (5 << 20) + spare as u64);
+        assert!(matches!(Target::acquire(&bench.slot, &[]), Err(StageError::Busy { .. })));
+        drop(target);
+        bench.update().await.unwrap();
+        bench.assert_complete();
+        // Once more, now with a stale chunk of data where zeros belong.
+        let stale = bench.image.chunks(4096).skip(300).position(|block| block.iter().all(|byte| *byte == 0));
+        let target = bench.target();
+        target.write(&[0x77; 4096], (stale.unwrap() as u64 + 300) * 4096).unwrap();
+        drop(target);
+        let before = bench.server.served.sent();
+        bench.update().await.unwrap();
+        bench.assert_complete();
+        assert!(bench.server.served.sent() - before < 3 << 19, "only the first MiB had to be fetched");
+    }
+}
+
+#[tokio::test]
+async fn a_mounted_device_is_refused() {
+    let bench = Bench::new(image(41, 1), 7 << 20).await;
+    let Some(device) = Loop::over(&bench.slot, 512) else { return };
+    run("mkfs.ext4", &["-q", "-F", device.text()]).expect("mkfs.ext4 is installed");
+    let mount = Mount::new(&[device.text()], &bench.folder.path().join("mnt"));
+    let refused = Target::acquire(&device.device, &[]).unwrap_err();
+    assert!(matches!(refused, StageError::Busy { .. }), "{refused}");
+    // The file below is not locked by the loop device: the caller names it.
+    let backing = Identity::of(&bench.slot).unwrap();
+    assert!(matches!(Target::acquire(&bench.slot, &[backing]), Err(StageError::Busy { .. })));
+    drop(mount);
+    drop(Target::acquire(&device.device, &[]).unwrap());
+}
+
+#[tokio::test]
+async fn a_full_file_system_is_an_error_with_path_and_offset() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let mut bench = Bench::new(image(42, 6), 0).await;
+    let folder = bench.folder.path().join("small");
+    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=3m", "tmpfs"], &folder);
+    bench.slot = folder.join("slot");
+    std::fs::File::create(&bench.slot).unwrap().set_len(6 << 20).unwrap();
+    match bench.update().await.unwrap_err() {
+        StageError::Slot { path, source, .. } => {
+            assert_eq!(path, bench.slot);
+            assert_eq!(source.raw_os_error(), Some(nix::errno::Errno::ENOSPC as i32));
+        }
+        other => panic!("{other}"),
+    }
+    bench.assert_not_loadable();
+}
+
+#[tokio::test]
+async fn a_device_that_fails_in_the_middle_is_an_error_with_path_and_offset() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    let mut bench = Bench::new(image(43, 6), 0).await;
+    // Writes to a loop device fail when the file system below its file is full.
+    let folder = bench.folder.path().join("small");
+    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=3m", "tmpfs"], &folder);
+    let file = folder.join("file");
+    std::fs::File::create(&file).unwrap().set_len(6 << 20).unwrap();
+    let Some(device) = Loop::over(&file, 512) else { return };
+    bench.slot = device.device.clone();
+    match bench.update().await.unwrap_err() {
+        StageError::Slot { path, offset, source } => {
+            assert_eq!(path, bench.slot);
+            assert!(offset >= GUARD, "{offset}");
+            // Kernels differ in which of the two they pass on.
+            let errors = [nix::errno::Errno::EIO as i32, nix::errno::Errno::ENOSPC as i32];
+            assert!(errors.contains(&source.raw_os_error().unwrap()), "{source}");
+        }
+        other => panic!("{other}"),
+    }
+    bench.assert_not_loadable();
+}
