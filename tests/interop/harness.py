@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import ssl
 import subprocess
 import sys
@@ -84,6 +85,48 @@ class Hub:
         if self.process.poll() is None:
             self.stop()
         self.folder.cleanup()
+
+
+class PortProxy:
+    """An HTTP CONNECT proxy that leads every request to one port: the device SDK's WebSocket port is fixed too."""
+
+    def __init__(self, address, port):
+        self.target = (address, port)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client):
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            byte = client.recv(1)
+            if not byte:
+                return
+            request += byte
+        server = socket.create_connection(self.target)
+        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
+        self._pump(client, server)
+
+    @staticmethod
+    def _pump(source, sink):
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # either side may leave at any time
+
+    def close(self):
+        self.listener.close()
 
 
 class Checks:

@@ -7,13 +7,13 @@ import ssl
 import subprocess
 import sys
 
-from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message, MethodResponse, X509
+from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message, MethodResponse, ProxyOptions, X509
 from azure.iot.device.exceptions import ClientError, CredentialError
 from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification, Twin, TwinProperties
 from msrest.exceptions import HttpOperationError
 
-from harness import Box, Checks, Hub, equal, eventually
+from harness import Box, Checks, Hub, PortProxy, equal, eventually
 
 
 class Scene:
@@ -235,6 +235,21 @@ def connects_with_a_certificate(scene):
     client.shutdown()
 
 
+def connects_over_websocket(scene):
+    proxy = PortProxy(scene.hub.address, scene.hub.https_port)
+    client = IoTHubDeviceClient.create_from_connection_string(
+        scene.hub.device("add", "by-web"),
+        server_verification_cert=scene.hub.ca_text,
+        websockets=True,
+        proxy_options=ProxyOptions("HTTP", "127.0.0.1", proxy.port),
+    )
+    client.connect()
+    client.patch_twin_reported_properties({"by": "websocket"})
+    equal(scene.service.get_twin("by-web").properties.reported["by"], "websocket")
+    client.shutdown()
+    proxy.close()
+
+
 def a_module_connects(scene):
     made = scene.service.create_module_with_sas("gateway", "updater", "", "", "")
     equal((made.device_id, made.module_id), ("gateway", "updater"))
@@ -269,6 +284,7 @@ CHECKS = [
     survives_a_restart_of_the_hub,
     a_wrong_device_key_is_refused,
     connects_with_a_certificate,
+    connects_over_websocket,
     a_module_connects,
 ]
 

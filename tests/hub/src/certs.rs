@@ -27,8 +27,8 @@ pub struct Certificates {
     pub https: Arc<ServerConfig>,
 }
 
-/// Reads or makes the CA in `dir` and issues a leaf for localhost, both loopback addresses and `bind`.
-pub fn prepare(dir: &Path, bind: IpAddr) -> Result<Certificates> {
+/// Reads or makes the CA in `dir` and issues a leaf for localhost, both loopback addresses, `bind` and `names`.
+pub fn prepare(dir: &Path, bind: IpAddr, names: &[String]) -> Result<Certificates> {
     let ca_key = ca_key(&dir.join("ca.key.pem"))?;
     let ca = ca_params()?.self_signed(&ca_key)?;
     let ca_pem = match std::fs::read_to_string(dir.join("ca.pem")) {
@@ -39,7 +39,7 @@ pub fn prepare(dir: &Path, bind: IpAddr) -> Result<Certificates> {
         }
     };
     let leaf_key = KeyPair::generate()?;
-    let leaf = leaf_params(bind)?.signed_by(&leaf_key, &ca, &ca_key)?;
+    let leaf = leaf_params(bind, names)?.signed_by(&leaf_key, &ca, &ca_key)?;
     let config = |alpn: &[&[u8]]| server_config(leaf.der().clone(), leaf_key.serialize_der(), alpn);
     Ok(Certificates { ca_pem, mqtt: config(&[])?, https: config(&[b"http/1.1"])? })
 }
@@ -69,12 +69,16 @@ fn ca_params() -> Result<CertificateParams> {
     Ok(params)
 }
 
-fn leaf_params(bind: IpAddr) -> Result<CertificateParams> {
+fn leaf_params(bind: IpAddr, more: &[String]) -> Result<CertificateParams> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".into(), "::1".into()];
-    if !bind.is_unspecified() && !names.contains(&bind.to_string()) {
-        names.push(bind.to_string());
+    let bind = (!bind.is_unspecified()).then(|| bind.to_string());
+    for name in bind.iter().chain(more) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
     }
-    let mut params = CertificateParams::new(names)?;
+    let mut params =
+        CertificateParams::new(names).context("a name of the hub cannot stand in a certificate")?;
     params.distinguished_name.push(DnType::CommonName, "fwupdate-hub");
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -153,8 +157,8 @@ mod tests {
     #[test]
     fn the_authority_outlives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let first = prepare(dir.path(), "127.0.0.1".parse().unwrap()).unwrap();
-        let second = prepare(dir.path(), "127.9.8.7".parse().unwrap()).unwrap();
+        let first = prepare(dir.path(), "127.0.0.1".parse().unwrap(), &[]).unwrap();
+        let second = prepare(dir.path(), "127.9.8.7".parse().unwrap(), &["10.0.2.2".to_owned()]).unwrap();
         assert_eq!(first.ca_pem, second.ca_pem);
         assert_eq!(std::fs::read_to_string(dir.path().join("ca.pem")).unwrap(), first.ca_pem);
     }
@@ -163,7 +167,7 @@ mod tests {
     fn the_key_is_readable_by_its_owner_alone() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        prepare(dir.path(), "127.0.0.1".parse().unwrap()).unwrap();
+        prepare(dir.path(), "127.0.0.1".parse().unwrap(), &[]).unwrap();
         let mode = std::fs::metadata(dir.path().join("ca.key.pem")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -7,6 +7,8 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::error::{HubError, Kind};
 use crate::faults::Faults;
@@ -36,6 +38,33 @@ pub struct Core {
     pub service_key: String,
     /// The folder under `/files/`.
     pub www: Option<PathBuf>,
+    pub tasks: Tasks,
+}
+
+/// The tasks of all connections, and the wish to end them.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Runs `task` until it ends or the hub does.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(self.stop.clone().run_until_cancelled_owned(task));
+    }
+
+    /// Ends all tasks at their next pause.
+    pub fn cancel(&self) {
+        self.stop.cancel();
+    }
+
+    /// Ends all tasks and waits for that.
+    pub async fn stop(&self) {
+        self.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
 }
 
 impl Core {
@@ -105,7 +134,7 @@ impl Core {
 
     /// The twin as REST shows it.
     pub fn twin_document(&self, entry: &Entry) -> Value {
-        let (kind, thumbprints) = crate::rest::devices::credentials_of(entry);
+        let (kind, thumbprints) = entry.credentials.shown();
         let mut document = json!({
             "deviceId": entry.identity.device,
             "etag": entry.twin.etag(),

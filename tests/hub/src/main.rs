@@ -39,6 +39,10 @@ struct Serve {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     bind: IpAddr,
+    /// Another name or address by which clients reach the hub, for its certificate; the first one given stands in
+    /// connection strings. May be repeated.
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
     /// Port for MQTT over TLS; 0 takes a free one.
     #[arg(long, default_value_t = 8883)]
     mqtt_port: u16,
@@ -100,8 +104,8 @@ async fn serve(options: Serve) -> Result<()> {
         anyhow::bail!("--www {} is no folder", www.display());
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let Serve { dir, bind, mqtt_port, https_port, www } = options;
-    let hub = Hub::start(Options { dir, bind, mqtt_port, https_port, www }).await?;
+    let Serve { dir, bind, names, mqtt_port, https_port, www } = options;
+    let hub = Hub::start(Options { dir, bind, names, mqtt_port, https_port, www }).await?;
     print(&format!(
         "ready: mqtt {} https {} ca {} service {}",
         hub.mqtt_addr(),

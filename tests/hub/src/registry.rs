@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::auth::normal_thumbprint;
 use crate::error::{HubError, Kind};
@@ -107,6 +108,17 @@ pub enum Credentials {
 impl Credentials {
     pub fn new_keys() -> Credentials {
         Credentials::Sas { primary_key: clock::new_key(), secondary_key: clock::new_key() }
+    }
+
+    /// The kind and the thumbprints, as twins and devices show them.
+    pub fn shown(&self) -> (&'static str, Value) {
+        let thumbprints = |primary: Option<&String>, secondary: Option<&String>| json!({"primaryThumbprint": primary, "secondaryThumbprint": secondary});
+        match self {
+            Credentials::Sas { .. } => ("sas", thumbprints(None, None)),
+            Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint } => {
+                ("selfSigned", thumbprints(Some(primary_thumbprint), secondary_thumbprint.as_ref()))
+            }
+        }
     }
 
     /// By a certificate's SHA-1 or SHA-256 thumbprint in hex, colons and case being free.

@@ -16,11 +16,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::core::{Core, Write};
+use crate::core::{Core, Tasks, Write};
 use crate::error::HubError;
 use crate::faults::Faults;
 use crate::history::{History, ReportedPatch, Telemetry};
@@ -40,6 +38,8 @@ pub struct Options {
     /// The hub's folder; made if need be.
     pub dir: PathBuf,
     pub bind: IpAddr,
+    /// Further names or addresses by which clients reach the hub; the first stands in connection strings.
+    pub names: Vec<String>,
     /// 0 takes a free port.
     pub mqtt_port: u16,
     /// 0 takes a free port.
@@ -52,7 +52,7 @@ impl Options {
     /// On loopback and free ports, as tests want it.
     pub fn ephemeral(dir: impl Into<PathBuf>) -> Options {
         let bind = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Options { dir: dir.into(), bind, mqtt_port: 0, https_port: 0, www: None }
+        Options { dir: dir.into(), bind, names: Vec::new(), mqtt_port: 0, https_port: 0, www: None }
     }
 }
 
@@ -65,20 +65,14 @@ pub struct Hub {
     dir: PathBuf,
     mqtt: SocketAddr,
     https: SocketAddr,
-    stop: CancellationToken,
-    tasks: TaskTracker,
 }
 
 impl Hub {
     /// Binds both ports, writes `ca.pem` and `service.txt`, and serves until it is stopped or dropped.
     pub async fn start(options: Options) -> Result<Hub> {
-        let host = if options.bind == Ipv4Addr::LOCALHOST || options.bind.is_unspecified() {
-            "localhost".to_owned()
-        } else {
-            host_text(options.bind)
-        };
+        let host = host_name(&options);
         let setup = Setup::prepare(&options.dir, &host)?;
-        let certificates = certs::prepare(&options.dir, options.bind)?;
+        let certificates = certs::prepare(&options.dir, options.bind, &options.names)?;
         let mqtt_listener = listen(options.bind, options.mqtt_port, "--mqtt-port").await?;
         let https_listener = listen(options.bind, options.https_port, "--https-port").await?;
         let (mqtt, https) = (mqtt_listener.local_addr()?, https_listener.local_addr()?);
@@ -92,18 +86,10 @@ impl Hub {
             history: History::default(),
             service_key: setup.service_key.clone(),
             www: options.www,
+            tasks: Tasks::default(),
         });
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let hub = Hub {
-            core: core.clone(),
-            setup,
-            ca_pem: certificates.ca_pem,
-            dir: options.dir,
-            mqtt,
-            https,
-            stop,
-            tasks,
-        };
+        let hub =
+            Hub { core: core.clone(), setup, ca_pem: certificates.ca_pem, dir: options.dir, mqtt, https };
         let devices = core.clone();
         hub.accept(mqtt_listener, certificates.mqtt, move |stream, peer| {
             let core = devices.clone();
@@ -122,7 +108,7 @@ impl Hub {
         F: Fn(TlsStream<TcpStream>, Peer) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let (stop, tasks, serve) = (self.stop.clone(), self.tasks.clone(), Arc::new(serve));
+        let (core, serve) = (self.core.clone(), Arc::new(serve));
         let acceptor = TlsAcceptor::from(config);
         let accepting = async move {
             loop {
@@ -138,18 +124,15 @@ impl Hub {
                         Err(error) => tracing::info!(%address, "TLS handshake failed: {error:#}"),
                     }
                 };
-                tasks.spawn(stop.clone().run_until_cancelled_owned(connection));
+                core.tasks.spawn(connection);
             }
         };
-        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(accepting));
+        self.core.tasks.spawn(accepting);
     }
 
     /// Closes both ports and every connection, and waits until that is done.
     pub async fn stop(self) {
-        self.stop.cancel();
-        self.core.live.close(None);
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.core.tasks.stop().await;
     }
 
     pub fn mqtt_addr(&self) -> SocketAddr {
@@ -287,15 +270,17 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.core.tasks.cancel();
     }
 }
 
-/// As it stands in URLs and connection strings.
-fn host_text(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
+/// The name that stands in URLs and connection strings.
+fn host_name(options: &Options) -> String {
+    match (options.names.first(), options.bind) {
+        (Some(name), _) => name.clone(),
+        (None, bind) if bind == Ipv4Addr::LOCALHOST || bind.is_unspecified() => "localhost".to_owned(),
+        (None, IpAddr::V4(address)) => address.to_string(),
+        (None, IpAddr::V6(address)) => format!("[{address}]"),
     }
 }
 

@@ -30,11 +30,12 @@ pub async fn upgrade(
             .into_response();
     };
     let upgraded = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
+    let device = core.clone();
+    core.tasks.spawn(async move {
         match upgraded.await {
             Ok(io) => {
                 let socket = WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, None).await;
-                super::serve(core, Bytestream { socket, rest: Bytes::new() }, peer.thumbprints).await;
+                super::serve(device, Bytestream { socket, rest: Bytes::new() }, peer.thumbprints).await;
             }
             Err(error) => tracing::info!("WebSocket upgrade failed: {error}"),
         }

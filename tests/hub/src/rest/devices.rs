@@ -182,19 +182,8 @@ fn good_key(key: &str) -> bool {
     data_encoding::BASE64.decode(key.as_bytes()).is_ok_and(|bytes| (16..=64).contains(&bytes.len()))
 }
 
-/// The kind of authentication and the thumbprints, as twins and devices show them.
-pub fn credentials_of(entry: &Entry) -> (&'static str, Value) {
-    match &entry.credentials {
-        Credentials::Sas { .. } => ("sas", json!({"primaryThumbprint": null, "secondaryThumbprint": null})),
-        Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint } => (
-            "selfSigned",
-            json!({"primaryThumbprint": primary_thumbprint, "secondaryThumbprint": secondary_thumbprint}),
-        ),
-    }
-}
-
 fn document(core: &Core, entry: &Entry) -> Value {
-    let (kind, thumbprints) = credentials_of(entry);
+    let (kind, thumbprints) = entry.credentials.shown();
     let keys = match &entry.credentials {
         Credentials::Sas { primary_key, secondary_key } => {
             json!({"primaryKey": primary_key, "secondaryKey": secondary_key})

@@ -1,5 +1,8 @@
 //! The hub from outside: over its two ports, as clients meet it. One binary.
 
+// Clippy exempts only functions marked as tests; the helpers beside them are tests no less.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 /// A hub for one test, and a bare MQTT client that can also break the rules.
 mod client;
 /// Who is let in, who is thrown out, and what survives.
