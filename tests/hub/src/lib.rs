@@ -1,1 +1,39 @@
+//! A local stand-in for Azure IoT Hub, faithful enough for the official SDKs: for tests, demos and developers.
+//!
+//! As a library it runs inside a test, on ports of its own; as the program `fwupdate-hub` it is a server. It shares
+//! no code with the agent, because shared code would share a misreading of the protocol.
+//!
+//! The modules in the order of a request: [`server`] accepts connections, [`mqtt`] and [`rest`] are the two doors,
+//! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], [`history`] and [`faults`];
+//! [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
+
+pub mod auth;
+mod certs;
+mod clock;
+pub mod core;
+mod disk;
+pub mod error;
+pub mod faults;
 pub mod firmware;
+pub mod history;
+pub mod live;
+pub mod methods;
+mod mqtt;
+pub mod query;
+pub mod registry;
+mod rest;
+pub mod server;
+pub mod setup;
+pub mod twin;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use server::{Hub, Options};
+
+/// The one shared access policy, with all permissions.
+pub const SERVICE_POLICY: &str = "iothubowner";
+
+/// Locks; a panic elsewhere leaves data that is whole, since every change is made in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

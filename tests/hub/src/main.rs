@@ -1,1 +1,155 @@
-fn main() {}
+//! `fwupdate-hub`: the local stand-in for IoT Hub as a program.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use fwupdate_hub::registry::{Credentials, Entry, ParseIdentity};
+use fwupdate_hub::setup::{device_connection_string, open_registry};
+use fwupdate_hub::{Hub, Options};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A local stand-in for Azure IoT Hub.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Command {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Serve MQTT over TLS, MQTT over WebSocket, the service REST and files.
+    Serve(Serve),
+    /// Add, list or remove devices; a running hub sees it at once.
+    Device {
+        #[command(subcommand)]
+        what: Device,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The hub's folder: certificates, keys, devices and their twins.
+    #[arg(long, default_value = "./hub")]
+    dir: PathBuf,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    bind: IpAddr,
+    /// Another name or address by which clients reach the hub, for its certificate; the first one given stands in
+    /// connection strings. May be repeated.
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
+    /// Port for MQTT over TLS; 0 takes a free one.
+    #[arg(long, default_value_t = 8883)]
+    mqtt_port: u16,
+    /// Port for REST, WebSocket and files; 0 takes a free one.
+    #[arg(long, default_value_t = 8443)]
+    https_port: u16,
+    /// Folder served under /files/.
+    #[arg(long, value_name = "FOLDER")]
+    www: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Device {
+    /// Register a device (or a module, DEVICE/MODULE) and print its connection string.
+    Add {
+        id: String,
+        /// Known by this SHA-1 or SHA-256 thumbprint of its certificate, instead of by a key.
+        #[arg(long, value_name = "HEX")]
+        thumbprint: Option<String>,
+        #[arg(long, default_value = "./hub")]
+        dir: PathBuf,
+    },
+    /// Print the connection string of every device.
+    List {
+        #[arg(long, default_value = "./hub")]
+        dir: PathBuf,
+    },
+    /// Forget a device and its modules.
+    Remove {
+        id: String,
+        #[arg(long, default_value = "./hub")]
+        dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "fwupdate_hub=info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Command::parse().what) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fwupdate-hub: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(what: What) -> Result<()> {
+    match what {
+        What::Serve(options) => serve(options),
+        What::Device { what } => device(what),
+    }
+}
+
+#[tokio::main]
+async fn serve(options: Serve) -> Result<()> {
+    if let Some(www) = options.www.as_ref().filter(|www| !www.is_dir()) {
+        anyhow::bail!("--www {} is no folder", www.display());
+    }
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let Serve { dir, bind, names, mqtt_port, https_port, www } = options;
+    let hub = Hub::start(Options { dir, bind, names, mqtt_port, https_port, www }).await?;
+    print(&format!(
+        "ready: mqtt {} https {} ca {} service {}",
+        hub.mqtt_addr(),
+        hub.https_addr(),
+        hub.ca_path().display(),
+        hub.dir().join("service.txt").display(),
+    ))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    hub.stop().await;
+    Ok(())
+}
+
+fn device(what: Device) -> Result<()> {
+    match what {
+        Device::Add { id, thumbprint, dir } => {
+            let credentials = match thumbprint {
+                Some(thumbprint) => Credentials::self_signed(&thumbprint)?,
+                None => Credentials::new_keys(),
+            };
+            let (host, mut registry) = open_registry(&dir)?;
+            let entry = Entry::new(id.parse_identity(), credentials);
+            registry.create(entry.clone())?;
+            print(&device_connection_string(&host, &entry))
+        }
+        Device::List { dir } => {
+            let (host, mut registry) = open_registry(&dir)?;
+            for identity in registry.list()? {
+                print(&device_connection_string(&host, registry.get(&identity)?))?;
+            }
+            Ok(())
+        }
+        Device::Remove { id, dir } => {
+            let (_, mut registry) = open_registry(&dir)?;
+            registry.remove(&id.parse_identity())?;
+            Ok(())
+        }
+    }
+}
+
+/// One line, at once: scripts wait for it.
+fn print(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot write to stdout")
+}

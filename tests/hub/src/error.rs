@@ -1,0 +1,100 @@
+//! What the hub answers when it refuses: status, error code and name as IoT Hub's REST and SDKs know them.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::clock;
+
+/// The sort of refusal; the SDKs map the code and the name to their exceptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    ArgumentInvalid,
+    Unauthorized,
+    DeviceNotFound,
+    ModuleNotFound,
+    NotFound,
+    DeviceNotOnline,
+    DeviceAlreadyExists,
+    PreconditionFailed,
+    TooLarge,
+    ServerError,
+    NotImitated,
+    DeviceTimeout,
+}
+
+impl Kind {
+    /// HTTP status, numeric code, name.
+    pub fn parts(self) -> (u16, u32, &'static str) {
+        match self {
+            Kind::ArgumentInvalid => (400, 400_004, "ArgumentInvalid"),
+            Kind::Unauthorized => (401, 401_002, "IotHubUnauthorizedAccess"),
+            Kind::DeviceNotFound => (404, 404_001, "DeviceNotFound"),
+            Kind::ModuleNotFound => (404, 404_010, "ModuleNotFound"),
+            Kind::NotFound => (404, 404_000, "NotFound"),
+            Kind::DeviceNotOnline => (404, 404_103, "DeviceNotOnline"),
+            Kind::DeviceAlreadyExists => (409, 409_001, "DeviceAlreadyExists"),
+            Kind::PreconditionFailed => (412, 412_001, "PreconditionFailed"),
+            Kind::TooLarge => (413, 413_001, "MessageTooLarge"),
+            Kind::ServerError => (500, 500_001, "ServerError"),
+            Kind::NotImitated => (501, 501_000, "NotImitated"),
+            Kind::DeviceTimeout => (504, 504_101, "GatewayTimeout"),
+        }
+    }
+}
+
+/// One refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct HubError {
+    pub kind: Kind,
+    pub message: String,
+    /// Direct methods nest their error as JSON inside `Message`.
+    nested: bool,
+}
+
+impl HubError {
+    pub fn new(kind: Kind, message: impl Into<String>) -> HubError {
+        HubError { kind, message: message.into(), nested: false }
+    }
+
+    /// In the shape that method calls answer with.
+    pub fn for_method(mut self) -> HubError {
+        self.nested = true;
+        self
+    }
+
+    fn message_field(&self, tracking: &str) -> String {
+        let (_, code, name) = self.kind.parts();
+        if !self.nested {
+            return format!("ErrorCode:{name};{}", self.message);
+        }
+        let info = json!({"timeout": "00:00:00"});
+        let stamp = clock::now();
+        json!({"errorCode": code, "trackingId": tracking, "message": self.message, "info": info, "timestampUtc": stamp})
+            .to_string()
+    }
+}
+
+impl From<crate::twin::TwinError> for HubError {
+    fn from(error: crate::twin::TwinError) -> HubError {
+        HubError::new(Kind::ArgumentInvalid, error.to_string())
+    }
+}
+
+impl From<anyhow::Error> for HubError {
+    fn from(error: anyhow::Error) -> HubError {
+        HubError::new(Kind::ServerError, format!("{error:#}"))
+    }
+}
+
+impl IntoResponse for HubError {
+    fn into_response(self) -> Response {
+        let (status, _, name) = self.kind.parts();
+        let tracking = format!("{}-TimeStamp:{}", crate::clock::unique(), clock::now());
+        let exception = if self.nested { String::new() } else { format!("Tracking ID:{tracking}") };
+        let body = json!({"Message": self.message_field(&tracking), "ExceptionMessage": exception});
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [("iothub-errorcode", name)], axum::Json(body)).into_response()
+    }
+}

@@ -1,0 +1,254 @@
+//! What can be made to go wrong, while the hub runs, and counters of what it served.
+//!
+//! Every fault is exact: it counts requests and bytes and never rolls dice, so that a test that fails fails again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lock;
+
+/// Requests kept in the log of served ranges.
+const KEPT: usize = 100_000;
+
+/// Faults of the MQTT side; the counts are used up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct MqttFaults {
+    /// This many CONNECTs are answered with 5 (not authorised).
+    pub refuse_connects: u64,
+    /// This many TCP connections are closed before a byte is answered, as by a hub that is starting.
+    pub drop_connects: u64,
+    /// This many QoS 1 publishes are handled but not acknowledged.
+    pub lose_pubacks: u64,
+    /// This many reported patches are applied but not answered.
+    pub lose_patch_answers: u64,
+    /// This many reported patches are refused with 429 and not applied.
+    pub throttle_patches: u64,
+    /// Every publish of a device is handled this much later.
+    pub delay_ms: u64,
+}
+
+/// What happens to a request of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "do")]
+pub enum FileEffect {
+    /// The connection is cut after this many bytes of a body.
+    Drop { after: u64 },
+    /// Nothing more comes after this many bytes of a body; the connection stays open.
+    Stall { after: u64 },
+    /// This status instead of the file.
+    Status { status: u16 },
+    /// The byte at this offset of the file is served with all its bits flipped.
+    Flip { offset: u64 },
+    /// The file ends here, as after an upload that broke off.
+    Truncate { length: u64 },
+    /// Range headers are overlooked: 200 and the whole file.
+    NoRanges,
+    /// 302 to this URL.
+    Redirect { to: String },
+}
+
+/// A fault of the file server. Rules are tried in order; the first that fires is applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileRule {
+    /// Path below `/files/`, or `*` for all.
+    pub path: String,
+    #[serde(flatten)]
+    pub effect: FileEffect,
+    /// Fires this often, then no more; absent: always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<u64>,
+    /// Fires on this share of the requests (0 to 1), evenly spread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<f64>,
+    #[serde(skip)]
+    credit: f64,
+}
+
+impl FileRule {
+    /// A rule that always fires.
+    pub fn always(path: impl Into<String>, effect: FileEffect) -> FileRule {
+        FileRule { path: path.into(), effect, times: None, fraction: None, credit: 0.0 }
+    }
+
+    /// A rule for the next `times` requests.
+    pub fn next(times: u64, path: impl Into<String>, effect: FileEffect) -> FileRule {
+        FileRule { times: Some(times), ..FileRule::always(path, effect) }
+    }
+
+    /// A rule for a share of the requests.
+    pub fn share(fraction: f64, path: impl Into<String>, effect: FileEffect) -> FileRule {
+        FileRule { fraction: Some(fraction), ..FileRule::always(path, effect) }
+    }
+
+    fn fires(&mut self, path: &str) -> bool {
+        if self.path != "*" && self.path != path || self.times == Some(0) {
+            return false;
+        }
+        if let Some(fraction) = self.fraction {
+            self.credit += fraction.clamp(0.0, 1.0);
+            if self.credit < 1.0 - 1e-9 {
+                return false;
+            }
+            self.credit -= 1.0;
+        }
+        self.times = self.times.map(|left| left - 1);
+        true
+    }
+}
+
+/// Both sides' faults, as the admin REST shows and takes them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FaultSet {
+    pub mqtt: MqttFaults,
+    pub files: Vec<FileRule>,
+}
+
+/// Requests and bytes of one path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathCount {
+    pub requests: u64,
+    /// Bytes of bodies handed to the connection.
+    pub body_bytes: u64,
+}
+
+/// One answered request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Served {
+    pub path: String,
+    pub status: u16,
+    /// First byte of the file in the body, and the number of bytes promised.
+    pub offset: u64,
+    pub length: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    paths: BTreeMap<String, PathCount>,
+    log: VecDeque<Served>,
+}
+
+/// Switches and counters; all methods may be called at any time.
+#[derive(Debug, Default)]
+pub struct Faults {
+    set: Mutex<FaultSet>,
+    counters: Mutex<Counters>,
+}
+
+impl Faults {
+    pub fn get(&self) -> FaultSet {
+        lock(&self.set).clone()
+    }
+
+    /// Replaces all faults.
+    pub fn put(&self, set: FaultSet) {
+        *lock(&self.set) = set;
+    }
+
+    /// Everything works again.
+    pub fn clear(&self) {
+        self.put(FaultSet::default());
+    }
+
+    /// Changes the MQTT faults.
+    pub fn mqtt(&self, change: impl FnOnce(&mut MqttFaults)) {
+        change(&mut lock(&self.set).mqtt);
+    }
+
+    /// Adds a rule behind the others.
+    pub fn file(&self, rule: FileRule) {
+        lock(&self.set).files.push(rule);
+    }
+
+    /// Uses up one of a count.
+    pub fn take(&self, count: impl FnOnce(&mut MqttFaults) -> &mut u64) -> bool {
+        let mut set = lock(&self.set);
+        let left = count(&mut set.mqtt);
+        let any = *left > 0;
+        *left = left.saturating_sub(1);
+        any
+    }
+
+    pub fn delay(&self) -> Duration {
+        Duration::from_millis(lock(&self.set).mqtt.delay_ms)
+    }
+
+    /// The effect on this request of a file, if any.
+    pub fn on_file(&self, path: &str) -> Option<FileEffect> {
+        lock(&self.set).files.iter_mut().find_map(|rule| rule.fires(path).then(|| rule.effect.clone()))
+    }
+
+    pub fn served(&self, served: Served) {
+        let mut counters = lock(&self.counters);
+        counters.paths.entry(served.path.clone()).or_default().requests += 1;
+        if counters.log.len() == KEPT {
+            counters.log.pop_front();
+        }
+        counters.log.push_back(served);
+    }
+
+    pub fn sent(&self, path: &str, bytes: u64) {
+        lock(&self.counters).paths.entry(path.to_owned()).or_default().body_bytes += bytes;
+    }
+
+    /// Requests and bytes by path below `/files/`.
+    pub fn counts(&self) -> BTreeMap<String, PathCount> {
+        lock(&self.counters).paths.clone()
+    }
+
+    /// Of one path; zeros if it was never asked for.
+    pub fn count(&self, path: &str) -> PathCount {
+        lock(&self.counters).paths.get(path).copied().unwrap_or_default()
+    }
+
+    /// Every request of a file since the start or the last reset.
+    pub fn log(&self) -> Vec<Served> {
+        lock(&self.counters).log.iter().cloned().collect()
+    }
+
+    pub fn reset_counts(&self) {
+        *lock(&self.counters) = Counters::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BAD: FileEffect = FileEffect::Status { status: 503 };
+
+    #[test]
+    fn rules_count_down_and_name_their_path() {
+        let faults = Faults::default();
+        faults.file(FileRule::next(2, "a", BAD));
+        let hits = ["a", "b", "a", "a"].map(|path| faults.on_file(path).is_some());
+        assert_eq!(hits, [true, false, true, false]);
+    }
+
+    #[test]
+    fn a_share_is_spread_evenly() {
+        let faults = Faults::default();
+        faults.file(FileRule::share(0.3, "*", BAD));
+        let hits = (0..10).filter(|_| faults.on_file("x").is_some()).count();
+        assert_eq!(hits, 3);
+        faults.clear();
+        assert_eq!(faults.on_file("x"), None);
+    }
+
+    #[test]
+    fn the_admin_form_round_trips() {
+        let text = r#"{"mqtt":{"loseNextIsUnknown":1}}"#;
+        assert!(serde_json::from_str::<FaultSet>(text).is_err());
+        let text = r#"{"files":[{"path":"*","do":"drop","after":10,"times":1}]}"#;
+        let set: FaultSet = serde_json::from_str(text).unwrap();
+        assert_eq!(set.files, [FileRule::next(1, "*", FileEffect::Drop { after: 10 })]);
+        let again: FaultSet = serde_json::from_value(serde_json::to_value(&set).unwrap()).unwrap();
+        assert_eq!(again, set);
+    }
+}

@@ -1,0 +1,132 @@
+//! Direct methods: calls that wait for a device to connect, and then for its answer.
+//!
+//! Rules and texts: Azure's "Understand and invoke direct methods".
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::core::Core;
+use crate::error::{HubError, Kind};
+use crate::live::Message;
+use crate::lock;
+use crate::mqtt::topics;
+use crate::registry::Identity;
+
+/// Request and answer may each take this many bytes.
+pub const PAYLOAD_LIMIT: usize = 128 * 1024;
+
+/// One call, as the REST body has it.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub name: String,
+    /// `None` sends an empty message.
+    pub payload: Option<Value>,
+    pub response_timeout: Duration,
+    pub connect_timeout: Duration,
+}
+
+impl Call {
+    /// A call with Azure's defaults: the device must be online, and has 30 s to answer.
+    pub fn new(name: impl Into<String>, payload: Option<Value>) -> Call {
+        let (response_timeout, connect_timeout) = (Duration::from_secs(30), Duration::ZERO);
+        Call { name: name.into(), payload, response_timeout, connect_timeout }
+    }
+}
+
+/// What the device answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub status: i64,
+    pub payload: Value,
+}
+
+#[derive(Debug)]
+struct Pending {
+    identity: Identity,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Calls that no device has answered yet, by request id.
+#[derive(Debug, Default)]
+pub struct Calls {
+    pending: Mutex<HashMap<String, Pending>>,
+    next: AtomicU64,
+}
+
+impl Calls {
+    fn open(&self, identity: &Identity) -> (String, oneshot::Receiver<Answer>) {
+        let request = format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        let (answer, wait) = oneshot::channel();
+        lock(&self.pending).insert(request.clone(), Pending { identity: identity.clone(), answer });
+        (request, wait)
+    }
+
+    fn close(&self, request: &str) {
+        lock(&self.pending).remove(request);
+    }
+
+    /// Takes a device's answer; one to a call that is over, or another device's, is dropped, as by the hub.
+    pub fn answered(&self, identity: &Identity, request: &str, answer: Answer) {
+        let mut pending = lock(&self.pending);
+        if pending.get(request).is_none_or(|call| call.identity != *identity) {
+            tracing::info!(%identity, request, "an answer to no open call");
+            return;
+        }
+        if let Some(call) = pending.remove(request) {
+            // The caller may have hung up meanwhile; then nobody wants the answer.
+            drop(call.answer.send(answer));
+        }
+    }
+}
+
+/// Invokes a method, as `POST /twins/{id}/methods` does.
+pub async fn invoke(core: &Core, identity: &Identity, call: Call) -> Result<Answer, HubError> {
+    core.require_enabled(identity)?;
+    let payload = call.payload.as_ref().map(Value::to_string).unwrap_or_default();
+    if payload.len() > PAYLOAD_LIMIT {
+        let message = format!("the payload takes {} bytes; the limit is {PAYLOAD_LIMIT}", payload.len());
+        return Err(HubError::new(Kind::TooLarge, message));
+    }
+    wait_for_listener(core, identity, call.connect_timeout).await?;
+    let deadline = Instant::now() + call.response_timeout;
+    let (request, wait) = core.calls.open(identity);
+    let name = utf8_percent_encode(&call.name, NON_ALPHANUMERIC_BUT_WORDS);
+    let topic = format!("$iothub/methods/POST/{name}/?$rid={request}");
+    if !core.live.send(identity, Message { topic, payload: Bytes::from(payload) }) {
+        core.calls.close(&request);
+        return Err(not_online());
+    }
+    let answer = timeout_at(deadline, wait).await;
+    core.calls.close(&request);
+    match answer {
+        Ok(Ok(answer)) => Ok(answer),
+        _ => Err(HubError::new(Kind::DeviceTimeout, "Timed out waiting for the response from device.")),
+    }
+}
+
+const NON_ALPHANUMERIC_BUT_WORDS: &percent_encoding::AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Online means connected and subscribed to methods.
+async fn wait_for_listener(core: &Core, identity: &Identity, patience: Duration) -> Result<(), HubError> {
+    let deadline = Instant::now() + patience;
+    let mut changes = core.live.watch();
+    while !(core.live.is_connected(identity) && core.is_subscribed(identity, topics::METHODS)) {
+        if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            return Err(not_online());
+        }
+    }
+    Ok(())
+}
+
+fn not_online() -> HubError {
+    HubError::new(Kind::DeviceNotOnline, "Timed out waiting for device to connect.")
+}

@@ -1,0 +1,86 @@
+//! The other door: the service REST, the files, the WebSocket, and the administration of faults.
+
+mod admin;
+pub mod devices;
+mod files;
+mod service;
+mod twins;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderMap;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{any, get, post};
+use serde_json::Value;
+
+use crate::core::Core;
+use crate::error::{HubError, Kind};
+use crate::mqtt::websocket;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    pub address: IpAddr,
+    /// Of the client certificate; empty without one.
+    pub thumbprints: Vec<String>,
+}
+
+/// Every path of the HTTPS port.
+pub fn router(core: Arc<Core>) -> Router {
+    let service = Router::new()
+        .route("/devices", get(devices::list).post(service::not_imitated))
+        .route("/devices/query", post(twins::query))
+        .route("/devices/{device}", get(devices::get).put(devices::put).delete(devices::delete))
+        .route("/devices/{device}/modules", get(devices::modules))
+        .route(
+            "/devices/{device}/modules/{module}",
+            get(devices::get_module).put(devices::put_module).delete(devices::delete_module),
+        )
+        .route("/twins/{device}", get(twins::get).patch(twins::patch).put(twins::put))
+        .route("/twins/{device}/methods", post(twins::invoke))
+        .route(
+            "/twins/{device}/modules/{module}",
+            get(twins::get_module).patch(twins::patch_module).put(twins::put_module),
+        )
+        .route("/twins/{device}/modules/{module}/methods", post(twins::invoke_module))
+        .route("/statistics/{*rest}", any(service::not_imitated))
+        .route("/jobs/{*rest}", any(service::not_imitated))
+        .route("/configurations", any(service::not_imitated))
+        .route("/configurations/{*rest}", any(service::not_imitated))
+        .route("/messages/{*rest}", any(service::not_imitated))
+        .layer(from_fn_with_state(core.clone(), service::authorise));
+    let admin = Router::new()
+        .route("/admin/faults", get(admin::faults).put(admin::put_faults).delete(admin::clear_faults))
+        .route("/admin/counters", get(admin::counters).delete(admin::reset_counters))
+        .route("/admin/connections", axum::routing::delete(admin::drop_connections))
+        .route("/admin/history/{device}", get(admin::history))
+        .route("/admin/telemetry/{device}", get(admin::telemetry))
+        .layer(from_fn_with_state(core.clone(), service::authorise_admin));
+    Router::new()
+        .merge(service)
+        .merge(admin)
+        .route("/files/{*path}", get(files::serve))
+        .route("/$iothub/websocket", get(websocket::upgrade))
+        .fallback(service::unknown_path)
+        .layer(DefaultBodyLimit::max(512 * 1024))
+        .with_state(core)
+}
+
+/// A body that must be a JSON object; an empty one counts as `{}`.
+fn json_object(body: &[u8]) -> Result<Value, HubError> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|error| HubError::new(Kind::ArgumentInvalid, format!("the body is not JSON: {error}")))?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(HubError::new(Kind::ArgumentInvalid, "the body is no JSON object"))
+    }
+}
+
+fn if_match(headers: &HeaderMap) -> Option<&str> {
+    headers.get("if-match").and_then(|value| value.to_str().ok())
+}

@@ -1,0 +1,55 @@
+//! `/admin`: faults, counters and the recorded story, for tests in other languages and for curl.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::core::Core;
+use crate::error::{HubError, Kind};
+use crate::faults::FaultSet;
+use crate::history::{ReportedPatch, Telemetry};
+use crate::registry::ParseIdentity;
+
+pub async fn faults(State(core): State<Arc<Core>>) -> Json<FaultSet> {
+    Json(core.faults.get())
+}
+
+pub async fn put_faults(State(core): State<Arc<Core>>, body: Bytes) -> Result<Json<FaultSet>, HubError> {
+    let set = serde_json::from_slice(&body).map_err(|error| {
+        HubError::new(Kind::ArgumentInvalid, format!("the faults cannot be read: {error}"))
+    })?;
+    core.faults.put(set);
+    Ok(Json(core.faults.get()))
+}
+
+pub async fn clear_faults(State(core): State<Arc<Core>>) -> StatusCode {
+    core.faults.clear();
+    StatusCode::NO_CONTENT
+}
+
+pub async fn counters(State(core): State<Arc<Core>>) -> Json<Value> {
+    Json(json!({"paths": core.faults.counts(), "log": core.faults.log()}))
+}
+
+pub async fn reset_counters(State(core): State<Arc<Core>>) -> StatusCode {
+    core.faults.reset_counts();
+    StatusCode::NO_CONTENT
+}
+
+pub async fn drop_connections(State(core): State<Arc<Core>>) -> StatusCode {
+    core.live.close(None);
+    StatusCode::NO_CONTENT
+}
+
+/// `{device}` or `{device}%2F{module}`.
+pub async fn history(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<ReportedPatch>> {
+    Json(core.history.patches(&device.parse_identity()))
+}
+
+pub async fn telemetry(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<Telemetry>> {
+    Json(core.history.telemetry(&device.parse_identity()))
+}

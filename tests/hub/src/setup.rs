@@ -1,0 +1,75 @@
+//! The hub's folder: what `serve` keeps there for its next start and for `fwupdate-hub device`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::registry::{Credentials, Entry, Identity, Registry};
+use crate::{SERVICE_POLICY, clock, disk};
+
+/// `hub.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Setup {
+    /// The name by which clients call the hub; part of every connection string.
+    pub host: String,
+    pub service_key: String,
+}
+
+impl Setup {
+    /// What the folder says; `None` when no hub ever ran there.
+    pub fn load(dir: &Path) -> Result<Option<Setup>> {
+        let path = dir.join("hub.json");
+        let content = match std::fs::read(&path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let setup = serde_json::from_slice(&content);
+        setup
+            .map(Some)
+            .with_context(|| format!("{} is damaged; remove it to get a new service key", path.display()))
+    }
+
+    /// Loads or makes it, with this `host`.
+    pub fn prepare(dir: &Path, host: &str) -> Result<Setup> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+        let known = Setup::load(dir)?;
+        let service_key = known.as_ref().map_or_else(clock::new_key, |setup| setup.service_key.clone());
+        let setup = Setup { host: host.to_owned(), service_key };
+        if known.as_ref() != Some(&setup) {
+            disk::replace(&dir.join("hub.json"), &serde_json::to_vec_pretty(&setup)?, true)?;
+        }
+        Ok(setup)
+    }
+
+    /// For the service SDKs, which take a port in the host name.
+    pub fn service_connection_string(&self, https_port: u16) -> String {
+        let (host, key) = (&self.host, &self.service_key);
+        format!("HostName={host}:{https_port};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}")
+    }
+}
+
+/// For the device SDKs, which take no port.
+pub fn device_connection_string(host: &str, entry: &Entry) -> String {
+    let Identity { device, module } = &entry.identity;
+    let module = module.as_ref().map(|module| format!(";ModuleId={module}")).unwrap_or_default();
+    let proof = match &entry.credentials {
+        Credentials::Sas { primary_key, .. } => format!("SharedAccessKey={primary_key}"),
+        Credentials::SelfSigned { .. } => "x509=true".to_owned(),
+    };
+    format!("HostName={host};DeviceId={device}{module};{proof}")
+}
+
+/// Opens the registry of an existing folder, for the commands that work on it from outside.
+pub fn open_registry(dir: &Path) -> Result<(String, Registry)> {
+    let Some(setup) = Setup::load(dir)? else {
+        bail!(
+            "{} is no hub's folder; start `fwupdate-hub serve --dir {}` first",
+            dir.display(),
+            dir.display()
+        );
+    };
+    Ok((setup.host, Registry::open(dir)?))
+}

@@ -1,0 +1,19 @@
+//! The hub from outside: over its two ports, as clients meet it. One binary.
+
+// Clippy exempts only functions marked as tests; the helpers beside them are tests no less.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+/// A hub for one test, and a bare MQTT client that can also break the rules.
+mod client;
+/// Who is let in, who is thrown out, and what survives.
+mod connect;
+/// Ranges, conditions and faults of the file server.
+mod files;
+/// Direct methods and their time limits.
+mod methods;
+/// The service REST and its refusals.
+mod rest;
+/// Twins from the device's side, and the MQTT faults.
+mod twin;
+/// MQTT over WebSocket.
+mod websocket;
