@@ -32,6 +32,13 @@ async fn an_image_is_staged_and_counted_exactly() {
     // The agent knew beforehand what it would fetch, and fetched exactly that.
     assert_eq!(progress.downloaded, progress.expected_download);
     assert_eq!(progress.downloaded, bench.server.served.sent());
+    // Nobody may pack what is packed, nor shift the ranges by it; one version of the file from first to last.
+    let requests = bench.server.served.requests.lock().unwrap().clone();
+    for request in &requests {
+        assert_eq!(header(&request.headers, "accept-encoding"), Some("identity"));
+        let guard = (request.number > 0).then_some("\"one\"");
+        assert_eq!(header(&request.headers, "if-match"), guard);
+    }
     let middle = &bench.written()[(6 << 20)..(8 << 20)];
     assert!(middle.iter().all(|byte| *byte == 0xaa), "bytes between image and last MiB were touched");
 }
