@@ -131,7 +131,6 @@ pub fn open(
     required: usize,
 ) -> Result<Manifest, ManifestError> {
     cap("manifest.json", manifest, MANIFEST_CAP)?;
-    cap("manifest.sig", signatures, SIGNATURES_CAP)?;
     SignatureList::parse(signatures)?.check(manifest, keys, required.max(1))?;
     Ok(Manifest { digest: Digest::of(manifest), body: Body::parse(manifest)? })
 }
