@@ -59,6 +59,20 @@ async fn scattered_damage_is_repaired_by_small_requests_on_few_connections() {
 }
 
 #[tokio::test]
+async fn staging_runs_in_a_task_of_its_own() {
+    let bench = Bench::new(image(32, 2), 0).await;
+    let (target, progress, server) = (bench.target(), bench.progress.clone(), &bench.server);
+    let (url, http, keys) = (server.url(), server.http(), bundles::trust(1));
+    let task = tokio::spawn(async move {
+        let bundle = open(Source::Http(url), &http, Arc::new(free()), &keys, 1, None).await?;
+        let index = bundle.index().await?;
+        stage(&bundle, index, &target, None, &progress, &CancellationToken::new()).await
+    });
+    task.await.unwrap().unwrap();
+    bench.assert_complete();
+}
+
+#[tokio::test]
 async fn an_image_that_ends_inside_the_last_mib_is_left_alone_by_the_clearing() {
     for spare in [0, 4096, 512 * 1024 + 512] {
         let bench = Bench::new(image(2, 2), spare).await;
