@@ -25,7 +25,7 @@ use crate::history::{History, ReportedPatch, Telemetry};
 use crate::live::Live;
 use crate::methods::{self, Answer, Call, Calls};
 use crate::registry::{Credentials, Entry, Identity, Registry};
-use crate::rest::{self, Peer};
+use crate::rest::{self, Peer, Scissors};
 use crate::setup::{Setup, device_connection_string};
 use crate::{auth, certs, disk, lock, mqtt};
 
@@ -300,10 +300,11 @@ async fn handshake(
     let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await.context("it took too long")??;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let thumbprints = certificates.first().map(|leaf| auth::thumbprints(leaf).to_vec()).unwrap_or_default();
-    Ok((stream, Peer { address: from.ip(), thumbprints }))
+    Ok((stream, Peer { address: from.ip(), thumbprints, scissors: Scissors::default() }))
 }
 
 async fn serve_http(router: Router, stream: TlsStream<TcpStream>, peer: Peer) {
+    let stream = peer.scissors.around(stream);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         router.clone().oneshot(request.map(Body::new))
