@@ -1,11 +1,13 @@
 //! The running hub: its two listeners, and the handle by which a test drives it.
 
+use std::fs::{File, TryLockError};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -65,6 +67,8 @@ pub struct Hub {
     dir: PathBuf,
     mqtt: SocketAddr,
     https: SocketAddr,
+    /// Released when the hub is gone.
+    _lock: File,
 }
 
 impl Hub {
@@ -72,6 +76,7 @@ impl Hub {
     pub async fn start(options: Options) -> Result<Hub> {
         let host = host_name(&options);
         let setup = Setup::prepare(&options.dir, &host)?;
+        let lock = claim(&options.dir)?;
         let certificates = certs::prepare(&options.dir, options.bind, &options.names)?;
         let mqtt_listener = listen(options.bind, options.mqtt_port, "--mqtt-port").await?;
         let https_listener = listen(options.bind, options.https_port, "--https-port").await?;
@@ -88,8 +93,15 @@ impl Hub {
             www: options.www,
             tasks: Tasks::default(),
         });
-        let hub =
-            Hub { core: core.clone(), setup, ca_pem: certificates.ca_pem, dir: options.dir, mqtt, https };
+        let hub = Hub {
+            core: core.clone(),
+            setup,
+            ca_pem: certificates.ca_pem,
+            dir: options.dir,
+            mqtt,
+            https,
+            _lock: lock,
+        };
         let devices = core.clone();
         hub.accept(mqtt_listener, certificates.mqtt, move |stream, peer| {
             let core = devices.clone();
@@ -286,9 +298,30 @@ fn host_name(options: &Options) -> String {
 
 async fn listen(bind: IpAddr, port: u16, option: &str) -> Result<TcpListener> {
     let address = SocketAddr::new(bind, port);
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}; is another hub running? Choose another port with {option}, or another --bind")
-    })
+    let outcome = TcpListener::bind(address).await;
+    let advice = match outcome.as_ref().map_err(io::Error::kind) {
+        Err(io::ErrorKind::AddrInUse) => {
+            format!("another program does; choose another port with {option}, or --bind")
+        }
+        Err(io::ErrorKind::PermissionDenied) => format!("choose a port above 1023 with {option}"),
+        _ => "choose an address of this machine with --bind".to_owned(),
+    };
+    outcome.with_context(|| format!("cannot listen on {address}: {advice}"))
+}
+
+/// One server at a time: each holds twins in memory.
+fn claim(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another hub serves {}; stop it, or use another --dir", dir.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
 }
 
 async fn handshake(

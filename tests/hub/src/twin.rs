@@ -197,7 +197,7 @@ fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     for (key, value) in patch {
         match value {
             Value::Null => {
-                target.shift_remove(key);
+                target.remove(key);
             }
             Value::Object(inner) => {
                 let slot = target.entry(key.clone()).or_insert_with(|| json!({}));
@@ -223,7 +223,7 @@ fn stamp(metadata: &mut Map<String, Value>, patch: &Map<String, Value>, now: &st
     }
     for (key, value) in patch {
         if value.is_null() {
-            metadata.shift_remove(key);
+            metadata.remove(key);
             continue;
         }
         let slot = metadata.entry(key.clone()).or_insert_with(|| json!({}));
