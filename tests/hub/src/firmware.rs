@@ -343,6 +343,25 @@ fn read_grub(path: &Path) -> io::Result<Option<Loaded>> {
     Ok(valid.then(|| Loaded::Grub { path: path.to_owned(), block }))
 }
 
+/// A variable as the firmware would read it now; empty when it is not set, `None` when the environment is lost.
+pub fn variable(environment: &Environment, name: &str) -> io::Result<Option<String>> {
+    Ok(Loaded::read(environment)?.map(|loaded| loaded.variable(name)))
+}
+
+/// One copy of a redundant U-Boot environment of `size` bytes.
+pub fn uboot_copy(variables: &[&str], flags: u8, size: usize) -> Vec<u8> {
+    let mut data = variables.iter().flat_map(|v| [v.as_bytes(), b"\0"].concat()).collect::<Vec<_>>();
+    data.resize(size.saturating_sub(5), 0);
+    [&crc32(&data).to_ne_bytes()[..], &[flags], &data].concat()
+}
+
+/// A grubenv.
+pub fn grub_block(variables: &[&str]) -> Vec<u8> {
+    let mut block = format!("# GRUB Environment Block\n{}\n", variables.join("\n")).into_bytes();
+    block.resize(1024, b'#');
+    block
+}
+
 /// CRC-32 as in zlib, bit by bit: a kilobyte a boot needs no table.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
@@ -367,18 +386,13 @@ mod tests {
             let env = bench.dir.path().join("env");
             let lines = [0, SIZE].map(|offset| format!("{} {offset:#x} {SIZE:#x}\n", env.display()));
             fs::write(bench.dir.path().join("fw_env.config"), lines.concat()).unwrap();
-            let mut data = variables.iter().flat_map(|v| [v.as_bytes(), b"\0"].concat()).collect::<Vec<_>>();
-            data.resize(SIZE - 5, 0);
-            let copy = |flags| [&crc32(&data).to_ne_bytes()[..], &[flags], &data].concat();
-            fs::write(env, [copy(254), copy(255)].concat()).unwrap();
+            fs::write(env, [254, 255].map(|flags| uboot_copy(variables, flags, SIZE)).concat()).unwrap();
             bench
         }
 
         fn grub(variables: &[&str]) -> Bench {
             let bench = Bench::new(|dir| Environment::Grub { grubenv: dir.join("env") });
-            let mut block = format!("# GRUB Environment Block\n{}\n", variables.join("\n")).into_bytes();
-            block.resize(1024, b'#');
-            fs::write(bench.dir.path().join("env"), block).unwrap();
+            fs::write(bench.dir.path().join("env"), grub_block(variables)).unwrap();
             bench
         }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::core::{Core, Tasks, Write};
 use crate::error::HubError;
 use crate::faults::Faults;
-use crate::history::{History, ReportedPatch, Telemetry};
+use crate::history::{History, ReportedPatch, Telemetry, Witness};
 use crate::live::Live;
 use crate::methods::{self, Answer, Call, Calls};
 use crate::registry::{Credentials, Entry, Identity, Registry};
@@ -222,6 +222,11 @@ impl Hub {
     /// Every reported patch that the hub accepted, in order.
     pub fn history(&self, id: &str) -> Vec<ReportedPatch> {
         self.core.history.patches(&Identity::device(id))
+    }
+
+    /// Has `witness` look at the world at each reported patch; [`ReportedPatch::seen`] keeps what it saw.
+    pub fn watch_reports(&self, id: &str, witness: Witness) {
+        self.core.history.watch(&Identity::device(id), witness);
     }
 
     pub fn telemetry(&self, id: &str) -> Vec<Telemetry> {
