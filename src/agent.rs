@@ -211,9 +211,15 @@ impl Agent {
         self.look();
         let mut event = event;
         loop {
+            let begins = matches!(event, Event::Requested(_) | Event::RollbackRequested(_));
             let (next, effect) = step(&self.record, &self.boot, event);
             let before = std::mem::replace(&mut self.record, next);
             match self.save() {
+                Err(failure) if begins => {
+                    tracing::error!(%failure, "refused: the record cannot be saved");
+                    self.record = before;
+                    return self.publish();
+                }
                 Err(failure) if effect.is_some() && self.record.phase.must_be_saved() => {
                     event = Event::SaveFailed(failure);
                     continue;
@@ -387,7 +393,7 @@ impl Agent {
             hub::Event::Method(call) => self.method(call).await,
             hub::Event::Desired(_) => {}
             hub::Event::Acknowledged { generation } => {
-                if self.record.unreported && self.publisher.told_outcome(generation) {
+                if self.record.unreported > 0 && self.publisher.told_outcome(generation) {
                     self.apply(Event::Acknowledged);
                 }
             }
