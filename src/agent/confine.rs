@@ -39,7 +39,7 @@ pub fn drop_in(board: &Board) -> Result<String, Failure> {
                 .and_then(|()| writeln!(service, "ReadWritePaths={}", quoted(&board.state.dir))),
         );
     }
-    Ok(format!("# Made by fwupdate-generator from the board.\n[Unit]\n{unit}[Service]\n{service}"))
+    Ok(format!("# Made by fwupdate-generator from the settings.\n[Unit]\n{unit}[Service]\n{service}"))
 }
 
 /// A path in a unit file: backslashes, quotes, spaces and specifiers mean themselves.
