@@ -6,6 +6,7 @@
 
 mod announce;
 mod commands;
+mod confine;
 mod doctor;
 mod effects;
 mod gateway;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::confine::drop_in;
 use self::effects::Work;
 use self::gateway::Gateway;
 use self::publish::Publisher;
@@ -243,6 +245,9 @@ impl Agent {
     fn look(&mut self) {
         let (boot, degraded) = self.gateway.boot(&self.record);
         self.boot = boot;
+        if self.boot.is_proven() {
+            self.gateway.mark_proven();
+        }
         self.publisher.view.booted = self.boot.booted;
         self.publisher.view.degraded = degraded.or_else(|| self.astray());
     }

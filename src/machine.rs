@@ -527,6 +527,13 @@ pub struct Boot {
     pub uptime: u64,
 }
 
+impl Boot {
+    /// Whether the running slot is the one that boots from now on.
+    pub fn is_proven(&self) -> bool {
+        self.booted.is_some() && self.booted == self.env.map(|env| env.primary)
+    }
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
