@@ -246,7 +246,11 @@ async fn a_stalled_transfer_is_broken_off_and_goes_on() {
     let mut rules = download();
     rules.stall_timeout = Duration::from_millis(200);
     let http = bench.server.http_with(&["127.0.0.1"], rules);
-    bench.server.served.script(|request| if request.number == 2 { Act::Stall(5000) } else { Act::Serve });
+    bench.server.served.script(|request| match request.number {
+        2 => Act::Stall(5000),
+        3 => Act::Silent,
+        _ => Act::Serve,
+    });
     bench.update_with(&http, None, free()).await.unwrap();
     bench.assert_complete();
     assert_eq!(bench.progress.borrow().downloaded, bench.progress.borrow().expected_download);

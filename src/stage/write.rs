@@ -14,8 +14,8 @@ use super::pipeline::{Shared, Sink, fetch_size, transfer};
 use super::survey::{Origin, Seed, Survey};
 use super::verify::read_back_behind;
 use super::{GUARD, Progress, StageError, Step, Target, read_back};
-use crate::bundle::Index;
-use crate::manifest::{Chunking, Image};
+use crate::bundle::{Chunk, Index};
+use crate::manifest::Image;
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
@@ -92,7 +92,7 @@ impl Staging<'_> {
     async fn survey(&self) -> Result<Vec<Origin>, StageError> {
         self.blocking(|staging| {
             let Shared { index, seed, progress, threads, .. } = &*staging.shared;
-            let (seed, chunking) = (seed.as_ref(), &staging.chunking);
+            let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
             Survey { index, chunking, target, seed, progress, cancel }.run(*threads)
         })
@@ -116,7 +116,7 @@ impl Staging<'_> {
         let (first, rest) = self.withheld();
         let need = size(first) + size(rest);
         let remote = self.bundle.remote();
-        let in_place = |(chunk, origin): (crate::bundle::Chunk, &Origin)| match origin {
+        let in_place = |(chunk, origin): (Chunk, &Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),
             _ => 0,
         };
@@ -165,7 +165,11 @@ impl Staging<'_> {
         self.blocking(|staging| {
             staging.clear_tail()?;
             let Image { size, sha256, .. } = staging.image;
-            read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel)
+            let verdict = read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel);
+            if let Err(StageError::ReadBack { .. }) = verdict {
+                staging.target.invalidate()?;
+            }
+            verdict
         })
         .await
     }
@@ -179,7 +183,6 @@ impl Staging<'_> {
             shared: self.shared.clone(),
             target: self.target.clone(),
             image: self.image.clone(),
-            chunking: self.image.chunking.clone(),
             cancel: self.cancel.clone(),
         };
         let done = tokio::task::spawn_blocking(move || work(&staging)).await;
@@ -192,7 +195,6 @@ struct Blocking {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
-    chunking: Chunking,
     cancel: CancellationToken,
 }
 
@@ -215,6 +217,7 @@ impl Blocking {
         let mut again = Buffer::new(first.len());
         self.target.read(again.first_mut(first.len()), 0)?;
         if again.first(first.len()) != first {
+            self.target.invalidate()?;
             let error = std::io::Error::other("it does not hold what was just written");
             return Err(self.target.failed(0, error));
         }
