@@ -225,3 +225,58 @@ impl Blocking {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::bundle::testing as bundles;
+    use crate::manifest::Body;
+
+    /// A step over a slot that holds all of `image` but its first MiB, which is zero.
+    fn unsealed(image: &[u8], slot: &Path) -> Blocking {
+        let parts = bundles::parts(image, "board", "1");
+        let image_of = Body::parse(&parts.manifest).unwrap().image;
+        let mut bytes = image.to_vec();
+        bytes[..GUARD as usize].fill(0);
+        std::fs::write(slot, bytes).unwrap();
+        let index = Arc::new(Index::parse(parts.index, &image_of).unwrap());
+        let progress = watch::Sender::default();
+        let shared = Shared { name: "b".into(), index, seed: None, chunk_max: 0, progress, threads: 1 };
+        Blocking {
+            shared: Arc::new(shared),
+            target: Target::acquire(slot, &[]).unwrap(),
+            image: image_of,
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_mib_is_written_only_when_all_the_rest_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let slot = folder.path().join("slot");
+        let image = image(50, 3);
+        let first = &image[..GUARD as usize];
+        let staging = unsealed(&image, &slot);
+        staging.target.write(&[1; 4096], 2 << 20).unwrap();
+        assert!(matches!(staging.seal(first), Err(StageError::ReadBack { .. })));
+        assert!(staging.target.is_invalid().unwrap());
+        drop(staging);
+
+        let staging = unsealed(&image, &slot);
+        staging.cancel.cancel();
+        assert!(matches!(staging.seal(first), Err(StageError::Cancelled)));
+        assert!(staging.target.is_invalid().unwrap());
+        drop(staging);
+
+        // Bytes in memory that are not the image's are not written either.
+        let staging = unsealed(&image, &slot);
+        assert!(matches!(
+            staging.seal(&image[4096..4096 + GUARD as usize]),
+            Err(StageError::ReadBack { .. })
+        ));
+        assert!(staging.target.is_invalid().unwrap());
+        staging.seal(first).unwrap();
+        assert!(std::fs::read(&slot).unwrap() == image);
+    }
+}
