@@ -46,7 +46,9 @@ pub fn open(kind: &BootloaderKind) -> Box<dyn Bootloader> {
 /// Why the boot environment could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    #[error("no copy of the boot environment in {0} is valid")]
+    #[error(
+        "no copy of the boot environment in {0} is valid: it is rebuilt once the booted slot is known for sure"
+    )]
     Lost(String),
     #[error("the boot environment in {0} has no fwupdate_primary: set it to the proven slot, A or B, once")]
     Uninitialised(String),

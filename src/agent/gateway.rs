@@ -106,8 +106,12 @@ impl Gateway {
         };
         let path = device::resolve(name)
             .map_err(|error| Failure::new(Code::SlotWriteFailed, format!("slot {slot}: {error}")))?;
-        let in_use: Vec<Identity> =
-            self.kernel.in_use().map_err(|error| internal(&error))?.into_iter().collect();
+        let in_use = self.kernel.in_use().map_err(|error| internal(&error))?;
+        if self.kernel.aliases(&path).is_ok_and(|aliases| !aliases.is_disjoint(&in_use)) {
+            let message = format!("slot {slot} ({}) is mounted: unmount it first", path.display());
+            return Err(Failure::new(Code::SlotBusy, message));
+        }
+        let in_use: Vec<Identity> = in_use.into_iter().collect();
         Ok(Target::acquire(&path, &in_use)?)
     }
 
