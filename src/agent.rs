@@ -27,7 +27,7 @@ use crate::control;
 use crate::failure::{Code, Failure};
 use crate::hub;
 use crate::machine::{Boot, Effect, Event, Phase, Record, step};
-use crate::stage::Meter;
+use crate::stage::{self, Meter};
 use crate::store::Store;
 
 /// How often progress is looked at, the watchdog is fed, and an unsaved record is tried again.
@@ -196,6 +196,7 @@ impl Agent {
     fn done(&mut self, event: Event) {
         self.work = None;
         self.count_bytes(0);
+        self.note_progress();
         match &event {
             Event::Failed(failure) => {
                 self.failures = self.failures.saturating_add(1);
@@ -278,10 +279,16 @@ impl Agent {
             self.reboot = true;
             return;
         }
-        if let Effect::Open(operation) = &effect {
-            self.meter = self.gateway.meter(operation, self.record.downloaded);
-        } else if let Effect::Stage(plan) = &effect {
-            self.meter = self.gateway.meter(&plan.operation, self.meter.spent().max(self.record.downloaded));
+        match &effect {
+            Effect::Open(operation) => self.meter = self.gateway.meter(operation, self.record.downloaded),
+            Effect::Stage(plan) => {
+                self.gateway.progress.send_replace(stage::Progress::default());
+                // A bundle that is open goes on counting in the meter that it was opened with.
+                if !self.gateway.holds_bundle() {
+                    self.meter = self.gateway.meter(&plan.operation, self.record.downloaded);
+                }
+            }
+            _ => {}
         }
         let cancel = CancellationToken::new();
         let work = Work {

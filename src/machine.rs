@@ -51,6 +51,8 @@ pub struct Record {
     pub wall_clock: i64,
     /// Bytes that the running operation has received, over all its runs.
     pub downloaded: u64,
+    /// How far its staging has come, so that no restart takes back what was reported.
+    pub progress: Progress,
     /// systemd units that had failed before the last update was armed; `None`: not known.
     pub failed_units: Option<BTreeSet<String>>,
     /// The last desired section that was acted upon.
@@ -72,11 +74,23 @@ impl Default for Record {
             times: Times::default(),
             wall_clock: 0,
             downloaded: 0,
+            progress: Progress::default(),
             failed_units: None,
             desired: None,
             extra: Extra::new(),
         }
     }
+}
+
+/// How far staging has come, as it was last told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    pub percent: u64,
+    /// What `downloaded` will be at the end, bytes.
+    pub expected: u64,
+    /// Bytes of the image that needed no download.
+    pub reused: u64,
 }
 
 /// The desired section as it was last acted upon, and what became of it.

@@ -158,6 +158,11 @@ impl Gateway {
         Ok(Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?)
     }
 
+    /// A bundle is open. Only asked while no effect runs.
+    pub fn holds_bundle(&self) -> bool {
+        self.held.try_lock().is_ok_and(|held| held.bundle.is_some())
+    }
+
     /// Counts the bytes of the running operation against its budget, earlier runs included.
     pub fn meter(&self, operation: &Operation, spent: u64) -> Arc<Meter> {
         let limit = operation.max_download_bytes.or(self.settings.download.max_bytes);

@@ -11,9 +11,9 @@ use super::{Agent, systemd};
 use crate::clock;
 use crate::control::Reply;
 use crate::hub::Document;
-use crate::machine::{Phase, Record};
+use crate::machine::{self, Phase, Record};
 use crate::report::{self, Progress, View};
-use crate::stage::{self, Step};
+use crate::stage::Step;
 
 /// The newest report, for the hub and for those who watch.
 pub struct Publisher {
@@ -24,7 +24,8 @@ pub struct Publisher {
     outcome: Option<u64>,
     outcomes: usize,
     milestone: (String, u64),
-    staging_since: Option<Instant>,
+    /// When this run's staging began, and the percent it began from.
+    staging_since: Option<(Instant, u64)>,
 }
 
 impl Publisher {
@@ -98,33 +99,69 @@ impl Agent {
         if !matches!(self.record.phase, Phase::Staging { .. }) {
             self.publisher.staging_since = None;
         }
-        if self.record.phase.is_idle() || matches!(self.record.phase, Phase::Opening { .. }) {
-            self.publisher.view.progress = Progress::default();
-        }
+        self.publisher.view.progress = None;
         let saved = self.saved.clone();
         self.publisher.publish(&saved);
     }
 
-    /// Tells how far staging has come: the hub at each step of ten percent, watchers at each tick.
+    /// Tells how far staging has come: the hub at each step of ten percent, once that is saved, so that no
+    /// restart takes it back; watchers at each tick.
     pub(super) fn publish_progress(&mut self) {
-        if !matches!(self.saved.phase, Phase::Staging { .. }) {
+        let Some(staged) = self.measure() else { return };
+        if report::is_step(self.record.progress, staged) {
+            self.note_progress();
+            if let Err(failure) = self.save() {
+                tracing::warn!(%failure, "the progress is not saved");
+            }
+            return self.publish();
+        }
+        let progress = Progress {
+            staged,
+            downloaded: self.meter.spent().max(self.saved.downloaded),
+            eta_seconds: self.eta(staged.percent),
+        };
+        if self.publisher.view.progress == Some(progress) {
             return;
         }
-        let since = *self.publisher.staging_since.get_or_insert_with(Instant::now);
-        let staged = *self.gateway.progress.borrow();
-        let told = self.publisher.view.progress;
-        let progress = measure(staged, since.elapsed().as_secs_f64(), told);
-        if progress == told {
-            return;
+        self.publisher.view.progress = Some(progress);
+        let body = Value::Object(report::document(&self.saved, &self.publisher.view));
+        self.publisher.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
+    }
+
+    /// Takes how far staging has come into the record.
+    pub(super) fn note_progress(&mut self) {
+        if let Some(staged) = self.measure() {
+            self.record.progress = staged;
+            self.record.downloaded = self.meter.spent().max(self.record.downloaded);
         }
-        if progress.step() != told.step() || (told.expected == 0 && progress.expected > 0) {
-            self.publisher.view.progress = progress;
-            self.publish();
-        } else {
-            let view = View { progress, ..self.publisher.view.clone() };
-            let body = Value::Object(report::document(&self.saved, &view));
-            self.publisher.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
+    }
+
+    /// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
+    /// back, though a survey may be repeated.
+    fn measure(&self) -> Option<machine::Progress> {
+        if !matches!(self.record.phase, Phase::Staging { .. }) {
+            return None;
         }
+        let (staged, told) = (*self.gateway.progress.borrow(), self.record.progress);
+        let (from, share) = match staged.step {
+            Step::Surveying => (0, 5),
+            Step::Writing => (5, 85),
+            Step::ReadingBack => (90, 10),
+        };
+        let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
+        Some(machine::Progress {
+            percent: (from + done).min(100).max(told.percent),
+            expected: staged.expected_download.max(told.expected),
+            reused: staged.reused.max(told.reused),
+        })
+    }
+
+    /// Seconds to the end of staging at this run's pace.
+    fn eta(&mut self, percent: u64) -> Option<u64> {
+        let (since, from) = *self.publisher.staging_since.get_or_insert_with(|| (Instant::now(), percent));
+        let done = percent.checked_sub(from).filter(|done| *done > 0)?;
+        let seconds = since.elapsed().as_secs_f64() / done as f64 * 100u64.saturating_sub(percent) as f64;
+        Some(seconds.ceil() as u64)
     }
 
     /// Sends the whole report to `watcher` now, and again with each change.
@@ -133,26 +170,6 @@ impl Agent {
         if watcher.offer(Ok(body)) {
             self.publisher.watchers.push(watcher);
         }
-    }
-}
-
-/// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
-/// back, though a survey may be repeated.
-fn measure(staged: stage::Progress, seconds: f64, told: Progress) -> Progress {
-    let (from, share) = match staged.step {
-        Step::Surveying => (0, 5),
-        Step::Writing => (5, 85),
-        Step::ReadingBack => (90, 10),
-    };
-    let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
-    let percent = (from + done).min(100).max(told.percent);
-    let eta = (percent > 0).then(|| (seconds / percent as f64 * (100 - percent) as f64).ceil() as u64);
-    Progress {
-        percent,
-        downloaded: staged.downloaded,
-        expected: staged.expected_download,
-        reused: staged.reused,
-        eta_seconds: eta,
     }
 }
 

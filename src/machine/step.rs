@@ -58,6 +58,7 @@ fn requested(record: &Record, operation: Operation) -> Step {
     let (mut next, effect) =
         enter(record, Phase::Opening { operation: operation.clone() }, Effect::Open(operation));
     next.downloaded = 0;
+    next.progress = Progress::default();
     next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };
     (next, effect)
 }
@@ -69,6 +70,7 @@ fn rollback_requested(record: &Record, boot: &Boot, plan: Plan) -> Step {
     }
     let (mut next, effect) = arm(record, boot, plan, true);
     next.downloaded = 0;
+    next.progress = Progress::default();
     next.times.download_complete = None;
     (next, effect)
 }
