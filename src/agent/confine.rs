@@ -4,7 +4,6 @@
 //! the state folder are there yet: only the settings in `/usr/lib` and `/etc` count.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -22,22 +21,20 @@ pub fn drop_in(board: &Board) -> Result<String, Failure> {
     places.extend(boot::places(&board.bootloader.kind)?);
     let (mut unit, mut service) = (String::new(), String::new());
     for place in &places {
-        // Writing to a String cannot fail.
-        drop(if place.starts_with("/dev") {
+        if place.starts_with("/dev") {
             let device = device_unit(place);
-            writeln!(unit, "Wants={device}\nAfter={device}")
-                .and_then(|()| writeln!(service, "DeviceAllow={} rw", quoted(place)))
+            unit += &format!("Wants={device}\nAfter={device}\n");
+            service += &format!("DeviceAllow={} rw\n", quoted(place));
         } else {
-            let folder = place.parent().unwrap_or(place);
-            writeln!(unit, "RequiresMountsFor={}", quoted(folder))
-                .and_then(|()| writeln!(service, "ReadWritePaths=-{}", quoted(folder)))
-        });
+            let folder = quoted(place.parent().unwrap_or(place));
+            unit += &format!("RequiresMountsFor={folder}\n");
+            service += &format!("ReadWritePaths=-{folder}\n");
+        }
     }
     if board.state.dir != Path::new("/var/lib/fwupdate") {
-        drop(
-            writeln!(unit, "RequiresMountsFor={}", quoted(&board.state.dir))
-                .and_then(|()| writeln!(service, "ReadWritePaths={}", quoted(&board.state.dir))),
-        );
+        let state = quoted(&board.state.dir);
+        unit += &format!("RequiresMountsFor={state}\n");
+        service += &format!("ReadWritePaths={state}\n");
     }
     Ok(format!("# Made by fwupdate-generator from the settings.\n[Unit]\n{unit}[Service]\n{service}"))
 }

@@ -77,7 +77,7 @@ enum Agent {
     /// `copies` of `next` are still to be written before the effect; `before` is what the agent goes back to
     /// when a command's record cannot be saved.
     Saving {
-        before: Option<Record>,
+        before: Option<Box<Record>>,
         next: Record,
         effect: Option<Effect>,
         copies: u8,
@@ -213,7 +213,12 @@ impl World {
             world.agent = Some(match effect {
                 Some(effect) if saved => Agent::Acting { record: next, effect, done: 0 },
                 None if saved => Agent::Waiting { record: next },
-                effect => Agent::Saving { before: begins.then(|| record.clone()), next, effect, copies: 2 },
+                effect => Agent::Saving {
+                    before: begins.then(|| Box::new(record.clone())),
+                    next,
+                    effect,
+                    copies: 2,
+                },
             });
         })
     }
@@ -306,7 +311,7 @@ impl World {
 
     fn save(
         &self,
-        before: &Option<Record>,
+        before: &Option<Box<Record>>,
         next: &Record,
         effect: &Option<Effect>,
         copies: u8,
@@ -336,7 +341,7 @@ impl World {
         };
         worlds.extend(self.fault(|b| &mut b.cuts).map(|world| world.then(torn)));
         worlds.extend(self.fault(|b| &mut b.failures).map(|world| match before {
-            Some(before) => world.then(|w| w.agent = Some(Agent::Waiting { record: before.clone() })),
+            Some(before) => world.then(|w| w.agent = Some(Agent::Waiting { record: (**before).clone() })),
             None => world.unsaved(next, effect),
         }));
         worlds
