@@ -248,6 +248,18 @@ impl World {
         })
     }
 
+    /// Asks `fwupdatectl` again and again until its JSON is as wanted.
+    pub async fn until_shown(&mut self, args: &[&str], wanted: impl Fn(&Value) -> bool) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let shown = self.ctl_json(args).await;
+            if wanted(&shown) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{args:?} still shows {shown}");
+        }
+    }
+
     /// The slot that is booted.
     pub fn booted(&self) -> Slot {
         booted_slot(&self.gateway.machine().proc).unwrap()

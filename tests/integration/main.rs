@@ -5,7 +5,11 @@
 
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
+/// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.
+mod commands;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
+/// Updates that must not stay.
+mod rollback;
 /// A good update, there and back.
 mod update;
