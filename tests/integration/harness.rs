@@ -225,8 +225,13 @@ impl World {
     /// Runs `fwupdatectl` to its end, while the gateway lives on, reboots included.
     pub async fn ctl(&mut self, args: &[&str]) -> Output {
         let mut command = tokio::process::Command::new(CTL);
-        command.args(args).arg("--socket").arg(self.gateway.socket()).kill_on_drop(true);
-        let running = command.output();
+        command.args(args).arg("--socket").arg(self.gateway.socket());
+        self.beside(command).await
+    }
+
+    /// Runs any program to its end, while the gateway lives on, reboots included.
+    pub async fn beside(&mut self, mut command: tokio::process::Command) -> Output {
+        let running = command.kill_on_drop(true).output();
         tokio::pin!(running);
         loop {
             tokio::select! {

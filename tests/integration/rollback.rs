@@ -131,7 +131,7 @@ async fn armed(world: &mut World) -> (Release, String) {
 async fn a_first_boot_that_is_cut_twice_is_tried_again() {
     let mut world = World::new().await;
     let (release, id) = armed(&mut world).await;
-    for cut in [Cut::AfterSave, Cut::AfterSave] {
+    for cut in [Cut::After, Cut::After] {
         assert_eq!(world.gateway.power_fails_at_boot(cut).await.unwrap(), Outcome::Cut);
     }
     let outcome = world.gateway.power_on().unwrap();
@@ -146,7 +146,7 @@ async fn a_first_boot_that_is_cut_twice_is_tried_again() {
 async fn a_cut_while_the_attempt_is_saved_costs_nothing() {
     let mut world = World::new().await;
     let (_, id) = armed(&mut world).await;
-    for cut in [Cut::BeforeSave, Cut::DuringSave(3), Cut::DuringSave(700)] {
+    for cut in [Cut::Before, Cut::During(3), Cut::During(700)] {
         assert_eq!(world.gateway.power_fails_at_boot(cut).await.unwrap(), Outcome::Cut);
         assert_eq!(world.gateway.boot_variable("fwupdate_tries").unwrap(), "3");
     }
@@ -160,7 +160,7 @@ async fn an_image_that_never_reaches_user_space_is_quarantined() {
     let mut world = World::new().await;
     let (release, id) = armed(&mut world).await;
     for _ in 0..3 {
-        world.gateway.power_fails_at_boot(Cut::AfterSave).await.unwrap();
+        world.gateway.power_fails_at_boot(Cut::After).await.unwrap();
     }
     world.gateway.power_on().unwrap();
     let last = world.outcome(&id).await;
