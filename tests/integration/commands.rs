@@ -136,8 +136,11 @@ async fn fwupdatectl_installs_a_file_and_shows_what_happened() {
     assert_eq!(world.ctl_json(&["status"]).await["firmwareStatus"], "standBy");
     assert_eq!(world.ctl_json(&["slots"]).await["bootedSlot"], "A");
     let doctor = world.ctl_json(&["doctor"]).await;
-    let failed = doctor["findings"].as_array().unwrap().iter().find(|finding| finding["status"] == "failed");
-    assert_eq!(failed, None, "a gateway fresh from the factory is well");
+    let failed =
+        doctor["findings"].as_array().unwrap().iter().filter(|finding| finding["status"] == "failed");
+    // The simulated gateway's state is on this machine's root file system, as doctor rightly says.
+    let failed: Vec<_> = failed.filter(|finding| finding["check"] != "state folder").collect();
+    assert!(failed.is_empty(), "a gateway fresh from the factory is well: {failed:?}");
 
     let release = world.release("2.0.0");
     let bundle = release.bundle.to_str().unwrap().to_owned();

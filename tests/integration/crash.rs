@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fwupdate::bundle::{self, Chunk, Index, Layout};
+use fwupdate::machine::Record;
 use fwupdate::manifest::{Body, Digest};
 use fwupdate::stage::GUARD;
+use fwupdate::store::Store;
 use fwupdate_hub::firmware::{Outcome, Slot};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
@@ -22,6 +24,8 @@ const KILLS: usize = 200;
 const GATEWAYS: u64 = 6;
 /// Kills that one update suffers before it is left alone.
 const KILLS_AN_UPDATE: usize = 5;
+/// Longest pauses before a kill, milliseconds: some come in quick succession, some late in an update's life.
+const PAUSES: [u64; 3] = [150, 800, 3000];
 /// Staging takes half a second, and the verdict has time on a busy machine.
 const SETTINGS: &str =
     "[download]\nrate_limit = \"4MiB\"\n[bootloader]\ntries = 5\n[health]\ndeadline = \"1min\"\n";
@@ -56,6 +60,8 @@ fn two_hundred_kills_and_not_one_false_word() {
 /// One gateway, updated again and again while kills are left.
 async fn sweep(random: fastrand::Rng, left: &AtomicUsize, tally: &Mutex<BTreeMap<String, usize>>) {
     let mut world = World::with(Setup { settings: SETTINGS.into(), ..Setup::default() }).await;
+    // The trial is long enough to be hit.
+    world.gateway.add_check("20-slow", "#!/bin/sh\nexec sleep 0.4\n").unwrap();
     // Three in turn: neither slot ever holds the one that is installed next.
     let releases = ["2.0.0", "3.0.0", "4.0.0"]
         .map(|version| world.make(Spec { version, size: 4 << 20, noise: 2 << 20, ..Spec::default() }));
@@ -89,7 +95,7 @@ impl Sweep<'_> {
             json!({"fwPackageUri": release.url, "operationId": id, "force": true, "allowDowngrade": true});
         self.world.update(payload).await;
         for _ in 0..KILLS_AN_UPDATE {
-            let most = if self.random.bool() { 1000 } else { 150 };
+            let most = PAUSES[self.random.usize(..PAUSES.len())];
             let pause = Duration::from_millis(self.random.u64(..most));
             if !self.live(id, pause).await || !self.take_one() {
                 break;
@@ -138,11 +144,12 @@ impl Sweep<'_> {
     }
 
     async fn kill(&mut self, target: Slot, held: &mut Held) {
-        let phase = self.world.twin()["fwupdate"]["operation"]["phase"].as_str().unwrap_or("idle").to_owned();
         self.world.gateway.kill().await.unwrap();
+        // Otherwise the next call may go to the dead connection, and time out as it would in Azure.
+        assert!(self.world.hub.wait_connected(DEVICE, false, LIMIT).await);
         held.check(&self.world);
         held.look(&self.world, target);
-        let power = self.random.bool();
+        let (phase, power) = (self.saved_phase(), self.random.bool());
         self.count(&format!("killed in {phase}, {}", if power { "power cut" } else { "crash" }));
         if power {
             let outcome = self.world.gateway.power_on().unwrap();
@@ -150,6 +157,12 @@ impl Sweep<'_> {
         } else {
             self.world.gateway.start_agent().unwrap();
         }
+    }
+
+    /// What the record that the agent left says.
+    fn saved_phase(&self) -> &'static str {
+        let store = Store::open(&self.world.gateway.dir().join("state")).unwrap();
+        store.load::<Record>().unwrap().map_or("nowhere", |record| record.phase.name())
     }
 
     fn count(&self, what: &str) {
