@@ -54,7 +54,7 @@ async fn a_repeated_call_starts_nothing_twice_and_another_is_refused() {
     }
     world.hub.faults().clear();
     // The stalled requests do not know of that: a restart does.
-    world.gateway.restart_agent().await.unwrap();
+    world.crash().await;
     let last = world.outcome("mine").await;
     assert_eq!(last["result"], "committed", "{last}");
 

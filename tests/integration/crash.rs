@@ -97,10 +97,14 @@ impl Sweep<'_> {
         for _ in 0..KILLS_AN_UPDATE {
             let most = PAUSES[self.random.usize(..PAUSES.len())];
             let pause = Duration::from_millis(self.random.u64(..most));
-            if !self.live(id, pause).await || !self.take_one() {
+            if !self.live(id, pause).await {
                 break;
             }
-            self.kill(target, &mut held).await;
+            if self.random.u8(..8) == 0 {
+                self.restart().await;
+            } else if self.take_one() {
+                self.kill(target, &mut held).await;
+            }
         }
         let last = self.world.outcome(id).await;
         held.check(&self.world);
@@ -144,9 +148,7 @@ impl Sweep<'_> {
     }
 
     async fn kill(&mut self, target: Slot, held: &mut Held) {
-        self.world.gateway.kill().await.unwrap();
-        // Otherwise the next call may go to the dead connection, and time out as it would in Azure.
-        assert!(self.world.hub.wait_connected(DEVICE, false, LIMIT).await);
+        self.world.kill().await;
         held.check(&self.world);
         held.look(&self.world, target);
         let (phase, power) = (self.saved_phase(), self.random.bool());
@@ -157,6 +159,13 @@ impl Sweep<'_> {
         } else {
             self.world.gateway.start_agent().unwrap();
         }
+    }
+
+    /// `systemctl restart`: not a kill, but as safe.
+    async fn restart(&mut self) {
+        self.world.gateway.shut_down().await.unwrap();
+        self.count(&format!("restarted in {}", self.saved_phase()));
+        self.world.gateway.start_agent().unwrap();
     }
 
     /// What the record that the agent left says.

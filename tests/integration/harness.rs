@@ -13,7 +13,8 @@
 //!   load, one of a given size, one made with other arguments of `fwupdate-bundle create`.
 //! - `world.www()` is the folder behind `world.hub.files_url(name)`: put or damage files there.
 //! - `world.call(method, payload)` is any direct method; `world.ctl(args)` runs `fwupdatectl`.
-//! - `world.gateway` is the machine: kill, power_cycle, add_check, slot, boot_variable, log ...
+//! - `world.kill()`, `crash()`, `power_cut()` disturb; `world.gateway` is the machine itself: add_check, slot,
+//!   boot_variable, log ...
 //! - `world.hub.faults()` makes the server misbehave and counts what it served.
 //! - Every wait is on a condition, with [`LIMIT`] as its overall limit. An update's health check is an executable
 //!   that reads `/etc/health` of the booted image: `good` passes.
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use fwupdate_hub::firmware::Slot;
+use fwupdate_hub::firmware::{Outcome, Slot};
 use fwupdate_hub::gateway::{Bootloader, COMPATIBLE, Cloud, Gateway, Parts};
 use fwupdate_hub::history::Witness;
 use fwupdate_hub::methods::{Answer, Call};
@@ -220,6 +221,25 @@ impl World {
     /// The reported properties now.
     pub fn twin(&self) -> Value {
         self.hub.twin(DEVICE).unwrap()["properties"]["reported"].clone()
+    }
+
+    /// SIGKILL to the agent. Returns once the hub knows, too: the next call must not go to the dead connection, where
+    /// it would time out as in Azure.
+    pub async fn kill(&mut self) {
+        self.gateway.kill().await.unwrap();
+        assert!(self.hub.wait_connected(DEVICE, false, LIMIT).await);
+    }
+
+    /// The agent crashes, and is started again as by systemd.
+    pub async fn crash(&mut self) {
+        self.kill().await;
+        self.gateway.start_agent().unwrap();
+    }
+
+    /// The power fails and comes back.
+    pub async fn power_cut(&mut self) -> Outcome {
+        self.kill().await;
+        self.gateway.power_on().unwrap()
     }
 
     /// Runs `fwupdatectl` to its end, while the gateway lives on, reboots included.

@@ -192,7 +192,7 @@ async fn an_image_whose_tries_were_used_up_by_power_cuts_is_offered_once_more() 
             };
             world.reported(on_trial).await;
             assert_eq!(world.booted(), Slot::B);
-            world.gateway.power_cycle().await.unwrap();
+            world.power_cut().await;
         }
         let last = world.outcome(&id).await;
         assert_eq!(last["error"]["code"], "BootloaderFellBack", "round {round}: {last}");

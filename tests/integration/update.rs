@@ -92,7 +92,7 @@ async fn received_bytes_are_counted_over_restarts_and_against_the_budget() {
     world.reported(|twin| twin["fwupdate"]["operation"]["percent"].as_u64() >= Some(40)).await;
     let before = received(&world, &id);
     assert!(before > 0 && before < size, "{before} of {size}");
-    world.gateway.restart_agent().await.unwrap();
+    world.crash().await;
     assert_eq!(world.outcome(&id).await["result"], "committed");
     let requested: u64 = world.hub.faults().log().iter().map(|request| request.length).sum();
     let counted = received(&world, &id);
@@ -109,7 +109,7 @@ async fn an_update_waits_for_approval_also_over_a_restart() {
     let id = world.update(json!({"fwPackageUri": release.url})).await;
     world.phase("holding").await;
     assert_eq!(world.twin()["firmwareStatus"], "downloading");
-    world.gateway.power_cycle().await.unwrap();
+    world.power_cut().await;
     assert_eq!(world.booted(), Slot::A);
     let answer = world.call("firmwareApprove", json!({"operationId": id})).await;
     assert_eq!(answer.status, 200, "{}", answer.payload);
