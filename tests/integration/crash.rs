@@ -163,7 +163,7 @@ impl Sweep<'_> {
 
     /// `systemctl restart`: not a kill, but as safe.
     async fn restart(&mut self) {
-        self.world.gateway.shut_down().await.unwrap();
+        self.world.gateway.stop_agent().await.unwrap();
         self.count(&format!("restarted in {}", self.saved_phase()));
         self.world.gateway.start_agent().unwrap();
     }
