@@ -107,6 +107,8 @@ fn start_logging() -> anyhow::Result<()> {
         registry.with(journal.with_field_prefix(None)).try_init()?;
     } else {
         let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
+        // Whoever reads this, a file or a person, reads plain text.
+        let plain = plain.with_ansi(false);
         registry.with(plain).try_init()?;
     }
     Ok(())

@@ -108,7 +108,7 @@ fn at_rest(status: &str, last: &Value, seen: &Value) -> Result<(), String> {
 }
 
 /// What the hub does with a patch: objects merge, null deletes.
-fn merge(target: &mut Value, patch: &Value) {
+pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(fields) = patch else {
         *target = patch.clone();
         return;

@@ -5,7 +5,15 @@
 
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
+/// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.
+mod commands;
+/// Kill -9 at two hundred random instants.
+mod crash;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
+/// Updates that must not stay.
+mod rollback;
+/// The tutorial's service app, unmodified, sees an update through.
+mod tutorial;
 /// A good update, there and back.
 mod update;

@@ -10,8 +10,9 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -190,22 +191,39 @@ impl Gateway {
 
     /// An orderly reboot: SIGTERM, then the firmware.
     pub async fn reboot(&mut self) -> Result<Outcome> {
-        self.shut_down().await?;
+        self.stop_agent().await?;
         self.power_on()
     }
 
     /// SIGTERM, and waits until the agent is gone; an error if it does not end well.
     pub async fn shut_down(&mut self) -> Result<()> {
-        let Some(mut child) = self.process.take() else { return Ok(()) };
+        match self.terminate().await? {
+            Some(status) if !status.success() => {
+                bail!("the agent ended with {status}; see {}", self.log_path().display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, also for an agent that may just have been started: one that does not listen to signals yet dies of
+    /// it, which systemd, too, takes for a good end.
+    pub async fn stop_agent(&mut self) -> Result<()> {
+        match self.terminate().await? {
+            Some(status) if !status.success() && status.signal() != Some(Signal::SIGTERM as i32) => {
+                bail!("the agent ended with {status}; see {}", self.log_path().display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How the agent ended on SIGTERM; `None` if there was none.
+    async fn terminate(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(mut child) = self.process.take() else { return Ok(None) };
         if let Some(pid) = child.id() {
             kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
         }
-        let status =
-            timeout(SHUTDOWN, child.wait()).await.context("the agent does not stop on SIGTERM")??;
-        if !status.success() {
-            bail!("the agent ended with {status}; see {}", self.log_path().display());
-        }
-        Ok(())
+        let ended = timeout(SHUTDOWN, child.wait()).await;
+        Ok(Some(ended.context("the agent does not stop on SIGTERM")??))
     }
 
     /// Waits until the agent asks for a reboot; the caller performs it. An error if the agent ends instead.
