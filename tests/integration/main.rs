@@ -7,5 +7,7 @@
 mod checker;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
+/// The rules of the house: imports, opening words, documented codes.
+mod house;
 /// A good update, there and back.
 mod update;
