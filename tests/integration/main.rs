@@ -15,5 +15,7 @@ mod harness;
 mod rollback;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
+/// The rules of the house: imports, opening words, documented codes.
+mod house;
 /// A good update, there and back.
 mod update;
