@@ -4,7 +4,6 @@
 //! the state folder are there yet: only the settings in `/usr/lib` and `/etc` count.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,26 +19,25 @@ pub fn drop_in(board: &Board) -> Result<String, Failure> {
         |name: &String| device::path_of(name).map_err(|e| Failure::new(Code::NotReady, e.to_string()));
     let mut places: BTreeSet<PathBuf> = BTreeSet::from([named(&board.slots.a)?, named(&board.slots.b)?]);
     places.extend(boot::places(&board.bootloader.kind)?);
-    let (mut unit, mut service) = (String::new(), String::new());
+    let (mut unit, mut service) = (Vec::new(), Vec::new());
     for place in &places {
-        // Writing to a String cannot fail.
-        drop(if place.starts_with("/dev") {
+        if place.starts_with("/dev") {
             let device = device_unit(place);
-            writeln!(unit, "Wants={device}\nAfter={device}")
-                .and_then(|()| writeln!(service, "DeviceAllow={} rw", quoted(place)))
+            unit.push(format!("Wants={device}"));
+            unit.push(format!("After={device}"));
+            service.push(format!("DeviceAllow={} rw", quoted(place)));
         } else {
             let folder = place.parent().unwrap_or(place);
-            writeln!(unit, "RequiresMountsFor={}", quoted(folder))
-                .and_then(|()| writeln!(service, "ReadWritePaths=-{}", quoted(folder)))
-        });
+            unit.push(format!("RequiresMountsFor={}", quoted(folder)));
+            service.push(format!("ReadWritePaths=-{}", quoted(folder)));
+        }
     }
     if board.state.dir != Path::new("/var/lib/fwupdate") {
-        drop(
-            writeln!(unit, "RequiresMountsFor={}", quoted(&board.state.dir))
-                .and_then(|()| writeln!(service, "ReadWritePaths={}", quoted(&board.state.dir))),
-        );
+        unit.push(format!("RequiresMountsFor={}", quoted(&board.state.dir)));
+        service.push(format!("ReadWritePaths={}", quoted(&board.state.dir)));
     }
-    Ok(format!("# Made by fwupdate-generator from the settings.\n[Unit]\n{unit}[Service]\n{service}"))
+    let (unit, service) = (unit.join("\n"), service.join("\n"));
+    Ok(format!("# Made by fwupdate-generator from the settings.\n[Unit]\n{unit}\n[Service]\n{service}\n"))
 }
 
 /// A path in a unit file: backslashes, quotes, spaces and specifiers mean themselves.
@@ -55,8 +53,8 @@ fn quoted(path: &Path) -> String {
     text
 }
 
-/// The unit of a device node: systemd.unit(5), "String escaping for inclusion in unit names". `%` is doubled by
-/// nothing, for escaping leaves none.
+/// The unit of a device node: systemd.unit(5), "String escaping for inclusion in unit names". Escaping leaves
+/// no `%`, so that none has to be doubled.
 fn device_unit(path: &Path) -> String {
     let mut name = String::new();
     for (index, byte) in path.as_os_str().as_bytes().iter().copied().skip(1).enumerate() {

@@ -37,6 +37,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(fwupdate::pages::write::<Args>("8"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let args = Args::parse();
     let options = args.config.as_ref().map_or_else(Options::system, Options::file);
     if args.check_config {
