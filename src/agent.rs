@@ -24,12 +24,13 @@ pub use self::confine::drop_in;
 use self::effects::Work;
 use self::gateway::Gateway;
 use self::publish::Publisher;
+pub use self::systemd::while_alive;
 use crate::config::Settings;
 use crate::control;
 use crate::failure::{Code, Failure};
 use crate::hub;
 use crate::machine::{Boot, Effect, Event, Phase, Record, step};
-use crate::stage::Meter;
+use crate::stage::{self, Meter};
 use crate::store::Store;
 
 /// How often progress is looked at, the watchdog is fed, and an unsaved record is tried again.
@@ -63,6 +64,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     systemd::ready();
     let exit = agent.serve(&mut events, &mut calls, &shutdown).await;
     agent.rest().await;
+    if exit == Exit::Stopped {
+        // Not before a reboot: systemd would then expect the process to end, and not signal it when it stops it.
+        systemd::stopping();
+    }
     // The hub edge sends the newest report before it leaves.
     edges.cancel();
     if let Some(hub) = hub {
@@ -198,6 +203,7 @@ impl Agent {
     fn done(&mut self, event: Event) {
         self.work = None;
         self.count_bytes(0);
+        self.note_progress();
         match &event {
             Event::Failed(failure) => {
                 self.failures = self.failures.saturating_add(1);
@@ -213,9 +219,15 @@ impl Agent {
         self.look();
         let mut event = event;
         loop {
+            let begins = matches!(event, Event::Requested(_) | Event::RollbackRequested(_));
             let (next, effect) = step(&self.record, &self.boot, event);
             let before = std::mem::replace(&mut self.record, next);
             match self.save() {
+                Err(failure) if begins => {
+                    tracing::error!(%failure, "refused: the record cannot be saved");
+                    self.record = before;
+                    return self.publish();
+                }
                 Err(failure) if effect.is_some() && self.record.phase.must_be_saved() => {
                     event = Event::SaveFailed(failure);
                     continue;
@@ -283,10 +295,16 @@ impl Agent {
             self.reboot = true;
             return;
         }
-        if let Effect::Open(operation) = &effect {
-            self.meter = self.gateway.meter(operation, self.record.downloaded);
-        } else if let Effect::Stage(plan) = &effect {
-            self.meter = self.gateway.meter(&plan.operation, self.meter.spent().max(self.record.downloaded));
+        match &effect {
+            Effect::Open(operation) => self.meter = self.gateway.meter(operation, self.record.downloaded),
+            Effect::Stage(plan) => {
+                self.gateway.progress.send_replace(stage::Progress::default());
+                // A bundle that is open goes on counting in the meter that it was opened with.
+                if !self.gateway.holds_bundle() {
+                    self.meter = self.gateway.meter(&plan.operation, self.record.downloaded);
+                }
+            }
+            _ => {}
         }
         let cancel = CancellationToken::new();
         let work = Work {
@@ -338,7 +356,6 @@ impl Agent {
         if let Err(failure) = self.save() {
             tracing::warn!(%failure, "leaving without saving the record");
         }
-        systemd::stopping();
     }
 
     async fn tick(&mut self) {
@@ -392,7 +409,7 @@ impl Agent {
             hub::Event::Method(call) => self.method(call).await,
             hub::Event::Desired(_) => {}
             hub::Event::Acknowledged { generation } => {
-                if self.record.unreported && self.publisher.told_outcome(generation) {
+                if self.record.unreported > 0 && self.publisher.told_outcome(generation) {
                     self.apply(Event::Acknowledged);
                 }
             }

@@ -54,7 +54,9 @@ pub fn places(kind: &BootloaderKind) -> Result<Vec<PathBuf>, BootError> {
 /// Why the boot environment could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    #[error("no copy of the boot environment in {0} is valid")]
+    #[error(
+        "no copy of the boot environment in {0} is valid: it is rebuilt once the booted slot is known for sure"
+    )]
     Lost(String),
     #[error("the boot environment in {0} has no fwupdate_primary: set it to the proven slot, A or B, once")]
     Uninitialised(String),

@@ -21,9 +21,7 @@ pub fn write<C: CommandFactory>(section: &str) -> io::Result<bool> {
     let man = folder.join(format!("man{section}"));
     fs::create_dir_all(&man)?;
     page(&command, &name, section, &man)?;
-    for (shell, sub, file) in
-        [(Shell::Bash, "bash", name.clone()), (Shell::Zsh, "zsh", format!("_{name}"))]
-    {
+    for (shell, sub, file) in [(Shell::Bash, "bash", name.clone()), (Shell::Zsh, "zsh", format!("_{name}"))] {
         fs::create_dir_all(folder.join(sub))?;
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut C::command(), &name, &mut script);
@@ -35,10 +33,13 @@ pub fn write<C: CommandFactory>(section: &str) -> io::Result<bool> {
 /// The page of `command`, and one for each command below it.
 fn page(command: &Command, name: &str, section: &str, folder: &Path) -> io::Result<()> {
     let mut text = Vec::new();
-    let named = command.clone().name(name.to_owned()).display_name(name.to_owned());
+    // clap wants names that live for ever; this process writes its pages and ends.
+    let forever: &'static str = name.to_owned().leak();
+    let named = command.clone().name(forever).display_name(forever);
     clap_mangen::Man::new(named.disable_help_subcommand(true)).section(section).render(&mut text)?;
     fs::write(folder.join(format!("{name}.{section}")), text)?;
-    for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help")
+    {
         page(below, &format!("{name}-{}", below.get_name()), section, folder)?;
     }
     Ok(())

@@ -85,7 +85,8 @@ impl Store {
         }
     }
 
-    /// Replaces the older copy and returns once the medium holds it. After an error the record is the old one.
+    /// Replaces the older copy and returns once the medium holds it. After an error the old record still stands,
+    /// unless all of the new one reached the medium before the error.
     pub fn save<T: Serialize>(&mut self, record: &T) -> Result<(), StoreError> {
         let body = serde_json::to_vec_pretty(record).map_err(StoreError::Unwritable)?;
         self.prepare()?;
@@ -191,11 +192,13 @@ fn overwrite(path: &Path, mut bytes: Vec<u8>) -> Result<(), StoreError> {
     let used = read_up_to(&file, CAPACITY)
         .map_or(CAPACITY, |old| old.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1));
     bytes.resize(bytes.len().max(used).next_multiple_of(PAGE), b' ');
-    file.write_all_at(&bytes, 0).map_err(failed("write", path))?;
-    file.sync_data().map_err(failed("write", path))?;
+    let written = file.write_all_at(&bytes, 0).and_then(|()| file.sync_data());
+    // Also after an error: pages that could not be written would look like a valid copy, and the next save would
+    // then overwrite the one that is really there.
     if let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
         tracing::debug!(path = %path.display(), %error, "the page cache stays");
     }
+    written.map_err(failed("write", path))?;
     let back = read_up_to(&file, bytes.len()).map_err(failed("read", path))?;
     if back == bytes { Ok(()) } else { Err(StoreError::NotWritten(path.to_owned())) }
 }

@@ -8,9 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fwupdate::boot::{self, BootError, Bootloader, Grub, Uboot};
+use fwupdate::boot::{self, BootError, Bootloader, Detected, Grub, Uboot};
 use fwupdate::device::{Identity, Kernel};
 use fwupdate::slot::{Armed, BootEnv, Slot};
+
+/// The simulated firmware, by its source: it shares nothing with the agent but the bytes on the disk.
+#[path = "hub/src/firmware.rs"]
+mod firmware;
 
 /// Runs a tool and gives what it prints; a tool that is missing fails the test by name.
 fn run(package: &str, program: &str, args: &[&str]) -> String {
@@ -268,4 +272,79 @@ fn the_settings_kind_decides_which_environment_is_opened() {
     let kind = fwupdate::config::BootloaderKind::Grub { grubenv: board.path() };
     boot::open(&kind).write(&BootEnv::only(Slot::A)).unwrap();
     assert_eq!(board.grub.read().unwrap(), BootEnv::only(Slot::A));
+}
+
+/// A gateway made of files: the agent's side and the firmware's side of one boot environment.
+struct Gateway {
+    dir: tempfile::TempDir,
+    machine: firmware::Machine,
+    bootloader: Box<dyn Bootloader>,
+}
+
+impl Gateway {
+    fn both() -> [Gateway; 2] {
+        [
+            Gateway::new(|dir| {
+                let env = dir.join("env");
+                fs::write(&env, [0xff; 0x800]).unwrap();
+                let config = dir.join("fw_env.config");
+                fs::write(dir.join("u-boot-initial-env"), "").unwrap();
+                fs::write(&config, format!("{0} 0 400\n{0} 0x400 400\n", env.display())).unwrap();
+                (firmware::Environment::Uboot { config: config.clone() }, Box::new(Uboot::new(&config)))
+            }),
+            Gateway::new(|dir| {
+                let grubenv = dir.join("grubenv");
+                (firmware::Environment::Grub { grubenv: grubenv.clone() }, Box::new(Grub::new(&grubenv)))
+            }),
+        ]
+    }
+
+    fn new(make: impl Fn(&Path) -> (firmware::Environment, Box<dyn Bootloader>)) -> Gateway {
+        let dir = tempfile::tempdir().unwrap();
+        let (environment, bootloader) = make(dir.path());
+        let path = |name: &str| dir.path().join(name);
+        let slots = [path("a.img"), path("b.img")];
+        for slot in &slots {
+            let mut image = vec![0; 0x1000];
+            image[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+            fs::write(slot, image).unwrap();
+        }
+        let machine =
+            firmware::Machine { environment, slots, proc: path("proc"), sys: path("sys"), cut: None };
+        Gateway { dir, machine, bootloader }
+    }
+
+    /// Powers on, then looks around as the agent does when it starts.
+    fn boot(&self) -> Detected {
+        firmware::boot(&self.machine).unwrap();
+        let kernel = Kernel { proc: self.dir.path().join("proc"), sys: self.dir.path().join("sys") };
+        let [a, b] = self.machine.slots.clone();
+        boot::booted(&kernel, &[(Slot::A, a), (Slot::B, b)]).unwrap()
+    }
+}
+
+#[test]
+fn agent_and_firmware_understand_each_other_through_a_whole_trial() {
+    for gateway in Gateway::both() {
+        let first = gateway.boot();
+        assert_eq!((first.slot, first.env_lost, first.reason), (Some(Slot::A), true, None));
+        assert!(matches!(gateway.bootloader.read(), Err(BootError::Lost(_))));
+
+        gateway.bootloader.write(&BootEnv::only(Slot::A)).unwrap();
+        let second = gateway.boot();
+        assert_eq!((second.slot, second.env_lost, second.trial), (Some(Slot::A), false, false));
+        assert_ne!(first.boot_id, second.boot_id);
+
+        gateway.bootloader.write(&armed(Slot::B, 2)).unwrap();
+        for (slot, trial, tries) in [(Slot::B, true, 1), (Slot::B, true, 0), (Slot::A, false, 0)] {
+            let found = gateway.boot();
+            assert_eq!((found.slot, found.trial), (Some(slot), trial));
+            assert_eq!(gateway.bootloader.read().unwrap(), armed(Slot::B, tries));
+        }
+
+        let committed = BootEnv { primary: Slot::B, trial: None, fallback: Some(Slot::A) };
+        gateway.bootloader.write(&committed).unwrap();
+        assert_eq!(gateway.boot().slot, Some(Slot::B));
+        assert_eq!(gateway.bootloader.read().unwrap(), committed);
+    }
 }

@@ -40,17 +40,18 @@ impl Work {
             Effect::Hold(plan, hold) => self.hold(&plan, &hold).await,
             Effect::Arm { plan, verify } => self.arm(&plan, verify).await,
             Effect::Check(plan, trial) => self.check(&plan, &trial).await,
-            Effect::Commit(plan) => self.write(plan.env_committed(), Event::Committed),
-            Effect::Revert(plan) => self.write(plan.env_before(), Event::Reverted),
-            Effect::Rebuild(env) => self.write(env, Event::Rebuilt),
+            Effect::Commit(plan) => self.write(plan.env_committed()).await.map(|()| Event::Committed),
+            Effect::Revert(plan) => self.write(plan.env_before()).await.map(|()| Event::Reverted),
+            Effect::Rebuild(env) => self.write(env).await.map(|()| Event::Rebuilt),
             // The driver does this itself, by returning.
             Effect::Reboot => Ok(Event::Failed(Failure::new(Code::Internal, "a reboot is no work"))),
         }
     }
 
-    fn write(&self, env: BootEnv, event: Event) -> Result<Event, Failure> {
-        self.gateway.bootloader.write(&env)?;
-        Ok(event)
+    /// Writes the boot environment, which may have to wait for its lock.
+    async fn write(&self, env: BootEnv) -> Result<(), Failure> {
+        let gateway = self.gateway.clone();
+        blocking(move || Ok(gateway.bootloader.write(&env)?)).await
     }
 
     async fn open(&self, operation: &Operation) -> Result<Event, Failure> {
@@ -107,7 +108,7 @@ impl Work {
 
     async fn prepare(&self, plan: &Plan) -> Result<Event, Failure> {
         let target = self.target(plan.target).await?;
-        self.gateway.bootloader.write(&plan.env_before())?;
+        self.write(plan.env_before()).await?;
         blocking(move || Ok(target.invalidate()?)).await?;
         Ok(Event::Prepared)
     }
@@ -172,7 +173,7 @@ impl Work {
             blocking(verified).await?;
         }
         let failed_units = self.failed_units().await;
-        self.gateway.bootloader.write(&plan.env_armed())?;
+        self.write(plan.env_armed()).await?;
         self.gateway.held.lock().await.target = None;
         Ok(Event::Armed { connected: *self.gateway.cloud.borrow(), failed_units })
     }

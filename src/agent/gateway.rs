@@ -123,8 +123,12 @@ impl Gateway {
         };
         let path = device::resolve(name)
             .map_err(|error| Failure::new(Code::SlotWriteFailed, format!("slot {slot}: {error}")))?;
-        let in_use: Vec<Identity> =
-            self.kernel.in_use().map_err(|error| internal(&error))?.into_iter().collect();
+        let in_use = self.kernel.in_use().map_err(|error| internal(&error))?;
+        if self.kernel.aliases(&path).is_ok_and(|aliases| !aliases.is_disjoint(&in_use)) {
+            let message = format!("slot {slot} ({}) is mounted: unmount it first", path.display());
+            return Err(Failure::new(Code::SlotBusy, message));
+        }
+        let in_use: Vec<Identity> = in_use.into_iter().collect();
         Ok(Target::acquire(&path, &in_use)?)
     }
 
@@ -169,6 +173,11 @@ impl Gateway {
         let ca_file = self.settings.cloud.as_ref().and_then(|cloud| cloud.ca_file.as_deref());
         let tls = tls::client_config(ca_file, None, floor(record))?;
         Ok(Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?)
+    }
+
+    /// A bundle is open. Only asked while no effect runs.
+    pub fn holds_bundle(&self) -> bool {
+        self.held.try_lock().is_ok_and(|held| held.bundle.is_some())
     }
 
     /// Counts the bytes of the running operation against its budget, earlier runs included.

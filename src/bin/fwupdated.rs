@@ -138,7 +138,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         if exit == Exit::Stopped {
             break;
         }
-        let patience = match order_reboot(&settings.policy.reboot_command).await {
+        let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
             Ok(()) => REBOOT_PATIENCE,
             Err(error) => {
                 tracing::error!("the reboot command failed and is tried again: {error:#}");
@@ -147,7 +147,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(patience) => {}
+            () = agent::while_alive(tokio::time::sleep(patience)) => {}
         }
     }
     tracing::info!("fwupdated stops");

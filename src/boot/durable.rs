@@ -45,10 +45,12 @@ pub fn read(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<u8
 }
 
 /// Writes in one synchronous call, then reads back what the medium holds and compares.
+///
+/// After an error too, the next read asks the medium: pages that could not be written would look like content.
 pub fn write(file: &File, path: &Path, offset: u64, bytes: &[u8]) -> Result<(), BootError> {
-    file.write_all_at(bytes, offset).map_err(failed("write", path))?;
-    file.sync_all().map_err(failed("write", path))?;
+    let written = file.write_all_at(bytes, offset).and_then(|()| file.sync_all());
     forget_cache(file, path);
+    written.map_err(failed("write", path))?;
     if read(file, path, offset, bytes.len())? == bytes {
         return Ok(());
     }

@@ -35,28 +35,18 @@ impl Uboot {
         Uboot { config: config.to_owned() }
     }
 
-    fn update(&self, env: &BootEnv) -> Result<(), BootError> {
-        let medium = Medium::open(&self.config, true)?;
-        let (index, area) = self.replacement(&medium, env)?;
-        medium.write(index, &area)
-    }
-
-    /// Which copy is to be replaced by what: the one that is not current.
-    fn replacement(&self, medium: &Medium, env: &BootEnv) -> Result<(usize, Vec<u8>), BootError> {
-        if medium.areas.len() < 2 {
+    /// The area that is to be replaced, which is not the current copy's, and its new bytes.
+    fn replacement<'a>(&self, medium: &'a Medium, env: &BootEnv) -> Result<(&'a Area, Vec<u8>), BootError> {
+        let [first, second] = medium.areas.as_slice() else {
             return Err(BootError::SingleCopy(self.config.clone()));
-        }
-        let (index, next) = match medium.current()? {
-            Some((current, copy)) => (1 - current, copy.with(copy.flags.wrapping_add(1), env)),
-            None => (0, self.defaults(medium)?.with(1, env)),
         };
-        let size = medium.size();
-        let area = next.render(size);
-        area.map(|area| (index, area)).map_err(|needed| BootError::Full {
-            place: medium.place(),
-            needed,
-            size,
-        })
+        let (area, next) = match medium.current()? {
+            Some((0, copy)) => (second, copy.with(copy.flags.wrapping_add(1), env)),
+            Some((_, copy)) => (first, copy.with(copy.flags.wrapping_add(1), env)),
+            None => (first, self.defaults(medium)?.with(1, env)),
+        };
+        let full = |needed| BootError::Full { place: medium.place(), needed, size: area.size };
+        Ok((area, next.render(area.size).map_err(full)?))
     }
 
     /// What a lost environment is rebuilt from. Once a valid copy exists, U-Boot forgets the variables that it
@@ -85,7 +75,9 @@ impl Bootloader for Uboot {
 
     fn write(&self, env: &BootEnv) -> Result<(), BootError> {
         let _locks = lock::acquire()?;
-        self.update(env)
+        let medium = Medium::open(&self.config, true)?;
+        let (area, bytes) = self.replacement(&medium, env)?;
+        durable::write(&area.file, &area.path, area.start, &bytes)
     }
 
     fn ready(&self) -> Result<(), BootError> {
@@ -154,17 +146,6 @@ impl Medium {
             _ => false,
         };
         Ok(if second { copies.pop() } else { copies.into_iter().next() })
-    }
-
-    fn write(&self, index: usize, bytes: &[u8]) -> Result<(), BootError> {
-        match self.areas.get(index) {
-            Some(area) => durable::write(&area.file, &area.path, area.start, bytes),
-            None => Ok(()),
-        }
-    }
-
-    fn size(&self) -> usize {
-        self.areas.first().map_or(0, |area| area.size)
     }
 
     /// For messages: the devices by name.

@@ -16,7 +16,7 @@ pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
         Event::Failed(failure) => failed(record, boot, failure),
         Event::Abandoned(failure) => abandoned(record, boot, failure),
         Event::SaveFailed(failure) => save_failed(record, boot, failure),
-        Event::Acknowledged => with(record, |next| next.unreported = false),
+        Event::Acknowledged => with(record, |next| next.unreported = next.unreported.saturating_sub(1)),
         event => advanced(record, boot, event),
     }
 }
@@ -58,6 +58,7 @@ fn requested(record: &Record, operation: Operation) -> Step {
     let (mut next, effect) =
         enter(record, Phase::Opening { operation: operation.clone() }, Effect::Open(operation));
     next.downloaded = 0;
+    next.progress = Progress::default();
     next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };
     (next, effect)
 }
@@ -69,6 +70,7 @@ fn rollback_requested(record: &Record, boot: &Boot, plan: Plan) -> Step {
     }
     let (mut next, effect) = arm(record, boot, plan, true);
     next.downloaded = 0;
+    next.progress = Progress::default();
     next.times.download_complete = None;
     (next, effect)
 }

@@ -149,9 +149,10 @@ impl Remote {
         }
     }
 
-    /// Reads bytes `start..end`; fewer only if the bundle ends before.
+    /// Reads bytes `start..end`, all into memory: for spans that a cap or a signature bounds. Fewer come only
+    /// if the bundle ends before.
     pub async fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(usize::try_from(end.saturating_sub(start)).unwrap_or_default());
         let mut range = self.range(start, end);
         while let Some(part) = range.next().await? {
             bytes.extend_from_slice(&part);

@@ -298,3 +298,40 @@ fn place<'a>(memory: &'a mut Buffer, chunk: &Chunk) -> &'a mut [u8] {
     let (start, length) = (chunk.offset as usize, chunk.length as usize);
     memory.first_mut(start + length).get_mut(start..).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_seed_lost_since_the_survey_is_fetched_within_the_budget() {
+        let bench = Bench::new(image(60, 2), 0).await;
+        let seed = bench.folder.path().join("seed");
+        std::fs::write(&seed, vec![0x33; 2 << 20]).unwrap();
+        for (limit, ends_well) in [(None, true), (Some(100_000), false)] {
+            std::fs::write(&bench.slot, vec![0; 2 << 20]).unwrap();
+            let meter = super::super::Meter::new(0, limit, None);
+            let bundle = bench.open(&bench.server.http(), meter).await.unwrap();
+            let index = Arc::new(bundle.index().await.unwrap());
+            let shared = Arc::new(Shared {
+                name: "b".into(),
+                index: index.clone(),
+                seed: Some(Seed::open(&seed).unwrap()),
+                chunk_max: bundle.manifest().image.chunking.max as usize,
+                progress: bench.progress.clone(),
+                threads: 2,
+            });
+            // As if all of it had been there, but for one chunk that even the seed's end is too near for.
+            let mut origins = vec![Origin::Seed(0); index.len()];
+            origins[1] = Origin::Seed(511);
+            let (all, sink) = (0..index.len(), Sink::Target(bench.target()));
+            let cancel = CancellationToken::new();
+            let done = transfer(&bundle, &shared, &mut origins, all, sink, &cancel).await;
+            match ends_well {
+                true => assert!(done.is_ok() && bench.written() == bench.image),
+                false => assert!(matches!(done, Err(StageError::Budget { .. }))),
+            }
+        }
+    }
+}

@@ -112,8 +112,12 @@ impl Survey<'_> {
     }
 
     fn compare(&self, chunk: &Chunk, content: Option<&[u8]>) -> Origin {
-        let in_place = content.is_some_and(|content| Digest::of(content) == chunk.sha256);
-        match (in_place, self.index.is_zero(chunk)) {
+        let zero = self.index.is_zero(chunk);
+        let in_place = content.is_some_and(|content| match zero {
+            true => is_zero(content),
+            false => Digest::of(content) == chunk.sha256,
+        });
+        match (in_place, zero) {
             (true, _) => Origin::InPlace,
             (false, true) => Origin::Zero,
             (false, false) => Origin::Fetch,
@@ -166,7 +170,8 @@ impl Survey<'_> {
         let mut held: Vec<u8> = Vec::with_capacity(self.chunking.max as usize + block);
         let mut start = part.start;
         let mut emit = |held: &mut Vec<u8>, length: u32| {
-            if let Some(content) = held.get(..length as usize) {
+            // Nobody looks for zeros.
+            if let Some(content) = held.get(..length as usize).filter(|content| !is_zero(content)) {
                 note(Digest::of(content), start as u32);
             }
             held.drain(..(length as usize).min(held.len()));
@@ -218,6 +223,10 @@ impl Wanted {
         let rest = self.0.get(first..).unwrap_or_default().iter().copied();
         rest.take_while(move |position| digest_at(index, *position) == digest)
     }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 fn digest_at(index: &Index, position: u32) -> Option<Digest> {

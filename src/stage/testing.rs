@@ -38,6 +38,8 @@ pub(super) enum Act {
     Cut(usize),
     /// Sends so many bytes of the body and then nothing more, until the client gives up.
     Stall(usize),
+    /// Takes the request and never answers.
+    Silent,
     /// 200 with the whole file.
     Whole,
     /// A 206 whose Content-Range is one byte off.
@@ -203,6 +205,9 @@ async fn answer(
     if let Act::Status(status, lines) = &act {
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{lines}\r\n");
         return stream.write_all(head.as_bytes()).await;
+    }
+    if let Act::Silent = act {
+        return stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into()));
     }
     let mut body = match act {
         Act::Whole => file,

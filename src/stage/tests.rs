@@ -32,6 +32,13 @@ async fn an_image_is_staged_and_counted_exactly() {
     // The agent knew beforehand what it would fetch, and fetched exactly that.
     assert_eq!(progress.downloaded, progress.expected_download);
     assert_eq!(progress.downloaded, bench.server.served.sent());
+    // Nobody may pack what is packed, nor shift the ranges by it; one version of the file from first to last.
+    let requests = bench.server.served.requests.lock().unwrap().clone();
+    for request in &requests {
+        assert_eq!(header(&request.headers, "accept-encoding"), Some("identity"));
+        let guard = (request.number > 0).then_some("\"one\"");
+        assert_eq!(header(&request.headers, "if-match"), guard);
+    }
     let middle = &bench.written()[(6 << 20)..(8 << 20)];
     assert!(middle.iter().all(|byte| *byte == 0xaa), "bytes between image and last MiB were touched");
 }
@@ -49,6 +56,20 @@ async fn scattered_damage_is_repaired_by_small_requests_on_few_connections() {
     assert!(requests > 8 && connections <= 4, "{requests} requests on {connections} connections");
     assert_eq!(bench.progress.borrow().downloaded, bench.server.served.sent());
     assert!(bench.progress.borrow().downloaded < 5 << 20);
+}
+
+#[tokio::test]
+async fn staging_runs_in_a_task_of_its_own() {
+    let bench = Bench::new(image(32, 2), 0).await;
+    let (target, progress, server) = (bench.target(), bench.progress.clone(), &bench.server);
+    let (url, http, keys) = (server.url(), server.http(), bundles::trust(1));
+    let task = tokio::spawn(async move {
+        let bundle = open(Source::Http(url), &http, Arc::new(free()), &keys, 1, None).await?;
+        let index = bundle.index().await?;
+        stage(&bundle, index, &target, None, &progress, &CancellationToken::new()).await
+    });
+    task.await.unwrap().unwrap();
+    bench.assert_complete();
 }
 
 #[tokio::test]
@@ -246,7 +267,11 @@ async fn a_stalled_transfer_is_broken_off_and_goes_on() {
     let mut rules = download();
     rules.stall_timeout = Duration::from_millis(200);
     let http = bench.server.http_with(&["127.0.0.1"], rules);
-    bench.server.served.script(|request| if request.number == 2 { Act::Stall(5000) } else { Act::Serve });
+    bench.server.served.script(|request| match request.number {
+        2 => Act::Stall(5000),
+        3 => Act::Silent,
+        _ => Act::Serve,
+    });
     bench.update_with(&http, None, free()).await.unwrap();
     bench.assert_complete();
     assert_eq!(bench.progress.borrow().downloaded, bench.progress.borrow().expected_download);

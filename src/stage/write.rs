@@ -14,8 +14,8 @@ use super::pipeline::{Shared, Sink, fetch_size, transfer};
 use super::survey::{Origin, Seed, Survey};
 use super::verify::read_back_behind;
 use super::{GUARD, Progress, StageError, Step, Target, read_back};
-use crate::bundle::Index;
-use crate::manifest::{Chunking, Image};
+use crate::bundle::{Chunk, Index};
+use crate::manifest::Image;
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
@@ -92,7 +92,7 @@ impl Staging<'_> {
     async fn survey(&self) -> Result<Vec<Origin>, StageError> {
         self.blocking(|staging| {
             let Shared { index, seed, progress, threads, .. } = &*staging.shared;
-            let (seed, chunking) = (seed.as_ref(), &staging.chunking);
+            let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
             Survey { index, chunking, target, seed, progress, cancel }.run(*threads)
         })
@@ -116,7 +116,7 @@ impl Staging<'_> {
         let (first, rest) = self.withheld();
         let need = size(first) + size(rest);
         let remote = self.bundle.remote();
-        let in_place = |(chunk, origin): (crate::bundle::Chunk, &Origin)| match origin {
+        let in_place = |(chunk, origin): (Chunk, &Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),
             _ => 0,
         };
@@ -165,7 +165,11 @@ impl Staging<'_> {
         self.blocking(|staging| {
             staging.clear_tail()?;
             let Image { size, sha256, .. } = staging.image;
-            read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel)
+            let verdict = read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel);
+            if let Err(StageError::ReadBack { .. }) = verdict {
+                staging.target.invalidate()?;
+            }
+            verdict
         })
         .await
     }
@@ -179,7 +183,6 @@ impl Staging<'_> {
             shared: self.shared.clone(),
             target: self.target.clone(),
             image: self.image.clone(),
-            chunking: self.image.chunking.clone(),
             cancel: self.cancel.clone(),
         };
         let done = tokio::task::spawn_blocking(move || work(&staging)).await;
@@ -192,7 +195,6 @@ struct Blocking {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
-    chunking: Chunking,
     cancel: CancellationToken,
 }
 
@@ -215,10 +217,66 @@ impl Blocking {
         let mut again = Buffer::new(first.len());
         self.target.read(again.first_mut(first.len()), 0)?;
         if again.first(first.len()) != first {
+            self.target.invalidate()?;
             let error = std::io::Error::other("it does not hold what was just written");
             return Err(self.target.failed(0, error));
         }
         progress.send_modify(|p| p.done = p.total);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::bundle::testing as bundles;
+    use crate::manifest::Body;
+
+    /// A step over a slot that holds all of `image` but its first MiB, which is zero.
+    fn unsealed(image: &[u8], slot: &Path) -> Blocking {
+        let parts = bundles::parts(image, "board", "1");
+        let image_of = Body::parse(&parts.manifest).unwrap().image;
+        let mut bytes = image.to_vec();
+        bytes[..GUARD as usize].fill(0);
+        std::fs::write(slot, bytes).unwrap();
+        let index = Arc::new(Index::parse(parts.index, &image_of).unwrap());
+        let progress = watch::Sender::default();
+        let shared = Shared { name: "b".into(), index, seed: None, chunk_max: 0, progress, threads: 1 };
+        Blocking {
+            shared: Arc::new(shared),
+            target: Target::acquire(slot, &[]).unwrap(),
+            image: image_of,
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_mib_is_written_only_when_all_the_rest_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let slot = folder.path().join("slot");
+        let image = image(50, 3);
+        let first = &image[..GUARD as usize];
+        let staging = unsealed(&image, &slot);
+        staging.target.write(&[1; 4096], 2 << 20).unwrap();
+        assert!(matches!(staging.seal(first), Err(StageError::ReadBack { .. })));
+        assert!(staging.target.is_invalid().unwrap());
+        drop(staging);
+
+        let staging = unsealed(&image, &slot);
+        staging.cancel.cancel();
+        assert!(matches!(staging.seal(first), Err(StageError::Cancelled)));
+        assert!(staging.target.is_invalid().unwrap());
+        drop(staging);
+
+        // Bytes in memory that are not the image's are not written either.
+        let staging = unsealed(&image, &slot);
+        assert!(matches!(
+            staging.seal(&image[4096..4096 + GUARD as usize]),
+            Err(StageError::ReadBack { .. })
+        ));
+        assert!(staging.target.is_invalid().unwrap());
+        staging.seal(first).unwrap();
+        assert!(std::fs::read(&slot).unwrap() == image);
     }
 }

@@ -206,6 +206,20 @@ def survives_a_restart_of_the_hub(scene):
     equal(scene.service.get_twin("gateway").properties.reported["firmwareStatus"], "completed")
 
 
+def a_token_is_renewed_and_nothing_is_lost(scene):
+    # The SDK renews two minutes before the end, and does not subscribe again.
+    client = IoTHubDeviceClient.create_from_connection_string(
+        scene.hub.device("add", "renewer"), server_verification_cert=scene.hub.ca_text, sastoken_ttl=123
+    )
+    desired = Box()
+    client.on_twin_desired_properties_patch_received = desired.put
+    client.connect()
+    eventually(lambda: scene.hub.log().count(" connected identity=renewer") >= 2)
+    scene.service.update_twin("renewer", Twin(properties=TwinProperties(desired={"after": "renewal"})))
+    desired.wait(lambda patch: patch.get("after") == "renewal")
+    client.shutdown()
+
+
 def a_wrong_device_key_is_refused(scene):
     wrong = scene.hub.device("add", "impostor").split("SharedAccessKey=")[0] + "SharedAccessKey=d3Jvbmd3cm9uZ3dyb25n"
     client = IoTHubDeviceClient.create_from_connection_string(wrong, server_verification_cert=scene.hub.ca_text)
@@ -282,6 +296,7 @@ CHECKS = [
     a_desired_patch_arrives,
     telemetry_is_recorded,
     survives_a_restart_of_the_hub,
+    a_token_is_renewed_and_nothing_is_lost,
     a_wrong_device_key_is_refused,
     connects_with_a_certificate,
     connects_over_websocket,

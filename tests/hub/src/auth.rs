@@ -10,6 +10,8 @@ use ring::{digest, hmac};
 /// Why a token does not open the door.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
+    #[error("there is no Authorization header")]
+    Missing,
     #[error("the token is not of the form SharedAccessSignature sr=..&sig=..&se=..")]
     Malformed,
     #[error("the token expired at {0} (Unix seconds)")]

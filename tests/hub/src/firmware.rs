@@ -37,10 +37,10 @@ pub enum Environment {
 /// A cut of power around the save of the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    BeforeSave,
+    Before,
     /// Only so many bytes of the write reach the medium.
-    DuringSave(usize),
-    AfterSave,
+    During(usize),
+    After,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,23 +69,8 @@ pub fn boot(machine: &Machine) -> io::Result<Outcome> {
     let environment =
         Loaded::read(&machine.environment)?.filter(|found| found.slot("fwupdate_primary").is_some());
     let lost = environment.is_none();
-    if let Some(environment) = &environment
-        && let Some((slot, tries)) = environment.pending_trial()
-    {
-        if machine.cut == Some(Cut::BeforeSave) {
-            return Ok(Outcome::Cut);
-        }
-        let part = match machine.cut {
-            Some(Cut::DuringSave(bytes)) => bytes,
-            _ => usize::MAX,
-        };
-        let saved = environment.save_tries(tries - 1, part)?;
-        if matches!(machine.cut, Some(Cut::DuringSave(_) | Cut::AfterSave)) {
-            return Ok(Outcome::Cut);
-        }
-        if saved && has_kernel(machine.path(slot))? {
-            return machine.start(slot, true, lost);
-        }
+    if let Some(outcome) = environment.as_ref().map_or(Ok(None), |found| try_trial(machine, found))? {
+        return Ok(outcome);
     }
     for slot in environment.as_ref().map_or(vec![Slot::A, Slot::B], Loaded::ordinary) {
         if has_kernel(machine.path(slot))? {
@@ -93,6 +78,26 @@ pub fn boot(machine: &Machine) -> io::Result<Outcome> {
         }
     }
     Ok(Outcome::Stuck)
+}
+
+/// Counts an attempt of a pending trial and boots it; `None`: there is none, it cannot be counted, or it has no
+/// kernel.
+fn try_trial(machine: &Machine, environment: &Loaded) -> io::Result<Option<Outcome>> {
+    let Some((slot, tries)) = environment.pending_trial() else { return Ok(None) };
+    let part = match machine.cut {
+        Some(Cut::Before) => return Ok(Some(Outcome::Cut)),
+        Some(Cut::During(bytes)) => bytes,
+        Some(Cut::After) | None => usize::MAX,
+    };
+    let saved = environment.save_tries(tries - 1, part)?;
+    if machine.cut.is_some() {
+        return Ok(Some(Outcome::Cut));
+    }
+    if saved && has_kernel(machine.path(slot))? {
+        machine.start(slot, true, false).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 impl Slot {
@@ -338,6 +343,26 @@ fn read_grub(path: &Path) -> io::Result<Option<Loaded>> {
     Ok(valid.then(|| Loaded::Grub { path: path.to_owned(), block }))
 }
 
+/// A variable as the firmware would read it now; empty when it is not set, `None` when the environment is lost.
+#[allow(dead_code)]
+pub fn variable(environment: &Environment, name: &str) -> io::Result<Option<String>> {
+    Ok(Loaded::read(environment)?.map(|loaded| loaded.variable(name)))
+}
+
+/// One copy of a redundant U-Boot environment of `size` bytes.
+pub fn uboot_copy(variables: &[&str], flags: u8, size: usize) -> Vec<u8> {
+    let mut data = variables.iter().flat_map(|v| [v.as_bytes(), b"\0"].concat()).collect::<Vec<_>>();
+    data.resize(size.saturating_sub(5), 0);
+    [&crc32(&data).to_ne_bytes()[..], &[flags], &data].concat()
+}
+
+/// A grubenv.
+pub fn grub_block(variables: &[&str]) -> Vec<u8> {
+    let mut block = format!("# GRUB Environment Block\n{}\n", variables.join("\n")).into_bytes();
+    block.resize(1024, b'#');
+    block
+}
+
 /// CRC-32 as in zlib, bit by bit: a kilobyte a boot needs no table.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
@@ -362,18 +387,13 @@ mod tests {
             let env = bench.dir.path().join("env");
             let lines = [0, SIZE].map(|offset| format!("{} {offset:#x} {SIZE:#x}\n", env.display()));
             fs::write(bench.dir.path().join("fw_env.config"), lines.concat()).unwrap();
-            let mut data = variables.iter().flat_map(|v| [v.as_bytes(), b"\0"].concat()).collect::<Vec<_>>();
-            data.resize(SIZE - 5, 0);
-            let copy = |flags| [&crc32(&data).to_ne_bytes()[..], &[flags], &data].concat();
-            fs::write(env, [copy(254), copy(255)].concat()).unwrap();
+            fs::write(env, [254, 255].map(|flags| uboot_copy(variables, flags, SIZE)).concat()).unwrap();
             bench
         }
 
         fn grub(variables: &[&str]) -> Bench {
             let bench = Bench::new(|dir| Environment::Grub { grubenv: dir.join("env") });
-            let mut block = format!("# GRUB Environment Block\n{}\n", variables.join("\n")).into_bytes();
-            block.resize(1024, b'#');
-            fs::write(bench.dir.path().join("env"), block).unwrap();
+            fs::write(bench.dir.path().join("env"), grub_block(variables)).unwrap();
             bench
         }
 
@@ -486,8 +506,8 @@ mod tests {
     fn a_cut_around_the_save_leaves_the_old_or_the_new_count() {
         for mut bench in Bench::both(&TRIAL) {
             let original = fs::read(bench.dir.path().join("env")).unwrap();
-            let cuts = (0..=SIZE).step_by(8).map(|bytes| (Cut::DuringSave(bytes), None));
-            for (cut, left) in cuts.chain([(Cut::BeforeSave, Some("2")), (Cut::AfterSave, Some("1"))]) {
+            let cuts = (0..=SIZE).step_by(8).map(|bytes| (Cut::During(bytes), None));
+            for (cut, left) in cuts.chain([(Cut::Before, Some("2")), (Cut::After, Some("1"))]) {
                 fs::write(bench.dir.path().join("env"), &original).unwrap();
                 bench.machine.cut = Some(cut);
                 assert_eq!(bench.boot(), Outcome::Cut);

@@ -3,7 +3,8 @@
 //! In memory only: it is the story of one run.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -23,6 +24,25 @@ pub struct ReportedPatch {
     pub patch: Value,
     /// Bytes of the payload as sent.
     pub size: usize,
+    /// What the device's witness saw when the patch came in, if it has one.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub seen: Value,
+}
+
+/// Looks at the world beside the hub, at the moment of a patch.
+#[derive(Clone)]
+pub struct Witness(Arc<dyn Fn() -> Value + Send + Sync>);
+
+impl Witness {
+    pub fn new(look: impl Fn() -> Value + Send + Sync + 'static) -> Witness {
+        Witness(Arc::new(look))
+    }
+}
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Witness")
+    }
 }
 
 /// One device-to-cloud message.
@@ -39,6 +59,7 @@ pub struct Telemetry {
 struct Story {
     patches: VecDeque<ReportedPatch>,
     telemetry: VecDeque<Telemetry>,
+    witness: Option<Witness>,
 }
 
 /// The stories of all identities.
@@ -47,8 +68,10 @@ pub struct History(Mutex<HashMap<Identity, Story>>);
 
 impl History {
     pub fn patched(&self, identity: &Identity, version: u64, patch: Value, size: usize) {
-        let entry = ReportedPatch { time: clock::now(), version, patch, size };
-        push(&mut lock(&self.0).entry(identity.clone()).or_default().patches, entry);
+        let mut stories = lock(&self.0);
+        let story = stories.entry(identity.clone()).or_default();
+        let seen = story.witness.as_ref().map_or(Value::Null, |witness| (witness.0)());
+        push(&mut story.patches, ReportedPatch { time: clock::now(), version, patch, size, seen });
     }
 
     pub fn said(&self, identity: &Identity, properties: &str, body: &[u8]) {
@@ -56,6 +79,11 @@ impl History {
         let body = text.unwrap_or_else(|_| data_encoding::BASE64.encode(body));
         let entry = Telemetry { time: clock::now(), properties: properties.to_owned(), body };
         push(&mut lock(&self.0).entry(identity.clone()).or_default().telemetry, entry);
+    }
+
+    /// From now on `witness` is asked at each of the device's patches.
+    pub fn watch(&self, identity: &Identity, witness: Witness) {
+        lock(&self.0).entry(identity.clone()).or_default().witness = Some(witness);
     }
 
     pub fn patches(&self, identity: &Identity) -> Vec<ReportedPatch> {

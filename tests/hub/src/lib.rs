@@ -3,7 +3,7 @@
 //! As a library it runs inside a test, on ports of its own; as the program `fwupdate-hub` it is a server. It shares
 //! no code with the agent, because shared code would share a misreading of the protocol.
 //!
-//! The modules in the order of a request: [`server`] accepts connections, [`mqtt`] and [`rest`] are the two doors,
+//! [`hub`] is the handle. The modules in the order of a request: `server` accepts connections, `mqtt` and `rest` are the two doors,
 //! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], [`history`] and [`faults`];
 //! [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
 
@@ -15,20 +15,23 @@ mod disk;
 pub mod error;
 pub mod faults;
 pub mod firmware;
+pub mod gateway;
 pub mod history;
+pub mod hub;
+pub mod image;
 pub mod live;
 pub mod methods;
 mod mqtt;
 pub mod query;
 pub mod registry;
 mod rest;
-pub mod server;
+mod server;
 pub mod setup;
 pub mod twin;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use server::{Hub, Options};
+pub use hub::{Hub, Options};
 
 /// The one shared access policy, with all permissions.
 pub const SERVICE_POLICY: &str = "iothubowner";

@@ -1,16 +1,17 @@
 //! `fwupdate-hub`: the local stand-in for IoT Hub as a program.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use fwupdate_hub::registry::{Credentials, Entry, ParseIdentity};
+use fwupdate_hub::registry::{Credentials, Entry, Identity};
 use fwupdate_hub::setup::{device_connection_string, open_registry};
 use fwupdate_hub::{Hub, Options};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 /// A local stand-in for Azure IoT Hub.
 #[derive(Debug, Parser)]
@@ -79,9 +80,7 @@ enum Device {
 }
 
 fn main() -> ExitCode {
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "fwupdate_hub=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    start_log();
     match run(Command::parse().what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -89,6 +88,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// To stderr; `RUST_LOG` chooses what.
+fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "fwupdate_hub=info".into());
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }
 
 fn run(what: What) -> Result<()> {
@@ -129,7 +135,7 @@ fn device(what: Device) -> Result<()> {
                 None => Credentials::new_keys(),
             };
             let (host, mut registry) = open_registry(&dir)?;
-            let entry = Entry::new(id.parse_identity(), credentials);
+            let entry = Entry::new(Identity::from(&*id), credentials);
             registry.create(entry.clone())?;
             print(&device_connection_string(&host, &entry))
         }
@@ -142,7 +148,7 @@ fn device(what: Device) -> Result<()> {
         }
         Device::Remove { id, dir } => {
             let (_, mut registry) = open_registry(&dir)?;
-            registry.remove(&id.parse_identity())?;
+            registry.remove(&Identity::from(&*id))?;
             Ok(())
         }
     }

@@ -38,8 +38,9 @@ pub struct Query {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Condition {
-    And(Box<Condition>, Box<Condition>),
-    Or(Box<Condition>, Box<Condition>),
+    /// A list and no tree: the length of a query must not become the depth of a recursion.
+    All(Vec<Condition>),
+    Any(Vec<Condition>),
     Not(Box<Condition>),
     Compare(Operand, Comparison, Operand),
     In(Operand, Vec<Operand>),
@@ -99,16 +100,11 @@ impl Query {
 impl Condition {
     fn holds(&self, twin: &Value) -> Option<bool> {
         match self {
-            Condition::And(a, b) => match (a.holds(twin), b.holds(twin)) {
-                (Some(false), _) | (_, Some(false)) => Some(false),
-                (Some(true), Some(true)) => Some(true),
-                _ => None,
-            },
-            Condition::Or(a, b) => match (a.holds(twin), b.holds(twin)) {
-                (Some(true), _) | (_, Some(true)) => Some(true),
-                (Some(false), Some(false)) => Some(false),
-                _ => None,
-            },
+            Condition::All(conditions) => all(conditions.iter().map(|condition| condition.holds(twin))),
+            Condition::Any(conditions) => {
+                let refuted = conditions.iter().map(|condition| condition.holds(twin).map(|held| !held));
+                all(refuted).map(|none| !none)
+            }
             Condition::Not(inner) => inner.holds(twin).map(|held| !held),
             Condition::Compare(a, how, b) => compare(a.value(twin)?, *how, b.value(twin)?),
             Condition::In(needle, items) => {
@@ -121,6 +117,19 @@ impl Condition {
             Condition::Function(function, arguments) => function.call(arguments, twin),
         }
     }
+}
+
+/// Three-valued AND: false if any is false, undefined if any is undefined, else true.
+fn all(values: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut outcome = Some(true);
+    for value in values {
+        match value {
+            Some(false) => return Some(false),
+            Some(true) => {}
+            None => outcome = None,
+        }
+    }
+    outcome
 }
 
 impl Operand {
@@ -287,19 +296,26 @@ impl Parser {
     }
 
     fn either(&mut self) -> Result<Condition, QueryError> {
-        let mut condition = self.both()?;
-        while self.take_word("or") {
-            condition = Condition::Or(Box::new(condition), Box::new(self.both()?));
-        }
-        Ok(condition)
+        self.chain("or", Condition::Any, Parser::both)
     }
 
     fn both(&mut self) -> Result<Condition, QueryError> {
-        let mut condition = self.single()?;
-        while self.take_word("and") {
-            condition = Condition::And(Box::new(condition), Box::new(self.single()?));
+        self.chain("and", Condition::All, Parser::single)
+    }
+
+    /// One part, or several with `word` between them.
+    fn chain(
+        &mut self,
+        word: &str,
+        join: fn(Vec<Condition>) -> Condition,
+        part: fn(&mut Parser) -> Result<Condition, QueryError>,
+    ) -> Result<Condition, QueryError> {
+        let first = part(self)?;
+        let mut parts = vec![first];
+        while self.take_word(word) {
+            parts.push(part(self)?);
         }
-        Ok(condition)
+        Ok(join(parts))
     }
 
     fn single(&mut self) -> Result<Condition, QueryError> {
@@ -432,6 +448,8 @@ mod tests {
             "tags.site NOT IN ['Hamburg']",
             "NOT (tags.site = 'Hamburg' OR tags.floor = 4)",
             "tags.site = 'x' OR tags.site = 'Berlin' AND tags.floor = 3",
+            "tags.nothing = 1 OR tags.floor = 3",
+            "NOT (tags.nothing = 1 AND tags.floor = 4)",
             "is_defined(properties.reported.firmwareStatus)",
             "NOT is_defined(properties.reported.nothing)",
             "startswith(deviceId, 'gw-') AND endswith(deviceId, '1') AND contains(tags.site, 'erl')",
@@ -449,6 +467,8 @@ mod tests {
             "tags.nothing = 1",
             "tags.nothing != 1",
             "NOT tags.nothing = 1",
+            "NOT (tags.nothing = 1 AND tags.floor = 3)",
+            "NOT (tags.nothing = 1 OR tags.floor = 4)",
             "tags.site > 3",
             "tags.site IN []",
             "tags.nothing NOT IN [1]",
@@ -463,6 +483,14 @@ mod tests {
     fn a_doubled_quote_is_a_quote() {
         let query = Query::parse("select * from devices where tags.name = 'it''s'").unwrap();
         assert!(query.matches(&json!({"tags": {"name": "it's"}})));
+    }
+
+    #[test]
+    fn a_long_query_needs_no_deep_stack() {
+        let long = "tags.floor = 1 OR ".repeat(100_000);
+        assert!(holds(&format!("{long} tags.floor = 3")));
+        let long = "tags.floor = 3 AND ".repeat(100_000);
+        assert!(!holds(&format!("{long} tags.floor = 1")));
     }
 
     #[test]
@@ -484,6 +512,8 @@ mod tests {
         assert!(matches!(parse("SELECT * FROM devices WHERE a = 1 b"), QueryError::Unexpected { .. }));
         assert!(matches!(parse("SELECT * FROM devices WHERE é ; 1"), QueryError::Unexpected { .. }));
         let deep = format!("SELECT * FROM devices WHERE {}a = 1", "(".repeat(100_000));
+        assert_eq!(parse(&deep), QueryError::TooDeep);
+        let deep = format!("SELECT * FROM devices WHERE {} a = 1", "NOT ".repeat(100_000));
         assert_eq!(parse(&deep), QueryError::TooDeep);
     }
 }

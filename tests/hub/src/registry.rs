@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -63,13 +63,14 @@ impl Identity {
     }
 
     fn file_name(&self) -> String {
-        const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
-        format!("{}.json", utf8_percent_encode(&self.to_string(), KEEP))
+        // What an id may hold is fine in a file's name too, but for a leading dot and our own escapes.
+        const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'.').add(b'%');
+        format!("{}.json", utf8_percent_encode(&self.to_string(), ESCAPED))
     }
 
     fn from_file_name(name: &str) -> Option<Identity> {
         let name = percent_encoding::percent_decode_str(name.strip_suffix(".json")?).decode_utf8().ok()?;
-        Some(name.parse_identity())
+        Some(Identity::from(&*name))
     }
 }
 
@@ -81,15 +82,11 @@ impl fmt::Display for Identity {
 }
 
 /// `d` or `d/m`, as client ids and file names have it; a slash cannot occur in an id.
-pub trait ParseIdentity {
-    fn parse_identity(&self) -> Identity;
-}
-
-impl ParseIdentity for str {
-    fn parse_identity(&self) -> Identity {
-        match self.split_once('/') {
+impl From<&str> for Identity {
+    fn from(text: &str) -> Identity {
+        match text.split_once('/') {
             Some((device, module)) => Identity::module(device, module),
-            None => Identity::device(self),
+            None => Identity::device(text),
         }
     }
 }
@@ -277,7 +274,7 @@ mod tests {
     use super::*;
 
     fn entry(id: &str) -> Entry {
-        Entry::new(id.parse_identity(), Credentials::new_keys())
+        Entry::new(Identity::from(id), Credentials::new_keys())
     }
 
     #[test]
@@ -285,14 +282,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Registry::open(dir.path()).unwrap();
         let mut tool = Registry::open(dir.path()).unwrap();
-        let gateway = Identity::device("../gw 1".replace(' ', "#"));
-        assert!(gateway.check().is_err(), "a slash is no part of an id");
         let gateway = Identity::device("..gw#1");
         tool.create(Entry::new(gateway.clone(), Credentials::new_keys())).unwrap();
         assert!(server.get(&gateway).unwrap().enabled);
         assert_eq!(server.create(entry("..gw#1")).unwrap_err().kind, Kind::DeviceAlreadyExists);
         tool.remove(&gateway).unwrap();
         assert_eq!(server.get(&gateway).unwrap_err().kind, Kind::DeviceNotFound);
+    }
+
+    #[test]
+    fn ids_are_azure_s_and_make_file_names_that_read_back() {
+        for id in ["", "a/b/c", "ä", "a b", "a\0", &"x".repeat(129)] {
+            assert!(Identity::from(id).check().is_err(), "{id:?}");
+        }
+        for id in ["..", "%2F", "-.+%_#*?!(),:=@$'", "d/m", &"x".repeat(128)] {
+            let identity = Identity::from(id);
+            identity.check().unwrap();
+            let name = identity.file_name();
+            assert!(!name.starts_with('.') && !name.contains('/'), "{name}");
+            assert_eq!(Identity::from_file_name(&name), Some(identity));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The other door: the service REST, the files, the WebSocket, and the administration of faults.
 
 mod admin;
+mod cut;
 pub mod devices;
 mod files;
 mod service;
@@ -20,12 +21,16 @@ use crate::core::Core;
 use crate::error::{HubError, Kind};
 use crate::mqtt::websocket;
 
+pub use cut::Scissors;
+
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
     pub address: IpAddr,
     /// Of the client certificate; empty without one.
     pub thumbprints: Vec<String>,
+    /// Ends this connection, for a fault.
+    pub scissors: Scissors,
 }
 
 /// Every path of the HTTPS port.

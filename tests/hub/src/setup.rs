@@ -1,5 +1,6 @@
 //! The hub's folder: what `serve` keeps there for its next start and for `fwupdate-hub device`.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -32,9 +33,8 @@ impl Setup {
             .with_context(|| format!("{} is damaged; remove it to get a new service key", path.display()))
     }
 
-    /// Loads or makes it, with this `host`.
+    /// Loads or makes it, with this `host`; the folder must exist.
     pub fn prepare(dir: &Path, host: &str) -> Result<Setup> {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
         let known = Setup::load(dir)?;
         let service_key = known.as_ref().map_or_else(clock::new_key, |setup| setup.service_key.clone());
         let setup = Setup { host: host.to_owned(), service_key };
@@ -48,6 +48,22 @@ impl Setup {
     pub fn service_connection_string(&self, https_port: u16) -> String {
         let (host, key) = (&self.host, &self.service_key);
         format!("HostName={host}:{https_port};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}")
+    }
+}
+
+/// Locks the folder, and makes it if need be: one server at a time, since each holds twins in memory.
+pub fn claim(dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    let path = dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another hub serves {}; stop it, or use another --dir", dir.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 

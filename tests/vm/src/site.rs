@@ -46,7 +46,7 @@ impl Site {
         .await?;
         let data = dir.join("data");
         fs::create_dir_all(data.join("conf.d"))?;
-        fs::write(data.join("connection-string"), hub.add_device(DEVICE)?)?;
+        write_secret(&data.join("connection-string"), &hub.add_device(DEVICE)?)?;
         fs::write(data.join("ca.pem"), hub.ca_pem())?;
         fs::write(data.join("conf.d/hub.toml"), format!("cloud.port = {}\n", hub.mqtt_addr().port()))?;
         let disk = dir.join("disk.img");
@@ -124,4 +124,11 @@ impl Site {
 /// The text at `pointer`, or "".
 pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Only root may read it.
+fn write_secret(path: &Path, text: &str) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
 }

@@ -12,7 +12,7 @@ use crate::core::Core;
 use crate::error::{HubError, Kind};
 use crate::faults::FaultSet;
 use crate::history::{ReportedPatch, Telemetry};
-use crate::registry::ParseIdentity;
+use crate::registry::Identity;
 
 pub async fn faults(State(core): State<Arc<Core>>) -> Json<FaultSet> {
     Json(core.faults.get())
@@ -47,9 +47,9 @@ pub async fn drop_connections(State(core): State<Arc<Core>>) -> StatusCode {
 
 /// `{device}` or `{device}%2F{module}`.
 pub async fn history(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<ReportedPatch>> {
-    Json(core.history.patches(&device.parse_identity()))
+    Json(core.history.patches(&Identity::from(&*device)))
 }
 
 pub async fn telemetry(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<Telemetry>> {
-    Json(core.history.telemetry(&device.parse_identity()))
+    Json(core.history.telemetry(&Identity::from(&*device)))
 }

@@ -2,14 +2,13 @@
 //!
 //! It asks for no authorisation, as a blob store asks for none beyond what is in the URL.
 
-use std::io::SeekFrom;
+use std::future::pending;
+use std::io::{self, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -17,34 +16,49 @@ use futures_util::{Stream, stream};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
+use super::{Peer, Scissors};
 use crate::core::Core;
 use crate::error::{HubError, Kind};
 use crate::faults::{FileEffect, Served};
 
 const CHUNK: usize = 64 * 1024;
 
-type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
-
-/// Answers GET and HEAD; axum leaves the body out for HEAD, so HEAD opens no stream.
-pub async fn serve(State(core): State<Arc<Core>>, Path(path): Path<String>, request: Request) -> Response {
+/// Answers GET and HEAD.
+pub async fn serve(
+    State(core): State<Arc<Core>>,
+    Extension(peer): Extension<Peer>,
+    Path(path): Path<String>,
+    request: Request,
+) -> Response {
     let effect = core.faults.on_file(&path);
-    if let Some(response) = effect.as_ref().and_then(instead) {
-        note(&core, &path, response.status(), 0, 0);
+    let asked = Asked { core, path, effect, scissors: peer.scissors };
+    if let Some(response) = asked.effect.as_ref().and_then(instead) {
+        asked.note(response.status(), 0, 0);
         return response;
     }
-    match open(&core, &path).await {
-        Ok((file, size, etag)) => {
-            let size = match effect {
-                Some(FileEffect::Truncate { length }) => size.min(length),
-                _ => size,
-            };
-            answer(core, path, request, effect, file, size, etag).await
-        }
+    match open(&asked.core, &asked.path).await {
+        Ok(found) => asked.answer(&request, found),
         Err(error) => {
-            note(&core, &path, StatusCode::NOT_FOUND, 0, 0);
+            asked.note(StatusCode::NOT_FOUND, 0, 0);
             error.into_response()
         }
     }
+}
+
+/// A request of a file, and what shall go wrong with it.
+struct Asked {
+    core: Arc<Core>,
+    /// Below `/files/`.
+    path: String,
+    effect: Option<FileEffect>,
+    scissors: Scissors,
+}
+
+struct Found {
+    file: File,
+    size: u64,
+    /// With its quotes.
+    etag: String,
 }
 
 fn instead(effect: &FileEffect) -> Option<Response> {
@@ -60,8 +74,8 @@ fn instead(effect: &FileEffect) -> Option<Response> {
     }
 }
 
-/// A regular file inside the folder, with its size and etag.
-async fn open(core: &Core, path: &str) -> Result<(File, u64, String), HubError> {
+/// A regular file inside the folder.
+async fn open(core: &Core, path: &str) -> Result<Found, HubError> {
     let missing =
         || HubError::new(Kind::NotFound, format!("there is no file {path:?} in the folder that is served"));
     let folder = core
@@ -69,7 +83,7 @@ async fn open(core: &Core, path: &str) -> Result<(File, u64, String), HubError> 
         .as_ref()
         .ok_or_else(|| HubError::new(Kind::NotFound, "no folder is served: use --www FOLDER"))?;
     let folder = tokio::fs::canonicalize(folder).await.map_err(|_| missing())?;
-    let inside: PathBuf = tokio::fs::canonicalize(folder.join(path)).await.map_err(|_| missing())?;
+    let inside = tokio::fs::canonicalize(folder.join(path)).await.map_err(|_| missing())?;
     if !inside.starts_with(&folder) {
         return Err(missing());
     }
@@ -78,64 +92,67 @@ async fn open(core: &Core, path: &str) -> Result<(File, u64, String), HubError> 
     if !metadata.is_file() {
         return Err(missing());
     }
-    let etag = format!(
-        "\"{:x}-{:x}-{:x}.{:x}\"",
-        metadata.ino(),
-        metadata.len(),
-        metadata.mtime(),
-        metadata.mtime_nsec()
-    );
-    Ok((file, metadata.len(), etag))
+    let (size, seconds, nanoseconds) = (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    let etag = format!("\"{:x}-{size:x}-{seconds:x}.{nanoseconds:x}\"", metadata.ino());
+    Ok(Found { file, size, etag })
 }
 
-async fn answer(
-    core: Arc<Core>,
-    path: String,
-    request: Request,
-    effect: Option<FileEffect>,
-    file: File,
-    size: u64,
-    etag: String,
-) -> Response {
-    let headers = request.headers();
-    let common = [
-        (header::ETAG, etag.clone()),
-        (header::ACCEPT_RANGES, "bytes".to_owned()),
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-    ];
-    if let Some(status) = precondition(headers, &etag) {
-        note(&core, &path, status, 0, 0);
-        return (status, common).into_response();
-    }
-    let wanted =
-        if effect == Some(FileEffect::NoRanges) { Wanted::Whole } else { wanted(headers, &etag, size) };
-    let (status, offset, length) = match wanted {
-        Wanted::Whole => (StatusCode::OK, 0, size),
-        Wanted::Part { offset, length } => (StatusCode::PARTIAL_CONTENT, offset, length),
-        Wanted::Unsatisfiable => {
-            note(&core, &path, StatusCode::RANGE_NOT_SATISFIABLE, 0, 0);
-            let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-            return (StatusCode::RANGE_NOT_SATISFIABLE, common, range).into_response();
+impl Asked {
+    fn answer(self, request: &Request, Found { file, size, etag }: Found) -> Response {
+        let headers = request.headers();
+        let size = match self.effect {
+            Some(FileEffect::Truncate { length }) => size.min(length),
+            _ => size,
+        };
+        let common = [
+            (header::ETAG, etag.clone()),
+            (header::ACCEPT_RANGES, "bytes".to_owned()),
+            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        ];
+        if let Some(status) = precondition(headers, &etag) {
+            self.note(status, 0, 0);
+            return (status, common).into_response();
         }
-    };
-    note(&core, &path, status, offset, length);
-    let body = if request.method() == Method::HEAD {
-        Body::empty()
-    } else {
-        Body::from_stream(body(core, path, file, offset, length, effect))
-    };
-    let mut response = (status, common, [(header::CONTENT_LENGTH, length.to_string())], body).into_response();
-    if status == StatusCode::PARTIAL_CONTENT {
-        let last = offset + length - 1;
-        if let Ok(value) = format!("bytes {offset}-{last}/{size}").parse() {
-            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        let whole = self.effect == Some(FileEffect::NoRanges);
+        match if whole { Wanted::Whole } else { wanted(headers, &etag, size) } {
+            Wanted::Whole => (common, self.content(request, StatusCode::OK, file, 0, size)).into_response(),
+            Wanted::Part { offset, length } => {
+                let range = format!("bytes {offset}-{}/{size}", offset + length - 1);
+                let content = self.content(request, StatusCode::PARTIAL_CONTENT, file, offset, length);
+                (common, [(header::CONTENT_RANGE, range)], content).into_response()
+            }
+            Wanted::Unsatisfiable => {
+                self.note(StatusCode::RANGE_NOT_SATISFIABLE, 0, 0);
+                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+                (StatusCode::RANGE_NOT_SATISFIABLE, common, range).into_response()
+            }
         }
     }
-    response
-}
 
-fn note(core: &Core, path: &str, status: StatusCode, offset: u64, length: u64) {
-    core.faults.served(Served { path: path.to_owned(), status: status.as_u16(), offset, length });
+    /// Status, length and body; HEAD gets no body.
+    fn content(
+        self,
+        request: &Request,
+        status: StatusCode,
+        file: File,
+        offset: u64,
+        length: u64,
+    ) -> Response {
+        self.note(status, offset, length);
+        let body = if request.method() == Method::HEAD {
+            Body::empty()
+        } else {
+            Body::from_stream(
+                Sending { asked: self, file, position: offset, left: length, sent: 0 }.into_stream(),
+            )
+        };
+        (status, [(header::CONTENT_LENGTH, length.to_string())], body).into_response()
+    }
+
+    fn note(&self, status: StatusCode, offset: u64, length: u64) {
+        let served = Served { path: self.path.clone(), status: status.as_u16(), offset, length };
+        self.core.faults.served(served);
+    }
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
@@ -192,44 +209,33 @@ fn parse_range(range: &str, size: u64) -> Option<Wanted> {
 
 /// What a body has yet to send.
 struct Sending {
-    core: Arc<Core>,
-    path: String,
+    asked: Asked,
     file: File,
     /// In the file.
     position: u64,
     left: u64,
     sent: u64,
-    effect: Option<FileEffect>,
-}
-
-fn body(
-    core: Arc<Core>,
-    path: String,
-    file: File,
-    offset: u64,
-    length: u64,
-    effect: Option<FileEffect>,
-) -> ByteStream {
-    let sending = Sending { core, path, file, position: offset, left: length, sent: 0, effect };
-    Box::pin(stream::try_unfold((sending, false), |(mut sending, placed)| async move {
-        if !placed {
-            sending.file.seek(SeekFrom::Start(sending.position)).await?;
-        }
-        let chunk = sending.next().await?;
-        Ok(chunk.map(|chunk| (chunk, (sending, true))))
-    }))
 }
 
 impl Sending {
-    async fn next(&mut self) -> std::io::Result<Option<Bytes>> {
+    fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> {
+        stream::try_unfold(self, |mut sending| async move {
+            let chunk = sending.next().await?;
+            Ok(chunk.map(|chunk| (chunk, sending)))
+        })
+    }
+
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
         if self.left == 0 {
             return Ok(None);
         }
-        let allowed = self.allowed().await?;
-        let size = usize::try_from(allowed.min(self.left)).unwrap_or(CHUNK).min(CHUNK);
-        let mut chunk = BytesMut::zeroed(size);
+        let allowed = self.allowed().await.min(self.left);
+        let mut chunk = BytesMut::zeroed(usize::try_from(allowed).unwrap_or(CHUNK).min(CHUNK));
+        if self.sent == 0 {
+            self.file.seek(SeekFrom::Start(self.position)).await?;
+        }
         self.file.read_exact(&mut chunk).await?;
-        if let Some(FileEffect::Flip { offset }) = self.effect {
+        if let Some(FileEffect::Flip { offset }) = self.asked.effect {
             let place = offset.checked_sub(self.position).and_then(|place| usize::try_from(place).ok());
             if let Some(byte) = place.and_then(|place| chunk.get_mut(place)) {
                 *byte = !*byte;
@@ -239,19 +245,20 @@ impl Sending {
         self.position += length;
         self.left -= length;
         self.sent += length;
-        self.core.faults.sent(&self.path, length);
+        self.asked.core.faults.sent(&self.asked.path, length);
         Ok(Some(chunk.freeze()))
     }
 
-    /// How much may be sent before a fault strikes.
-    async fn allowed(&self) -> std::io::Result<u64> {
-        match self.effect {
+    /// How much may be sent before a fault strikes; when it has struck, this never returns.
+    async fn allowed(&self) -> u64 {
+        match self.asked.effect {
             Some(FileEffect::Drop { after }) if self.sent >= after => {
-                Err(std::io::Error::other("cut by a fault that was asked for"))
+                self.asked.scissors.cut();
+                pending().await
             }
-            Some(FileEffect::Stall { after }) if self.sent >= after => std::future::pending().await,
-            Some(FileEffect::Drop { after } | FileEffect::Stall { after }) => Ok(after - self.sent),
-            _ => Ok(u64::MAX),
+            Some(FileEffect::Stall { after }) if self.sent >= after => pending().await,
+            Some(FileEffect::Drop { after } | FileEffect::Stall { after }) => after - self.sent,
+            _ => u64::MAX,
         }
     }
 }

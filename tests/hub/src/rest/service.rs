@@ -36,8 +36,8 @@ pub async fn authorise_admin(
 }
 
 fn check(core: &Core, headers: &HeaderMap, uri: &Uri) -> Result<(), AuthError> {
-    let text =
-        headers.get("authorization").and_then(|value| value.to_str().ok()).ok_or(AuthError::Malformed)?;
+    let header = headers.get("authorization").ok_or(AuthError::Missing)?;
+    let text = header.to_str().map_err(|_| AuthError::Malformed)?;
     let token = SasToken::parse(text)?;
     match token.policy.as_deref() {
         Some(crate::SERVICE_POLICY) => {}

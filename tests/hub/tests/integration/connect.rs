@@ -6,7 +6,7 @@ use fwupdate_hub::{Hub, Options, SERVICE_POLICY, auth};
 use mqttbytes::v4::{ConnectReturnCode, LastWill, Packet, Publish, SubscribeReasonCode};
 use mqttbytes::{Protocol, QoS};
 
-use crate::client::{DESIRED, METHODS, PATIENCE, Site, TWIN_ANSWERS, now};
+use crate::client::{DESIRED, METHODS, PATIENCE, Site, TWIN_ANSWERS, now, tls};
 
 const EVENTS: &str = "devices/d/messages/events/";
 
@@ -286,4 +286,28 @@ async fn a_port_that_is_taken_is_named() {
         Hub::start(Options { https_port: port, ..Options::ephemeral(folder.path()) }).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("--https-port"), "{text}");
+}
+
+#[tokio::test]
+async fn a_folder_serves_one_hub_at_a_time() {
+    let site = Site::new().await;
+    let error = Hub::start(Options::ephemeral(site.hub.dir())).await.unwrap_err();
+    assert!(format!("{error:#}").contains("another hub serves"), "{error:#}");
+    site.restart().await.connect("d").await.expect_silence().await;
+}
+
+#[tokio::test]
+async fn further_names_stand_in_the_certificate_and_in_connection_strings() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = vec!["hub.test".to_owned(), "10.0.2.2".to_owned()];
+    let hub = Hub::start(Options { names, ..Options::ephemeral(folder.path()) }).await.unwrap();
+    assert!(hub.add_device("d").unwrap().starts_with("HostName=hub.test;DeviceId=d;"));
+    for (name, trusted) in
+        [("hub.test", true), ("10.0.2.2", true), ("localhost", true), ("other.test", false)]
+    {
+        let connector = tokio_rustls::TlsConnector::from(tls(hub.ca_pem(), None));
+        let stream = tokio::net::TcpStream::connect(hub.mqtt_addr()).await.unwrap();
+        let outcome = connector.connect(name.to_owned().try_into().unwrap(), stream).await;
+        assert_eq!(outcome.is_ok(), trusted, "{name}");
+    }
 }

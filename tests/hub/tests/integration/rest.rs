@@ -91,7 +91,7 @@ async fn twins_are_merged_replaced_and_guarded_by_etags() {
     assert_eq!(twin["tags"], json!({}));
     assert_eq!(
         twin["properties"]["desired"].as_object().unwrap().keys().collect::<Vec<_>>(),
-        ["w", "$metadata", "$version"]
+        ["$metadata", "$version", "w"]
     );
     let (status, _, body) = site.service("PATCH", "/twins/d", Some(json!({"tags": {"a$": 1}}))).await;
     assert_eq!(status, 400, "{body}");

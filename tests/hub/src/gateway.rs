@@ -1,0 +1,417 @@
+//! A simulated gateway: the real agent on two file-backed slots, started by the simulated firmware, without root.
+//!
+//! Everything that a real gateway has is a file in one folder: the slots, the boot environment, the state that
+//! outlives both slots, and what the booted system sees as `/proc`, `/sys`, `/run` and `/etc`. The agent's program
+//! is run as it is; only its settings point here. It asks for a reboot by a line in a FIFO, so that whoever drives
+//! the gateway waits for the reboot and not for a time.
+//!
+//! What it cannot show: a page cache lost with the power. A killed process loses nothing that it wrote; the
+//! machine in tests/vm loses it.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::firmware::{self, Cut, Environment, Machine, Outcome, Slot};
+use crate::{Hub, image};
+
+/// Bytes of one copy of U-Boot's environment.
+const ENVIRONMENT: usize = 0x1000;
+/// How long the agent may take to stop when the system shuts down.
+const SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// What a gateway is made of.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The gateway's folder; made if need be.
+    pub dir: PathBuf,
+    /// The program `fwupdated`.
+    pub agent: PathBuf,
+    /// The image that slot A holds and that is proven; slot B is empty.
+    pub image: PathBuf,
+    /// Bytes of each slot.
+    pub slot_size: u64,
+    pub bootloader: Bootloader,
+    /// Public keys that may sign bundles.
+    pub keys: PathBuf,
+    /// Absent: only local control works.
+    pub cloud: Option<Cloud>,
+    /// Settings beyond the gateway's own; later wins, as a file in the state folder's `conf.d`.
+    pub settings: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bootloader {
+    Uboot,
+    Grub,
+}
+
+/// The hub that the gateway talks to.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    pub device: String,
+    pub connection_string: String,
+    pub mqtt_port: u16,
+    pub https_port: u16,
+    pub ca_file: PathBuf,
+}
+
+impl Cloud {
+    /// Registers `device` at a running hub.
+    pub fn register(hub: &Hub, device: &str) -> Result<Cloud> {
+        Ok(Cloud {
+            device: device.to_owned(),
+            connection_string: hub.add_device(device)?,
+            mqtt_port: hub.mqtt_addr().port(),
+            https_port: hub.https_addr().port(),
+            ca_file: hub.ca_path(),
+        })
+    }
+}
+
+/// The board's name in its settings and in the bundles made for it.
+pub const COMPATIBLE: &str = "sim-gateway";
+
+/// A gateway, switched on or off. Dropping it kills the agent.
+#[derive(Debug)]
+pub struct Gateway {
+    dir: PathBuf,
+    agent: PathBuf,
+    machine: Machine,
+    device: Option<String>,
+    reboots: pipe::Receiver,
+    process: Option<Child>,
+    booted: Option<Outcome>,
+    power_ons: u32,
+}
+
+impl Gateway {
+    /// Makes the files of a gateway as it leaves the factory: slot A runs, slot B was never written.
+    pub fn new(parts: Parts) -> Result<Gateway> {
+        let Parts { dir, image, slot_size, .. } = &parts;
+        for folder in ["state/conf.d", "checks/required.d", "checks/wanted.d", "run", "sys"] {
+            fs::create_dir_all(dir.join(folder)).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let dir = fs::canonicalize(dir)?;
+        let slots = [dir.join("slot-a"), dir.join("slot-b")];
+        fs::copy(image, dir.join("slot-a")).with_context(|| format!("cannot read {}", image.display()))?;
+        for slot in &slots {
+            OpenOptions::new().write(true).create(true).truncate(false).open(slot)?.set_len(*slot_size)?;
+        }
+        let environment = factory_environment(&dir, parts.bootloader)?;
+        let reboots = make_fifo(&dir.join("power"))?;
+        fs::write(dir.join("fwupdate.toml"), settings(&dir, &parts))?;
+        fs::write(dir.join("state/conf.d/50-test.toml"), &parts.settings)?;
+        if let Some(cloud) = &parts.cloud {
+            crate::disk::replace(&dir.join("state/connection"), cloud.connection_string.as_bytes(), true)?;
+        }
+        let machine = Machine { environment, slots, proc: dir.join("proc"), sys: dir.join("sys"), cut: None };
+        let (agent, device) = (parts.agent, parts.cloud.map(|cloud| cloud.device));
+        let (process, booted, power_ons) = (None, None, 0);
+        Ok(Gateway { agent, dir, machine, device, reboots, process, booted, power_ons })
+    }
+
+    /// Switches the gateway on: the firmware chooses a slot and the agent is started.
+    pub fn power_on(&mut self) -> Result<Outcome> {
+        let outcome = self.firmware(None)?;
+        if matches!(outcome, Outcome::Booted { .. }) {
+            self.start_agent()?;
+        }
+        Ok(outcome)
+    }
+
+    /// The power fails during a boot, before the kernel or its user space come up: an attempt is used up.
+    pub async fn power_fails_at_boot(&mut self, cut: Cut) -> Result<Outcome> {
+        self.kill().await?;
+        self.firmware(Some(cut))
+    }
+
+    /// Runs the firmware alone: no agent is started.
+    fn firmware(&mut self, cut: Option<Cut>) -> Result<Outcome> {
+        if self.process.is_some() {
+            bail!("the gateway is on already");
+        }
+        // What the last boot asked for is over.
+        while self.reboots.try_read(&mut [0; 16]).is_ok() {}
+        let machine = Machine { cut, ..self.machine.clone() };
+        let outcome = firmware::boot(&machine)?;
+        self.power_ons += 1;
+        self.booted = Some(outcome);
+        if let Outcome::Booted { slot, .. } = outcome {
+            image::extract_etc(self.slot(slot), &self.root())?;
+        }
+        Ok(outcome)
+    }
+
+    /// Starts the agent in the system that is booted.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let mut command = Command::new(&self.agent);
+        command.arg("--config").arg(self.dir.join("fwupdate.toml"));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        for variable in ["JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
+            command.env_remove(variable);
+        }
+        let child = command.spawn().with_context(|| format!("cannot start {}", self.agent.display()))?;
+        self.process = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL to the agent; returns once it is gone. The system stays booted.
+    pub async fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.process.take() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// The agent is killed and started again in the same boot, as systemd would.
+    pub async fn restart_agent(&mut self) -> Result<()> {
+        self.kill().await?;
+        self.start_agent()
+    }
+
+    /// The power fails and comes back.
+    pub async fn power_cycle(&mut self) -> Result<Outcome> {
+        self.kill().await?;
+        self.power_on()
+    }
+
+    /// An orderly reboot: SIGTERM, then the firmware.
+    pub async fn reboot(&mut self) -> Result<Outcome> {
+        self.shut_down().await?;
+        self.power_on()
+    }
+
+    /// SIGTERM, and waits until the agent is gone; an error if it does not end well.
+    pub async fn shut_down(&mut self) -> Result<()> {
+        let Some(mut child) = self.process.take() else { return Ok(()) };
+        if let Some(pid) = child.id() {
+            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
+        }
+        let status =
+            timeout(SHUTDOWN, child.wait()).await.context("the agent does not stop on SIGTERM")??;
+        if !status.success() {
+            bail!("the agent ended with {status}; see {}", self.log_path().display());
+        }
+        Ok(())
+    }
+
+    /// Waits until the agent asks for a reboot; the caller performs it. An error if the agent ends instead.
+    pub async fn reboot_requested(&mut self) -> Result<()> {
+        let Some(process) = &mut self.process else { bail!("the gateway is off") };
+        let mut byte = [0];
+        tokio::select! {
+            read = self.reboots.read_exact(&mut byte) => read.map(drop).context("the power FIFO is gone"),
+            status = process.wait() => bail!("the agent ended by itself with {}", status?),
+        }
+    }
+
+    /// Lets the gateway live, reboots included, until its reported properties are as `wanted` says; returns them.
+    /// `wanted` is asked at each change and may tell of it.
+    pub async fn run_until(
+        &mut self,
+        hub: &Hub,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let Some(device) = self.device.clone() else { bail!("the gateway has no hub") };
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            tokio::select! {
+                reported = hub.wait_reported(&device, left, &wanted) => match reported {
+                    Some(reported) => return Ok(reported),
+                    None => bail!("{device} did not get there in {limit:?}: {}\n{}", self.shown(hub), self.log()),
+                },
+                asked = self.reboot_requested() => {
+                    asked.with_context(|| self.log())?;
+                    self.reboot().await?;
+                }
+            }
+        }
+    }
+
+    /// Waits until the agent asks for a reboot, at most `limit`.
+    pub async fn wait_reboot_requested(&mut self, limit: Duration) -> Result<()> {
+        let asked = timeout_at(Instant::now() + limit, self.reboot_requested()).await;
+        asked.with_context(|| format!("no reboot was asked for in {limit:?}\n{}", self.log()))?
+    }
+
+    fn shown(&self, hub: &Hub) -> String {
+        let twin = self.device.as_ref().and_then(|device| hub.twin(device).ok());
+        let reported = twin.as_ref().and_then(|twin| twin.pointer("/properties/reported"));
+        let mut reported = reported.cloned().unwrap_or_default();
+        if let Some(fields) = reported.as_object_mut() {
+            fields.remove("$metadata");
+        }
+        reported.to_string()
+    }
+
+    /// The last lines of the agent's log.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n")
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What can be seen of the booted root file system: its `/etc`.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    pub fn slot(&self, slot: Slot) -> &Path {
+        let [a, b] = &self.machine.slots;
+        match slot {
+            Slot::A => a,
+            Slot::B => b,
+        }
+    }
+
+    /// The control socket, for `fwupdatectl --socket`.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/control.sock")
+    }
+
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    /// How the last power-on ended.
+    pub fn booted(&self) -> Option<Outcome> {
+        self.booted
+    }
+
+    /// How often the firmware ran.
+    pub fn power_ons(&self) -> u32 {
+        self.power_ons
+    }
+
+    /// The parts that the firmware works with, to look at or to break.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// A variable of the boot environment as it is on disk; empty when it is not set, an error when all is lost.
+    pub fn boot_variable(&self, name: &str) -> Result<String> {
+        firmware::variable(&self.machine.environment, name)?.context("the boot environment is lost")
+    }
+
+    /// Puts an executable health check in place.
+    pub fn add_check(&self, name: &str, script: &str) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.dir.join("checks/required.d").join(name);
+        fs::write(&path, script)?;
+        Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+    }
+}
+
+/// Two valid copies that name slot A, or a grubenv that does.
+fn factory_environment(dir: &Path, bootloader: Bootloader) -> Result<Environment> {
+    let variables = ["fwupdate_primary=A"];
+    match bootloader {
+        Bootloader::Uboot => {
+            let (env, config) = (dir.join("uboot.env"), dir.join("fw_env.config"));
+            let copies = [0, 1].map(|flags| firmware::uboot_copy(&variables, flags, ENVIRONMENT));
+            fs::write(&env, copies.concat())?;
+            let line = |offset| format!("{} {offset:#x} {ENVIRONMENT:#x}\n", env.display());
+            fs::write(&config, [0, ENVIRONMENT].map(line).concat())?;
+            Ok(Environment::Uboot { config })
+        }
+        Bootloader::Grub => {
+            let grubenv = dir.join("grubenv");
+            fs::write(&grubenv, firmware::grub_block(&variables))?;
+            Ok(Environment::Grub { grubenv })
+        }
+    }
+}
+
+/// A FIFO held open at both ends, so that no reader ever sees its end.
+fn make_fifo(path: &Path) -> Result<pipe::Receiver> {
+    match nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600)) {
+        Ok(()) | Err(nix::Error::EEXIST) => {}
+        Err(error) => return Err(io::Error::from(error)).context("cannot make the power FIFO"),
+    }
+    Ok(pipe::OpenOptions::new().read_write(true).open_receiver(path)?)
+}
+
+/// The settings file of the integrator.
+fn settings(dir: &Path, parts: &Parts) -> String {
+    let at = |name: &str| format!("{:?}", dir.join(name).display().to_string());
+    let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+    let mut text = format!("compatible = {COMPATIBLE:?}\n");
+    let mut section = |name: &str, lines: &[(&str, String)]| {
+        text.push_str(&format!("\n[{name}]\n"));
+        for (key, value) in lines {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    };
+    if let Some(cloud) = &parts.cloud {
+        section(
+            "cloud",
+            &[
+                ("connection_string_file", at("state/connection")),
+                ("port", cloud.mqtt_port.to_string()),
+                ("ca_file", quoted(&cloud.ca_file)),
+            ],
+        );
+    }
+    let hosts = parts.cloud.as_ref().map(|cloud| format!("\"localhost:{}\"", cloud.https_port));
+    section("slots.a", &[("device", at("slot-a"))]);
+    section("slots.b", &[("device", at("slot-b"))]);
+    match parts.bootloader {
+        Bootloader::Uboot => {
+            section("bootloader", &[("kind", "\"uboot\"".into()), ("config", at("fw_env.config"))])
+        }
+        Bootloader::Grub => {
+            section("bootloader", &[("kind", "\"grub\"".into()), ("grubenv", at("grubenv"))]);
+        }
+    }
+    section(
+        "trust",
+        &[("keys", quoted(&parts.keys)), ("allowed_hosts", format!("[{}]", hosts.unwrap_or_default()))],
+    );
+    section(
+        "health",
+        &[
+            ("deadline", "\"20s\"".into()),
+            ("checks_dir", at("checks")),
+            ("retry_interval", "\"100ms\"".into()),
+            // There is no systemd in here whose units could be asked for.
+            ("no_new_failed_units", "false".into()),
+        ],
+    );
+    let reboot = format!("[\"/bin/sh\", \"-c\", 'printf r > \"$0\"', {}]", at("power"));
+    section("policy", &[("reboot_command", reboot)]);
+    section("report", &[("interval", "\"1s\"".into())]);
+    section("state", &[("dir", at("state"))]);
+    section(
+        "system",
+        &[
+            ("proc", at("proc")),
+            ("sys", at("sys")),
+            ("run", at("run")),
+            ("os_release", at("root/etc/os-release")),
+        ],
+    );
+    text
+}

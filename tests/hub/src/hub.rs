@@ -1,0 +1,251 @@
+//! The running hub: the handle by which a program or a test drives it.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::core::{Core, Tasks, Write};
+use crate::error::HubError;
+use crate::faults::Faults;
+use crate::history::{History, ReportedPatch, Telemetry, Witness};
+use crate::live::Live;
+use crate::methods::{self, Answer, Call, Calls};
+use crate::registry::{Credentials, Entry, Identity, Registry};
+use crate::setup::{self, Setup, device_connection_string};
+use crate::{auth, certs, clock, disk, lock, mqtt, rest, server};
+
+/// How to start a hub.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The hub's folder; made if need be.
+    pub dir: PathBuf,
+    pub bind: IpAddr,
+    /// Further names or addresses by which clients reach the hub; the first stands in connection strings.
+    pub names: Vec<String>,
+    /// 0 takes a free port.
+    pub mqtt_port: u16,
+    /// 0 takes a free port.
+    pub https_port: u16,
+    /// The folder under `/files/`.
+    pub www: Option<PathBuf>,
+}
+
+impl Options {
+    /// On loopback and free ports, as tests want it.
+    pub fn ephemeral(dir: impl Into<PathBuf>) -> Options {
+        let bind = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Options { dir: dir.into(), bind, names: Vec::new(), mqtt_port: 0, https_port: 0, www: None }
+    }
+}
+
+/// A running hub. Dropping it without [`Hub::stop`] closes its sockets too, but does not wait for it.
+#[derive(Debug)]
+pub struct Hub {
+    core: Arc<Core>,
+    setup: Setup,
+    ca_pem: String,
+    dir: PathBuf,
+    mqtt: SocketAddr,
+    https: SocketAddr,
+    /// Released when the hub is gone.
+    _lock: File,
+}
+
+impl Hub {
+    /// Binds both ports, writes `ca.pem` and `service.txt`, and serves until it is stopped or dropped.
+    pub async fn start(options: Options) -> Result<Hub> {
+        let host = host_name(&options);
+        let lock = setup::claim(&options.dir)?;
+        let setup = Setup::prepare(&options.dir, &host)?;
+        let certificates = certs::prepare(&options.dir, options.bind, &options.names)?;
+        let mqtt_listener = server::listen(options.bind, options.mqtt_port, "--mqtt-port").await?;
+        let https_listener = server::listen(options.bind, options.https_port, "--https-port").await?;
+        let (mqtt, https) = (mqtt_listener.local_addr()?, https_listener.local_addr()?);
+        let service = setup.service_connection_string(https.port());
+        disk::replace(&options.dir.join("service.txt"), format!("{service}\n").as_bytes(), true)?;
+        let core = Arc::new(Core {
+            registry: Mutex::new(Registry::open(&options.dir)?),
+            live: Live::new(),
+            calls: Calls::default(),
+            faults: Faults::default(),
+            history: History::default(),
+            service_key: setup.service_key.clone(),
+            www: options.www,
+            tasks: Tasks::default(),
+        });
+        let devices = core.clone();
+        server::accept(&core, mqtt_listener, certificates.mqtt, move |stream, peer| {
+            let core = devices.clone();
+            async move { mqtt::serve(core, stream, peer.thumbprints).await }
+        });
+        let router = rest::router(core.clone());
+        server::accept(&core, https_listener, certificates.https, move |stream, peer| {
+            server::serve_http(router.clone(), stream, peer)
+        });
+        Ok(Hub { core, setup, ca_pem: certificates.ca_pem, dir: options.dir, mqtt, https, _lock: lock })
+    }
+
+    /// Closes both ports and every connection, and waits until that is done.
+    pub async fn stop(self) {
+        self.core.tasks.stop().await;
+    }
+
+    pub fn mqtt_addr(&self) -> SocketAddr {
+        self.mqtt
+    }
+
+    pub fn https_addr(&self) -> SocketAddr {
+        self.https
+    }
+
+    /// The host name in connection strings; the server's certificate carries it.
+    pub fn host(&self) -> &str {
+        &self.setup.host
+    }
+
+    /// What clients must trust.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    pub fn ca_path(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn service_connection_string(&self) -> String {
+        self.setup.service_connection_string(self.https.port())
+    }
+
+    /// An `Authorization` header for the service REST, good for an hour.
+    pub fn service_token(&self) -> Result<String> {
+        let expiry = clock::unix() + 3600;
+        Ok(auth::sign(self.host(), &self.setup.service_key, expiry, Some(crate::SERVICE_POLICY))?)
+    }
+
+    /// `https://host:port/files/{path}`.
+    pub fn files_url(&self, path: &str) -> String {
+        format!("https://{}:{}/files/{path}", self.setup.host, self.https.port())
+    }
+
+    /// Registers a device with new keys and returns its connection string.
+    pub fn add_device(&self, id: &str) -> Result<String, HubError> {
+        self.add(Entry::new(Identity::device(id), Credentials::new_keys()))
+    }
+
+    /// Registers a device by its certificate's SHA-1 or SHA-256 thumbprint.
+    pub fn add_device_x509(&self, id: &str, thumbprint: &str) -> Result<String, HubError> {
+        let credentials = Credentials::self_signed(thumbprint)?;
+        self.add(Entry::new(Identity::device(id), credentials))
+    }
+
+    fn add(&self, entry: Entry) -> Result<String, HubError> {
+        let text = device_connection_string(&self.setup.host, &entry);
+        lock(&self.core.registry).create(entry)?;
+        Ok(text)
+    }
+
+    pub fn device_connection_string(&self, id: &str) -> Result<String, HubError> {
+        Ok(device_connection_string(&self.setup.host, &self.core.entry(&Identity::device(id))?))
+    }
+
+    /// The twin as REST shows it.
+    pub fn twin(&self, id: &str) -> Result<Value, HubError> {
+        Ok(self.core.twin_document(&self.core.entry(&Identity::device(id))?))
+    }
+
+    /// Merges into the desired properties, as a service would.
+    pub fn patch_desired(&self, id: &str, patch: Value) -> Result<Value, HubError> {
+        let body = json!({"properties": {"desired": patch}});
+        self.core.write_twin(&Identity::device(id), &body, Write::Patch, None)
+    }
+
+    /// Invokes a direct method, as a service would.
+    pub async fn invoke(&self, id: &str, call: Call) -> Result<Answer, HubError> {
+        methods::invoke(&self.core, &Identity::device(id), call).await
+    }
+
+    pub fn is_connected(&self, id: &str) -> bool {
+        self.core.live.is_connected(&Identity::device(id))
+    }
+
+    /// Waits until the device is connected (or is not); `false` if that takes longer than `patience`.
+    pub async fn wait_connected(&self, id: &str, connected: bool, patience: Duration) -> bool {
+        self.wait_until(patience, || self.is_connected(id) == connected).await
+    }
+
+    /// Waits until the device's reported properties are as `wanted` says; returns them.
+    pub async fn wait_reported(
+        &self,
+        id: &str,
+        patience: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Option<Value> {
+        let reported = || self.twin(id).ok().and_then(|twin| twin.pointer("/properties/reported").cloned());
+        self.wait_until(patience, || reported().is_some_and(|value| wanted(&value)))
+            .await
+            .then(reported)
+            .flatten()
+    }
+
+    async fn wait_until(&self, patience: Duration, holds: impl Fn() -> bool) -> bool {
+        let mut changes = self.core.live.watch();
+        let waiting = async {
+            while !holds() {
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        timeout(patience, waiting).await.is_ok()
+    }
+
+    /// Closes every device's connection, or one's.
+    pub fn drop_connections(&self, id: Option<&str>) {
+        self.core.live.close(id.map(Identity::device).as_ref());
+    }
+
+    /// Faults to switch and counters to read, at any time.
+    pub fn faults(&self) -> &Faults {
+        &self.core.faults
+    }
+
+    /// Every reported patch that the hub accepted, in order.
+    pub fn history(&self, id: &str) -> Vec<ReportedPatch> {
+        self.core.history.patches(&Identity::device(id))
+    }
+
+    /// Has `witness` look at the world at each reported patch; [`ReportedPatch::seen`] keeps what it saw.
+    pub fn watch_reports(&self, id: &str, witness: Witness) {
+        self.core.history.watch(&Identity::device(id), witness);
+    }
+
+    pub fn telemetry(&self, id: &str) -> Vec<Telemetry> {
+        self.core.history.telemetry(&Identity::device(id))
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.core.tasks.cancel();
+    }
+}
+
+/// The name that stands in URLs and connection strings.
+fn host_name(options: &Options) -> String {
+    match (options.names.first(), options.bind) {
+        (Some(name), _) => name.clone(),
+        (None, bind) if bind == Ipv4Addr::LOCALHOST || bind.is_unspecified() => "localhost".to_owned(),
+        (None, IpAddr::V4(address)) => address.to_string(),
+        (None, IpAddr::V6(address)) => format!("[{address}]"),
+    }
+}
