@@ -12,5 +12,8 @@ FWUPDATE_PAGES=$out/agent $programs/fwupdated
 FWUPDATE_PAGES=$out/agent $programs/fwupdatectl
 FWUPDATE_PAGES=$out/tools $programs/fwupdate-bundle
 mkdir -p "$out/agent/man5"
-pandoc --standalone --from gfm --to man --metadata title=fwupdate.toml --metadata section=5 \
-    --metadata header="fwupdate" docs/configuration.md -o "$out/agent/man5/fwupdate.toml.5"
+{
+    printf '# NAME\n\nfwupdate.toml - settings of the firmware update agent\n\n'
+    cat docs/configuration.md
+} | pandoc --standalone --from gfm --to man --metadata title=fwupdate.toml --metadata section=5 \
+    --metadata header=fwupdate -o "$out/agent/man5/fwupdate.toml.5"

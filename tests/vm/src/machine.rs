@@ -60,7 +60,7 @@ impl Machine {
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max",
+            "Westmere",
             "-smp",
             "2",
             "-nodefaults",
@@ -106,11 +106,6 @@ impl Machine {
         tokio::spawn(keep(output, self.console.clone(), self.dir.join("console.log")));
         self.running = Some(child);
         Ok(())
-    }
-
-    /// Everything that the console showed, over all power cycles.
-    pub fn console(&self) -> String {
-        self.console.borrow().clone()
     }
 
     /// How much the console has shown: a place to search from.
