@@ -11,11 +11,11 @@ mod commands;
 mod crash;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
+/// The rules of the house: imports, opening words, documented codes.
+mod house;
 /// Updates that must not stay.
 mod rollback;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
-/// The rules of the house: imports, opening words, documented codes.
-mod house;
 /// A good update, there and back.
 mod update;
