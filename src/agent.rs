@@ -6,6 +6,7 @@
 
 mod announce;
 mod commands;
+mod confine;
 mod doctor;
 mod effects;
 mod gateway;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::confine::drop_in;
 use self::effects::Work;
 use self::gateway::Gateway;
 use self::publish::Publisher;
@@ -212,9 +214,15 @@ impl Agent {
         self.look();
         let mut event = event;
         loop {
+            let begins = matches!(event, Event::Requested(_) | Event::RollbackRequested(_));
             let (next, effect) = step(&self.record, &self.boot, event);
             let before = std::mem::replace(&mut self.record, next);
             match self.save() {
+                Err(failure) if begins => {
+                    tracing::error!(%failure, "refused: the record cannot be saved");
+                    self.record = before;
+                    return self.publish();
+                }
                 Err(failure) if effect.is_some() && self.record.phase.must_be_saved() => {
                     event = Event::SaveFailed(failure);
                     continue;
@@ -237,6 +245,9 @@ impl Agent {
     fn look(&mut self) {
         let (boot, degraded) = self.gateway.boot(&self.record);
         self.boot = boot;
+        if self.boot.is_proven() {
+            self.gateway.mark_proven();
+        }
         self.publisher.view.booted = self.boot.booted;
         self.publisher.view.degraded = degraded.or_else(|| self.astray());
     }
@@ -394,7 +405,7 @@ impl Agent {
             hub::Event::Method(call) => self.method(call).await,
             hub::Event::Desired(_) => {}
             hub::Event::Acknowledged { generation } => {
-                if self.record.unreported && self.publisher.told_outcome(generation) {
+                if self.record.unreported > 0 && self.publisher.told_outcome(generation) {
                     self.apply(Event::Acknowledged);
                 }
             }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use crate::failure::{Code, Failure};
 use crate::manifest::{Body, Digest, MANIFEST_CAP, SIGNATURES_CAP};
 
-pub use frame::{Decoder, frame_bound};
+pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
 pub use index::{Chunks, Index, IndexWriter, chunks_in};
 
 /// The members, in the order in which they must come.
@@ -31,11 +31,13 @@ pub const HEAD_MAX: usize = 3 * tar::BLOCK + MANIFEST_CAP + SIGNATURES_CAP;
 pub struct Chunk {
     /// Offset in the image, bytes.
     pub offset: u64,
+    /// Where the first chunk of its group begins in the image, bytes.
+    pub group_offset: u64,
     /// Length in the image, bytes.
     pub length: u32,
-    /// Offset of its zstd frame in the member `rootfs.zst`, bytes.
+    /// Offset of its part of a zstd frame in the member `rootfs.zst`, bytes.
     pub frame_offset: u64,
-    /// Length of that frame, bytes.
+    /// Length of that part, bytes.
     pub frame_length: u32,
     pub sha256: Digest,
 }
@@ -222,7 +224,8 @@ mod tests {
         let (mut decoder, mut unpacked) = (Decoder::new(), Vec::new());
         for chunk in index.iter() {
             let mut out = vec![0; chunk.length as usize];
-            decoder.decode(at(layout.frame(&chunk)), &chunk, &mut out).unwrap();
+            let history = &unpacked[chunk.group_offset as usize..];
+            decoder.decode(&[(chunk, at(layout.frame(&chunk)))], history, &mut out).unwrap();
             unpacked.extend(out);
         }
         assert!(unpacked == image);

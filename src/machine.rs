@@ -38,8 +38,9 @@ pub struct Record {
     pub phase: Phase,
     /// Ended operations, the newest first.
     pub history: Vec<Last>,
-    /// The newest outcome was not yet acknowledged by the hub.
-    pub unreported: bool,
+    /// How many of the newest outcomes the hub has not acknowledged yet; they are told one by one, the
+    /// oldest first.
+    pub unreported: usize,
     pub slots: Slots,
     /// Images that must not be tried again unless forced.
     pub quarantine: Vec<Quarantined>,
@@ -67,7 +68,7 @@ impl Default for Record {
             version: RECORD_VERSION,
             phase: Phase::Unknown,
             history: Vec::new(),
-            unreported: false,
+            unreported: 0,
             slots: Slots::default(),
             quarantine: Vec::new(),
             floor: 0,
@@ -454,6 +455,11 @@ impl Record {
         self.history.first()
     }
 
+    /// The outcome to report: the oldest that the hub has not acknowledged, else the newest.
+    pub fn told(&self) -> Option<&Last> {
+        self.history.get(self.unreported.saturating_sub(1)).or(self.last())
+    }
+
     /// The entry that refuses this image, if one does.
     pub fn refusal(&self, sha256: &Digest) -> Option<&Quarantined> {
         self.quarantine.iter().find(|entry| entry.refused && entry.sha256 == *sha256)
@@ -481,7 +487,7 @@ impl Record {
             },
         );
         self.history.truncate(HISTORY);
-        self.unreported = true;
+        self.unreported = (self.unreported + 1).min(HISTORY);
         self.phase = Phase::Idle;
     }
 
@@ -521,6 +527,13 @@ pub struct Boot {
     pub uptime: u64,
 }
 
+impl Boot {
+    /// Whether the running slot is the one that boots from now on.
+    pub fn is_proven(&self) -> bool {
+        self.booted.is_some() && self.booted == self.env.map(|env| env.primary)
+    }
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -555,9 +568,10 @@ pub enum Event {
     Failed(Failure),
     /// Cancelled, superseded or past its deadline; has no effect once armed.
     Abandoned(Failure),
-    /// The new record could not be saved.
+    /// The new record could not be saved. Not for one that a command asked for: the driver then goes back to
+    /// the record before it, and the caller is refused.
     SaveFailed(Failure),
-    /// The hub holds the newest outcome.
+    /// The hub holds the outcome that `Record::told` gave.
     Acknowledged,
 }
 
@@ -709,7 +723,7 @@ mod tests {
         assert_eq!(next.floor, 4);
         assert_eq!(next.last().unwrap().result, Outcome::Committed);
         assert_eq!(next.slots.b.state, SlotState::Proven);
-        assert!(next.unreported);
+        assert_eq!(next.unreported, 1);
     }
 
     #[test]

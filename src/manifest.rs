@@ -27,8 +27,10 @@ pub const SIGNATURES_CAP: usize = 16 * 1024;
 pub const FORMAT: u32 = 1;
 /// The grain of an image: its size and every chunk are multiples of it. Bytes.
 pub const BLOCK: u32 = 4096;
-/// Largest `chunking.max`, so that the device's buffers stay small. Bytes.
-pub const CHUNK_CAP: u32 = 1024 * 1024;
+/// Largest `chunking.max`: what one zstd block can hold. Bytes.
+pub const CHUNK_CAP: u32 = 128 * 1024;
+/// Largest `chunking.group`, so that the device's buffers stay small. Bytes.
+pub const GROUP_CAP: u32 = 1024 * 1024;
 /// Most bytes that `rootfs.index` may have.
 pub const INDEX_CAP: u64 = 32 * 1024 * 1024;
 /// Most bytes that `rootfs.zst` may have: what eleven octal digits of a ustar header can say.
@@ -78,8 +80,8 @@ pub struct Image {
     pub chunking: Chunking,
 }
 
-/// How the image was cut, in bytes; the device needs only `max` (its buffer size), the rest is for rebuilding
-/// a chunk map by scanning a slot.
+/// How the image was cut, in bytes; the device needs only `max` and `group` (its buffer size), the rest is for
+/// rebuilding a chunk map by scanning a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Chunking {
@@ -89,6 +91,8 @@ pub struct Chunking {
     pub min: u32,
     pub average: u32,
     pub max: u32,
+    /// Chunks that begin between two multiples of this share one zstd frame; a power of two.
+    pub group: u32,
 }
 
 /// Why bytes did not become a `Manifest`.
@@ -230,6 +234,11 @@ impl Image {
 }
 
 impl Chunking {
+    /// Most bytes that the chunks of one group can have: the last one may reach beyond.
+    pub fn group_max(&self) -> usize {
+        self.group as usize + self.max as usize
+    }
+
     fn validate(&self) -> Result<(), ManifestError> {
         word("image.chunking.algorithm", &self.algorithm, 32)?;
         ensure(self.block == BLOCK, "image.chunking.block", || format!("it must be {BLOCK}"))?;
@@ -238,7 +247,9 @@ impl Chunking {
         let whole = sizes.iter().all(|size| size % BLOCK == 0);
         ensure(ordered && whole && self.max <= CHUNK_CAP, "image.chunking", || {
             format!("min, average and max must be ascending multiples of {BLOCK} up to {CHUNK_CAP}")
-        })
+        })?;
+        let fits = self.group.is_power_of_two() && self.group >= self.max && self.group <= GROUP_CAP;
+        ensure(fits, "image.chunking.group", || format!("it must be a power of two, from max to {GROUP_CAP}"))
     }
 }
 
@@ -433,6 +444,9 @@ mod tests {
             ("/image/chunking/min", json!(6000)),
             ("/image/chunking/average", json!(4096)),
             ("/image/chunking/max", json!(CHUNK_CAP + 4096)),
+            ("/image/chunking/group", json!(CHUNK_CAP / 2)),
+            ("/image/chunking/group", json!(CHUNK_CAP * 3)),
+            ("/image/chunking/group", json!(2 * GROUP_CAP)),
         ] {
             let error = changed(pointer, value.clone()).unwrap_err();
             assert_eq!(code(error), Code::MalformedBundle, "{pointer} = {value}");

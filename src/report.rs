@@ -59,7 +59,7 @@ pub fn document(record: &Record, view: &View) -> Map<String, Value> {
         "slots": slots(record, view),
         "operation": operation(record, view),
         "desired": desired(record),
-        "last": record.last().map_or(Value::Null, last),
+        "last": record.told().map_or(Value::Null, last),
     });
     drop_nulls(&mut ours);
     root.insert("fwupdate".into(), ours);
@@ -69,7 +69,7 @@ pub fn document(record: &Record, view: &View) -> Map<String, Value> {
 /// The tutorial's word for where things stand.
 pub fn status(record: &Record) -> &'static str {
     match &record.phase {
-        Phase::Idle | Phase::Unknown => match record.last().map(|last| last.result) {
+        Phase::Idle | Phase::Unknown => match record.told().map(|last| last.result) {
             None | Some(Outcome::Unknown) => "standBy",
             Some(Outcome::Committed) => "completed",
             Some(Outcome::Failed) => "failed",

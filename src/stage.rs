@@ -34,6 +34,7 @@ mod tests;
 mod tests_on_devices;
 mod verify;
 mod web;
+mod worker;
 mod write;
 
 pub use fetch::{Http, Source, redact};

@@ -11,7 +11,7 @@ use super::{Agent, systemd};
 use crate::clock;
 use crate::control::Reply;
 use crate::hub::Document;
-use crate::machine::{self, Phase, Record};
+use crate::machine::{self, Last, Phase, Record};
 use crate::report::{self, Progress, View};
 use crate::stage::Step;
 
@@ -20,9 +20,8 @@ pub struct Publisher {
     pub view: View,
     documents: watch::Sender<Arc<Document>>,
     watchers: Vec<Reply>,
-    /// Generation of the first document that held the newest outcome.
-    outcome: Option<u64>,
-    outcomes: usize,
+    /// The outcome that waits for its acknowledgement, and the first generation that told it.
+    outcome: Option<(Last, u64)>,
     milestone: (String, u64),
     /// When this run's staging began, and the percent it began from.
     staging_since: Option<(Instant, u64)>,
@@ -38,16 +37,15 @@ impl Publisher {
             documents,
             watchers: Vec::new(),
             outcome: None,
-            outcomes: 0,
             milestone: (String::new(), 0),
             staging_since: None,
         };
         (publisher, receiver)
     }
 
-    /// The document of this generation, or a later one, told of the newest outcome.
+    /// The document of this generation told the outcome that waits for its acknowledgement.
     pub fn told_outcome(&self, generation: u64) -> bool {
-        self.outcome.is_some_and(|first| generation >= first)
+        self.outcome.as_ref().is_some_and(|(_, first)| generation >= *first)
     }
 
     /// The report of `record` as it stands.
@@ -73,17 +71,15 @@ impl Publisher {
     }
 
     fn note_outcome(&mut self, record: &Record, generation: u64) {
-        if !record.unreported {
-            self.outcome = None;
-        } else if self.outcome.is_none() || self.outcomes != record.history.len() {
-            self.outcome = Some(generation);
+        let waiting = record.told().filter(|_| record.unreported > 0);
+        if waiting != self.outcome.as_ref().map(|(last, _)| last) {
+            self.outcome = waiting.map(|last| (last.clone(), generation));
         }
-        self.outcomes = record.history.len();
     }
 
     /// Rises when the phase, the outcome or the fitness for updates changed.
     fn milestone(&mut self, record: &Record) -> u64 {
-        let last = record.last().map(|last| (&last.id, last.result, last.finished_at));
+        let last = record.told().map(|last| (&last.id, last.result, last.finished_at));
         let desired = record.desired.as_ref().map(|desired| desired.digest);
         let key = format!("{} {last:?} {desired:?} {:?}", record.phase.name(), self.view.degraded);
         if key != self.milestone.0 {

@@ -11,11 +11,14 @@ use crate::manifest::{BLOCK, Chunking};
 /// The name of these rules in `chunking.algorithm`.
 pub const ALGORITHM: &str = "cdc-4k";
 
-/// What `fwupdate-bundle create` uses.
+/// What `fwupdate-bundle create` uses: the best of the experiment in docs/delta.md.
 pub fn default_chunking() -> Chunking {
-    let (min, average, max) = (16 * 1024, 64 * 1024, 256 * 1024);
-    Chunking { algorithm: ALGORITHM.into(), block: BLOCK, min, average, max }
+    let (min, average, max, group) = (8 * 1024, 16 * 1024, 128 * 1024, 1024 * 1024);
+    Chunking { algorithm: ALGORITHM.into(), block: BLOCK, min, average, max, group }
 }
+
+/// A run of so many zero blocks is worth a chunk of its own.
+const ZERO_RUN: u32 = 4;
 
 /// Takes an image block by block and tells where chunks end. It keeps no data: the caller has the current
 /// chunk, never more than `max` bytes, in its own buffer.
@@ -35,9 +38,9 @@ pub struct Chunker {
 impl Chunker {
     /// `None` if these are not the rules of this module, or sizes that it can't work with.
     pub fn new(chunking: &Chunking) -> Option<Chunker> {
-        let Chunking { algorithm, block, min, average, max } = chunking;
+        let Chunking { algorithm, block, min, average, max, group: _ } = chunking;
         let whole = [min, average, max].iter().all(|size| **size % BLOCK == 0);
-        let ordered = *min >= 2 * BLOCK && min < average && average < max;
+        let ordered = *min >= 2 * BLOCK && min < average && average < max && max / BLOCK > ZERO_RUN;
         if algorithm != ALGORITHM || *block != BLOCK || !whole || !ordered {
             return None;
         }
@@ -61,8 +64,8 @@ impl Chunker {
     fn zero(&mut self) -> Option<u32> {
         self.length += 1;
         self.zeros += 1;
-        if self.zeros < self.length && self.zeros == self.min {
-            // A run worth its own chunk: the data before it ends here.
+        if self.zeros < self.length && self.zeros == ZERO_RUN {
+            // The data before it ends here.
             let run = self.zeros;
             return Some(self.restart(run, run) - run);
         }
@@ -129,7 +132,7 @@ mod tests {
         let (mut chunks, mut current) = (Vec::new(), Vec::new());
         for block in image {
             current.push(*block);
-            assert!(current.len() <= 64, "the caller's buffer would be too small");
+            assert!(current.len() <= 32, "the caller's buffer would be too small");
             if let Some(length) = cutter.push(block) {
                 let rest = current.split_off(length as usize / 4096);
                 chunks.push(std::mem::replace(&mut current, rest));
@@ -147,9 +150,9 @@ mod tests {
     fn sizes_are_as_asked() {
         let chunks = cut(&blocks(0..20_000));
         let (_, inner) = chunks.split_last().unwrap();
-        assert!(inner.iter().all(|chunk| (4..=64).contains(&chunk.len())));
+        assert!(inner.iter().all(|chunk| (2..=32).contains(&chunk.len())));
         let average = 20_000 / chunks.len();
-        assert!((13..=18).contains(&average), "{average} blocks");
+        assert!((2..=4).contains(&average), "{average} blocks");
     }
 
     #[test]
@@ -176,13 +179,13 @@ mod tests {
 
     #[test]
     fn zero_runs_are_chunks_of_their_own_and_all_alike() {
-        for run in [4, 5, 63, 64, 65, 130] {
+        for run in [4, 5, 31, 32, 33, 66] {
             let image = [blocks(0..10), vec![ZERO; run], blocks(20..22), vec![ZERO; run]].concat();
             let chunks = cut(&image);
             let zero = |chunk: &&Vec<[u8; 4096]>| chunk.iter().all(|block| *block == ZERO);
             let lengths: Vec<_> = chunks.iter().filter(zero).map(Vec::len).collect();
-            let mut once = vec![64; run / 64];
-            once.extend(Some(run % 64).filter(|rest| *rest > 0));
+            let mut once = vec![32; run / 32];
+            once.extend(Some(run % 32).filter(|rest| *rest > 0));
             assert_eq!(lengths, [once.clone(), once].concat(), "{run}");
             let mixed = chunks.iter().filter(|chunk| !zero(chunk) && chunk.ends_with(&[ZERO]));
             assert_eq!(mixed.count(), 0);

@@ -1,19 +1,38 @@
-//! One chunk's zstd frame -> the chunk, or an error: nothing leaves here that its digest does not vouch for.
+//! Blocks of a group's zstd frame -> chunks, or an error: nothing leaves here that its digest does not vouch
+//! for.
+//!
+//! A chunk is one zstd block that uses neither tables nor repeated offsets of earlier blocks, only their
+//! content, which the device has from wherever it has it. So a run of chunks is decoded as a frame of its
+//! own, with what lies before it in the group as prefix.
 
 use zstd_safe::DCtx;
 
 use super::{BundleError, Chunk};
 use crate::manifest::Digest;
 
-/// Most bytes that the frame of a chunk of `length` bytes may have (`ZSTD_COMPRESSBOUND`).
-pub fn frame_bound(length: u32) -> u64 {
-    let length = u64::from(length);
-    let margin = if length < 128 * 1024 { (128 * 1024 - length) >> 11 } else { 0 };
-    length + (length >> 8) + margin
+/// Bytes of a group's frame header; they belong to the group's first chunk.
+pub const FRAME_HEADER: usize = 9;
+/// Bytes of a block's header.
+pub const BLOCK_HEADER: usize = 3;
+
+/// Most bytes that a chunk of `length` bytes may have in the payload: stored as it is.
+pub fn frame_bound(length: u32, first: bool) -> u64 {
+    let header = if first { FRAME_HEADER } else { 0 };
+    u64::from(length) + (BLOCK_HEADER + header) as u64
+}
+
+/// The header of a frame with `length` bytes of content (RFC 8878, 3.1.1.1): one segment, its size in four
+/// bytes, no dictionary, no checksum.
+pub fn frame_header(length: u32) -> [u8; FRAME_HEADER] {
+    let [a, b, c, d] = length.to_le_bytes();
+    [0x28, 0xb5, 0x2f, 0xfd, 0xa0, a, b, c, d]
 }
 
 /// Unpacks and verifies chunks; keep one a thread.
-pub struct Decoder(DCtx<'static>);
+pub struct Decoder {
+    context: DCtx<'static>,
+    frame: Vec<u8>,
+}
 
 impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -29,86 +48,177 @@ impl Default for Decoder {
 
 impl Decoder {
     pub fn new() -> Decoder {
-        Decoder(DCtx::create())
+        Decoder { context: DCtx::create(), frame: Vec::new() }
     }
 
-    /// Unpacks `frame` into `out`, which must have exactly the chunk's length, and compares digests. After an
-    /// error the content of `out` is worthless.
-    pub fn decode(&mut self, frame: &[u8], chunk: &Chunk, out: &mut [u8]) -> Result<(), BundleError> {
-        let bad = |reason| BundleError::Chunk { offset: chunk.offset, reason };
-        // One frame and nothing else: libzstd would accept several, and skippable ones.
-        if zstd_safe::find_frame_compressed_size(frame) != Ok(frame.len()) {
-            return Err(bad("it is not one whole zstd frame"));
+    /// Unpacks a run of neighbouring chunks of one group into `out`, which must have exactly their length,
+    /// and compares their digests. `history` is the group's content from its start to the run. After an error
+    /// the content of `out` is worthless.
+    pub fn decode(
+        &mut self,
+        run: &[(Chunk, &[u8])],
+        history: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), BundleError> {
+        let Some((first, _)) = run.first() else { return Ok(()) };
+        let bad = |chunk: &Chunk, reason| BundleError::Chunk { offset: chunk.offset, reason };
+        if first.offset - first.group_offset != history.len() as u64 {
+            return Err(bad(first, "what lies before it is missing"));
         }
-        let length = self.0.decompress(out, frame).map_err(|_| bad("its frame can't be unpacked"))?;
-        if length != out.len() || u64::from(chunk.length) != length as u64 {
-            return Err(bad("it has another length"));
+        let length: u64 = run.iter().map(|(chunk, _)| u64::from(chunk.length)).sum();
+        if length != out.len() as u64 || length > u64::from(u32::MAX) {
+            return Err(bad(first, "it has another length"));
         }
-        if Digest::of(out) != chunk.sha256 {
-            return Err(bad("its SHA-256 differs"));
+        self.frame.clear();
+        self.frame.extend_from_slice(&frame_header(length as u32));
+        for (at, (chunk, bytes)) in run.iter().enumerate() {
+            let block = block_of(chunk, bytes).map_err(|reason| bad(chunk, reason))?;
+            let start = self.frame.len();
+            self.frame.extend_from_slice(block);
+            if let Some(flags) = self.frame.get_mut(start) {
+                *flags = *flags & !1 | u8::from(at + 1 == run.len());
+            }
+        }
+        let unpacked = match history.is_empty() {
+            true => self.context.decompress(out, &self.frame),
+            // A context keeps its prefix for as long as it lives.
+            false => {
+                let mut context = DCtx::create();
+                context.ref_prefix(history).and_then(|_| context.decompress(out, &self.frame))
+            }
+        };
+        if unpacked != Ok(out.len()) {
+            return Err(bad(first, "it can't be unpacked"));
+        }
+        let mut rest: &[u8] = out;
+        for (chunk, _) in run {
+            let (content, after) = rest.split_at((chunk.length as usize).min(rest.len()));
+            if Digest::of(content) != chunk.sha256 {
+                return Err(bad(chunk, "its SHA-256 differs"));
+            }
+            rest = after;
         }
         Ok(())
     }
 }
 
+/// The chunk's block in its bytes of the payload, which must be that block and nothing else.
+fn block_of<'a>(chunk: &Chunk, bytes: &'a [u8]) -> Result<&'a [u8], &'static str> {
+    let block = match chunk.offset == chunk.group_offset {
+        false => bytes,
+        true => match bytes.split_first_chunk::<FRAME_HEADER>() {
+            Some(([0x28, 0xb5, 0x2f, 0xfd, 0xa0, ..], block)) => block,
+            _ => return Err("its group does not begin with a frame header"),
+        },
+    };
+    let Some(([a, b, c], content)) = block.split_first_chunk::<BLOCK_HEADER>() else {
+        return Err("its block is too short");
+    };
+    let header = u32::from_le_bytes([*a, *b, *c, 0]);
+    // RFC 8878, 3.1.1.2: last block, type, size. A block of type 1 is one byte, repeated.
+    let (kind, size) = (header >> 1 & 3, header >> 3);
+    let stored = if kind == 1 { 1 } else { size as usize };
+    match kind != 3 && content.len() == stored {
+        true => Ok(block),
+        false => Err("it is not one whole zstd block"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::testing::group;
     use super::*;
 
-    fn compress(data: &[u8]) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(zstd_safe::compress_bound(data.len()));
-        zstd_safe::compress(&mut frame, data, 3).unwrap();
-        frame
+    fn chunks(data: &[u8], lengths: &[usize]) -> Vec<(Chunk, Vec<u8>)> {
+        let mut at = 0;
+        let blocks = group(data, lengths);
+        let chunk = |(length, block): (&usize, Vec<u8>)| {
+            let (offset, sha256) = (at as u64, Digest::of(&data[at..at + length]));
+            at += length;
+            let chunk = Chunk {
+                offset,
+                group_offset: 0,
+                length: *length as u32,
+                frame_offset: 0,
+                frame_length: block.len() as u32,
+                sha256,
+            };
+            (chunk, block)
+        };
+        lengths.iter().zip(blocks).map(chunk).collect()
     }
 
-    fn chunk(data: &[u8]) -> Chunk {
-        let length = data.len() as u32;
-        Chunk { offset: 0, length, frame_offset: 0, frame_length: 0, sha256: Digest::of(data) }
+    fn data() -> Vec<u8> {
+        (0..16384u32).map(|n| (n * n / 7) as u8).collect()
+    }
+
+    fn run(chunks: &[(Chunk, Vec<u8>)]) -> Vec<(Chunk, &[u8])> {
+        chunks.iter().map(|(chunk, block)| (*chunk, block.as_slice())).collect()
     }
 
     #[test]
-    fn the_bound_is_that_of_libzstd() {
-        for length in [1, 4096, 65536, 131_071, 131_072, 262_144, 1 << 20] {
-            assert_eq!(frame_bound(length), zstd_safe::compress_bound(length as usize) as u64);
-        }
-    }
-
-    #[test]
-    fn no_flipped_or_missing_byte_gets_through() {
-        let data: Vec<u8> = (0..4096u32).map(|n| (n * n / 7) as u8).collect();
-        let (frame, chunk, mut out) = (compress(&data), chunk(&data), vec![0; 4096]);
-        let mut decoder = Decoder::new();
-        for at in 0..frame.len() {
-            let mut flipped = frame.clone();
-            flipped[at] ^= 0x10;
-            // A flip that changes nothing in the output (an unused header bit) would be harmless.
-            if decoder.decode(&flipped, &chunk, &mut out).is_ok() {
-                assert_eq!(out, data, "byte {at}");
+    fn any_run_of_a_group_unpacks_behind_what_precedes_it() {
+        let data = data();
+        let chunks = chunks(&data, &[4096, 8192, 4096]);
+        let ends = [0, 4096, 12288, 16384];
+        for start in 0..3 {
+            for end in start + 1..=3 {
+                let (from, to) = (ends[start], ends[end]);
+                let mut out = vec![0; to - from];
+                let mut decoder = Decoder::new();
+                decoder.decode(&run(&chunks[start..end]), &data[..from], &mut out).unwrap();
+                assert_eq!(out, data[from..to]);
+                if from > 0 {
+                    assert!(decoder.decode(&run(&chunks[start..end]), &data[1..from], &mut out).is_err());
+                }
             }
-            assert!(decoder.decode(&frame[..at], &chunk, &mut out).is_err(), "cut at {at}");
         }
-        decoder.decode(&frame, &chunk, &mut out).unwrap();
+        let whole: Vec<u8> = chunks.iter().flat_map(|(_, block)| block.clone()).collect();
+        let mut out = vec![0; data.len()];
+        DCtx::create().decompress(&mut out[..], &whole).unwrap();
         assert_eq!(out, data);
     }
 
     #[test]
-    fn frames_of_other_content_length_or_number_are_refused() {
-        let (data, mut out, mut decoder) = ([5; 8192], vec![0; 8192], Decoder::new());
-        let chunk = chunk(&data);
-        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
-        for frame in [
-            compress(&[6; 8192]),
-            compress(&[5; 4096]),
-            compress(&[5; 12288]),
-            [compress(&data[..4096]), compress(&data[..4096])].concat(),
-            [compress(&data), skippable.to_vec()].concat(),
-            [skippable.to_vec(), compress(&data)].concat(),
-            skippable.to_vec(),
+    fn no_flipped_or_missing_byte_gets_through() {
+        let data = data();
+        let (all, mut out) = (chunks(&data, &[4096, 12288]), vec![0; 12288]);
+        let (chunk, block) = &all[1];
+        let mut decoder = Decoder::new();
+        for at in 0..block.len() {
+            let mut flipped = block.clone();
+            flipped[at] ^= 0x10;
+            if decoder.decode(&[(*chunk, &flipped)], &data[..4096], &mut out).is_ok() {
+                assert_eq!(out, data[4096..], "byte {at}");
+            }
+            assert!(
+                decoder.decode(&[(*chunk, &block[..at])], &data[..4096], &mut out).is_err(),
+                "cut at {at}"
+            );
+        }
+        decoder.decode(&[(*chunk, block)], &data[..4096], &mut out).unwrap();
+        assert_eq!(out, data[4096..]);
+    }
+
+    #[test]
+    fn what_is_not_one_block_of_the_right_content_is_refused() {
+        let (data, mut out, mut decoder) = (vec![5; 8192], vec![0; 8192], Decoder::new());
+        let (chunk, block) = chunks(&data, &[8192]).remove(0);
+        let other = |data: &[u8]| chunks(data, &[data.len()]).remove(0).1;
+        for bytes in [
+            other(&[6; 8192]),
+            other(&[5; 4096]),
+            other(&[5; 12288]),
+            [block.clone(), vec![0]].concat(),
+            [block.clone(), block.clone()].concat(),
+            block[FRAME_HEADER..].to_vec(),
+            block[..FRAME_HEADER].to_vec(),
             vec![],
         ] {
-            assert!(decoder.decode(&frame, &chunk, &mut out).is_err());
+            assert!(decoder.decode(&[(chunk, &bytes)], &[], &mut out).is_err());
         }
-        assert!(decoder.decode(&compress(&data), &chunk, &mut out[..4096]).is_err());
-        decoder.decode(&compress(&data), &chunk, &mut out).unwrap();
+        assert!(decoder.decode(&[(chunk, &block)], &[], &mut out[..4096]).is_err());
+        assert!(decoder.decode(&[(chunk, &block)], &[0], &mut out).is_err());
+        decoder.decode(&[(chunk, &block)], &[], &mut out).unwrap();
     }
 }

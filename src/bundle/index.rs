@@ -21,11 +21,21 @@ pub fn chunks_in(size: u64) -> Option<u64> {
 #[derive(Debug, Clone)]
 pub struct Index {
     bytes: Vec<u8>,
-    /// Image and frame offsets of every `STRIDE`th chunk.
-    marks: Vec<(u64, u64)>,
+    /// The sums before every `STRIDE`th chunk.
+    marks: Vec<Sums>,
     /// SHA-256 of one zero block, two, and so on up to the longest chunk.
     zeros: Vec<Digest>,
     block: u32,
+    group: u32,
+}
+
+/// What chunks add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Sums {
+    offset: u64,
+    /// Where the latest group began.
+    group_offset: u64,
+    frame_offset: u64,
 }
 
 impl Index {
@@ -45,7 +55,7 @@ impl Index {
         }
         let marks = check_records(&bytes, image)?;
         let zeros = zero_digests(image.chunking.block, image.chunking.max);
-        Ok(Index { bytes, marks, zeros, block: image.chunking.block })
+        Ok(Index { bytes, marks, zeros, block: image.chunking.block, group: image.chunking.group })
     }
 
     /// The number of chunks; at least one.
@@ -55,14 +65,26 @@ impl Index {
     }
 
     pub fn get(&self, position: usize) -> Option<Chunk> {
-        let (offset, frame_offset) = *self.marks.get(position / STRIDE)?;
+        self.from(position).next()
+    }
+
+    /// The chunks from `position` on.
+    pub fn from(&self, position: usize) -> Chunks<'_> {
         let first = position - position % STRIDE;
-        Chunks { bytes: &self.bytes, next: first, offset, frame_offset }.nth(position - first)
+        let sums = self.marks.get(position / STRIDE).copied();
+        // Beyond the end there is none.
+        let next = if sums.is_some() { first } else { self.len() };
+        let (sums, bytes) = (sums.unwrap_or_default(), self.bytes.as_slice());
+        let mut chunks = Chunks { bytes, next, sums, group: self.group };
+        (first..position).for_each(|_| {
+            chunks.next();
+        });
+        chunks
     }
 
     /// All chunks in image order.
     pub fn iter(&self) -> Chunks<'_> {
-        Chunks { bytes: &self.bytes, next: 0, offset: 0, frame_offset: 0 }
+        self.from(0)
     }
 
     /// Whether the chunk is zeros throughout: nobody needs to fetch it.
@@ -98,24 +120,26 @@ fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// Checks every record and the sums; returns the marks.
-fn check_records(bytes: &[u8], image: &Image) -> Result<Vec<(u64, u64)>, BundleError> {
+fn check_records(bytes: &[u8], image: &Image) -> Result<Vec<Sums>, BundleError> {
     let bad = |reason| Err(BundleError::Index { reason });
     let mut marks = Vec::new();
-    let mut end = (0u64, 0u64);
-    for (position, chunk) in (Chunks { bytes, next: 0, offset: 0, frame_offset: 0 }).enumerate() {
+    let mut chunks = Chunks { bytes, next: 0, sums: Sums::default(), group: image.chunking.group };
+    loop {
+        let (position, before) = (chunks.next, chunks.sums);
+        let Some(chunk) = chunks.next() else { break };
         if position % STRIDE == 0 {
-            marks.push(end);
+            marks.push(before);
         }
         if chunk.length == 0 || chunk.length > image.chunking.max || chunk.length % image.chunking.block != 0
         {
             return bad("a chunk has an impossible length");
         }
-        if chunk.frame_length == 0 || u64::from(chunk.frame_length) > frame_bound(chunk.length) {
+        let bound = frame_bound(chunk.length, chunk.offset == chunk.group_offset);
+        if chunk.frame_length == 0 || u64::from(chunk.frame_length) > bound {
             return bad("a frame has an impossible length");
         }
-        end = (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
     }
-    match end == (image.size, image.payload_size) {
+    match (chunks.sums.offset, chunks.sums.frame_offset) == (image.size, image.payload_size) {
         true => Ok(marks),
         false => bad("its chunks do not add up to the signed sizes"),
     }
@@ -141,8 +165,8 @@ fn zero_digests(block: u32, max: u32) -> Vec<Digest> {
 pub struct Chunks<'a> {
     bytes: &'a [u8],
     next: usize,
-    offset: u64,
-    frame_offset: u64,
+    sums: Sums,
+    group: u32,
 }
 
 const _: () = assert!(INDEX_CAP / (RECORD as u64) < 1 << 20);
@@ -155,12 +179,16 @@ impl Iterator for Chunks<'_> {
         let (length, rest) = word(self.bytes.get(start..start + RECORD)?)?;
         let (frame_length, digest) = word(rest)?;
         let sha256 = Digest(digest.try_into().ok()?);
-        let chunk =
-            Chunk { offset: self.offset, length, frame_offset: self.frame_offset, frame_length, sha256 };
+        let Sums { offset, frame_offset, .. } = self.sums;
+        let number = |offset| offset / u64::from(self.group);
+        if number(offset) != number(self.sums.group_offset) {
+            self.sums.group_offset = offset;
+        }
+        let group_offset = self.sums.group_offset;
         self.next += 1;
-        self.offset += u64::from(length);
-        self.frame_offset += u64::from(frame_length);
-        Some(chunk)
+        self.sums.offset += u64::from(length);
+        self.sums.frame_offset += u64::from(frame_length);
+        Some(Chunk { offset, group_offset, length, frame_offset, frame_length, sha256 })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -239,12 +267,16 @@ mod tests {
 
     #[test]
     fn any_chunk_is_found_without_reading_all() {
-        let chunks: Vec<_> = (0..300).map(|n| (4096 * (1 + n % 64), 1 + n)).collect();
+        let chunks: Vec<_> = (0..300).map(|n| (4096 * (1 + n % 32), 1 + n)).collect();
         let (bytes, image) = image(&chunks);
         let index = Index::parse(bytes, &image).unwrap();
         assert_eq!((index.len(), index.iter().len()), (300, 300));
-        let mut end = (0, 0);
+        let (mut end, mut group) = ((0, 0), 0);
         for (position, chunk) in index.iter().enumerate() {
+            if chunk.offset >> 20 != group >> 20 {
+                group = chunk.offset;
+            }
+            assert_eq!(chunk.group_offset, group);
             assert_eq!((chunk.offset, chunk.frame_offset), end);
             assert_eq!((chunk.length, chunk.frame_length), chunks[position]);
             assert_eq!(index.get(position), Some(chunk));
@@ -275,7 +307,7 @@ mod tests {
             image.index_sha256 = Digest::of(&bytes);
             Index::parse(bytes, &image)
         };
-        for record in [(0, 1), (4095, 1), (256 * 1024 + 4096, 1), (4096, 0), (4096, 5000), (4096, u32::MAX)] {
+        for record in [(0, 1), (4095, 1), (128 * 1024 + 4096, 1), (4096, 0), (4096, 5000), (4096, u32::MAX)] {
             let (bytes, image) = image(&[record]);
             assert!(matches!(resign(bytes, image), Err(BundleError::Index { .. })), "{record:?}");
         }

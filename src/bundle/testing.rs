@@ -3,7 +3,7 @@
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use time::OffsetDateTime;
 
-use super::{IndexWriter, MEMBERS, chunker, tar};
+use super::{IndexWriter, MEMBERS, chunker, frame_bound, frame_header, tar};
 use crate::manifest::{
     Algorithm, Body, Digest, FORMAT, Image, PublicKey, Signature, SignatureList, TrustedKeys,
 };
@@ -38,14 +38,20 @@ pub(crate) fn parts(image: &[u8], board: &str, version: &str) -> Parts {
     let (mut cutter, mut lengths) = (chunker::Chunker::new(&chunking).unwrap(), Vec::new());
     lengths.extend(image.chunks(4096).filter_map(|block| cutter.push(block)));
     lengths.extend(cutter.finish());
-    let (mut index, mut payload, mut rest) = (IndexWriter::new(), Vec::new(), image);
-    for length in lengths {
-        let (chunk, after) = rest.split_at(length as usize);
-        let mut frame = Vec::with_capacity(zstd_safe::compress_bound(chunk.len()));
-        zstd_safe::compress(&mut frame, chunk, 3).unwrap();
-        index.push(length, frame.len() as u32, Digest::of(chunk));
-        payload.extend_from_slice(&frame);
-        rest = after;
+    let (mut index, mut payload, mut at) = (IndexWriter::new(), Vec::new(), 0);
+    let number = |at: usize| at / chunking.group as usize;
+    let mut lengths = lengths.into_iter().map(|length| length as usize).peekable();
+    while let Some(length) = lengths.next() {
+        let (start, mut end, mut own) = (at, at + length, vec![length]);
+        while let Some(length) = lengths.next_if(|_| number(end) == number(start)) {
+            own.push(length);
+            end += length;
+        }
+        for (length, block) in own.iter().zip(group(&image[start..end], &own)) {
+            index.push(*length as u32, block.len() as u32, Digest::of(&image[at..at + length]));
+            payload.extend_from_slice(&block);
+            at += length;
+        }
     }
     let index = index.finish();
     let body = Body {
@@ -68,6 +74,37 @@ pub(crate) fn parts(image: &[u8], board: &str, version: &str) -> Parts {
     let manifest = body.to_bytes().unwrap();
     let signatures = sign(&manifest, &[1]);
     Parts { manifest, signatures, index, payload }
+}
+
+/// The blocks of one group, the first with the frame's header. They use the content before them only if it
+/// repeats as a whole: enough to need it, and nothing that `zstd -dc` would miss.
+pub(crate) fn group(content: &[u8], lengths: &[usize]) -> Vec<Vec<u8>> {
+    let (mut at, mut blocks) = (0, Vec::new());
+    for length in lengths {
+        let (history, own) = (&content[..at], &content[at..at + length]);
+        let mut frame = Vec::with_capacity(zstd_safe::compress_bound(*length));
+        let mut context = zstd_safe::CCtx::create();
+        context.ref_prefix(history).unwrap();
+        context.compress2(&mut frame, own).unwrap();
+        let header = zstd_header(&frame);
+        let mut block = frame.split_off(header);
+        if block.len() > frame_bound(*length as u32, false) as usize {
+            block = [&((*length as u32) << 3).to_le_bytes()[..3], own].concat();
+        }
+        at += length;
+        block[0] = block[0] & !1 | u8::from(at == content.len());
+        if blocks.is_empty() {
+            block.splice(0..0, frame_header(content.len() as u32));
+        }
+        blocks.push(block);
+    }
+    blocks
+}
+
+/// Bytes of the header of a frame with content size and without dictionary id.
+fn zstd_header(frame: &[u8]) -> usize {
+    let (size, single) = (frame[4] >> 6, frame[4] >> 5 & 1);
+    5 + usize::from(single == 0) + [usize::from(single), 2, 4, 8][usize::from(size)]
 }
 
 /// A `manifest.sig` by the keys of these seeds.

@@ -16,7 +16,7 @@ pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
         Event::Failed(failure) => failed(record, boot, failure),
         Event::Abandoned(failure) => abandoned(record, boot, failure),
         Event::SaveFailed(failure) => save_failed(record, boot, failure),
-        Event::Acknowledged => with(record, |next| next.unreported = false),
+        Event::Acknowledged => with(record, |next| next.unreported = next.unreported.saturating_sub(1)),
         event => advanced(record, boot, event),
     }
 }

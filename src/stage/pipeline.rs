@@ -1,8 +1,9 @@
-//! Fetching, unpacking, hashing and writing at the same time: async fetchers put frames into a bounded queue,
-//! threads take them out, verify each chunk in the buffer that they then write, and write it at its place.
-//! Chunks go to the medium as they arrive, in any order, so that little is lost when the agent dies. Memory
-//! is a few buffers of one chunk each, whatever the image's size.
+//! Fetching, unpacking, hashing and writing at the same time: async fetchers collect the blocks of each group
+//! and put complete groups into a bounded queue; threads take them out and bring each group to its place
+//! (`worker`). Groups go to the medium as they arrive, in any order, so that little is lost when the agent
+//! dies. Memory is a few groups, whatever the image's size.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,26 +13,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::Buffer;
 use super::open::Bundle;
 use super::runs::{Run, runs};
 use super::survey::{Origin, Seed};
-use super::{Progress, StageError, Target};
-use crate::bundle::{BundleError, Chunk, Decoder, Index};
-use crate::manifest::{BLOCK, Digest};
+use super::worker::{Group, Part, Sink, Worker};
+use super::{Progress, StageError};
+use crate::bundle::{BundleError, Chunk, Index};
 
-/// Range requests in flight: hides a round trip, and bounds what a kill loses to so many unfinished frames.
-const IN_FLIGHT: usize = 4;
-/// Frames that may wait for a thread.
-const QUEUE: usize = 8;
-
-/// Where verified chunks go.
-#[derive(Debug, Clone)]
-pub(super) enum Sink {
-    Target(Target),
-    /// The withheld first chunks, until the rest was read back.
-    Memory(Arc<Mutex<Buffer>>),
-}
+/// Range requests in flight: hides a round trip, and bounds what a kill loses to so many unfinished groups.
+const IN_FLIGHT: usize = 3;
+/// Groups that may wait for a thread.
+const QUEUE: usize = 2;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -40,17 +32,10 @@ pub(super) struct Shared {
     pub name: String,
     pub index: Arc<Index>,
     pub seed: Option<Seed>,
-    pub chunk_max: usize,
+    /// Longest group, bytes.
+    pub group_max: usize,
     pub progress: watch::Sender<Progress>,
     pub threads: usize,
-}
-
-/// One chunk to bring to its place.
-#[derive(Debug)]
-enum Job {
-    Frame(Chunk, Vec<u8>),
-    Copy { position: usize, chunk: Chunk, block: u32 },
-    Zero(Chunk),
 }
 
 /// Brings all chunks of `positions` that are not in place to `sink`.
@@ -89,7 +74,8 @@ pub(super) fn fetch_size(bundle: &Bundle, index: &Index, origins: &[Origin], pos
     runs(index, bundle.layout(), origins, positions).map(|run| run.span.end - run.span.start).sum()
 }
 
-/// One pass; returns the chunks that the seed no longer had.
+/// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
+/// others of their group.
 async fn pass(
     bundle: &Bundle,
     shared: &Arc<Shared>,
@@ -108,12 +94,9 @@ async fn pass(
     };
     let workers: Vec<_> = (0..shared.threads).map(worker).collect();
     drop(queue);
-    let feed = async {
-        tokio::try_join!(
-            feed_local(&shared.index, origins, positions.clone(), &jobs),
-            feed_frames(bundle, shared, origins, positions, &jobs),
-        )
-    };
+    let waiting = Waiting::default();
+    let fetch = Fetch { bundle, shared, origins, positions: positions.clone(), jobs: &jobs, waiting };
+    let feed = async { tokio::try_join!(feed_local(&shared.index, origins, positions, &jobs), fetch.run(),) };
     let fed = tokio::select! {
         fed = feed => fed.map(drop),
         () = stop.cancelled() => Err(StageError::Cancelled),
@@ -139,164 +122,102 @@ async fn join(workers: Vec<JoinHandle<Result<Vec<usize>, StageError>>>) -> Resul
     result
 }
 
-/// Queues what needs no network.
+/// Queues the groups that need no network.
 async fn feed_local(
     index: &Index,
     origins: &[Origin],
     positions: Range<usize>,
-    jobs: &mpsc::Sender<Job>,
+    jobs: &mpsc::Sender<Group>,
 ) -> Result<(), StageError> {
-    for position in positions {
-        let Some((chunk, origin)) = index.get(position).zip(origins.get(position)) else { break };
-        let job = match *origin {
-            Origin::InPlace | Origin::Fetch => continue,
-            Origin::Zero => Job::Zero(chunk),
-            Origin::Seed(block) => Job::Copy { position, chunk, block },
-        };
-        send(jobs, job).await?;
+    let mut next = positions.start;
+    while next < positions.end {
+        let group = Group::at(index, origins, next, positions.end);
+        next += group.parts.len().max(1);
+        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_));
+        if group.missing() == 0 && group.parts.iter().any(local) {
+            send(jobs, group).await?;
+        }
     }
     Ok(())
 }
 
-/// Fetches and queues the frames of all chunks to fetch.
-async fn feed_frames(
-    bundle: &Bundle,
-    shared: &Shared,
-    origins: &[Origin],
+/// Groups some of whose blocks have arrived, by the offset of their first chunk.
+type Waiting = Mutex<HashMap<u64, (Group, usize)>>;
+
+/// What the fetchers share.
+struct Fetch<'a> {
+    bundle: &'a Bundle,
+    shared: &'a Shared,
+    origins: &'a [Origin],
     positions: Range<usize>,
-    jobs: &mpsc::Sender<Job>,
-) -> Result<(), StageError> {
-    let requests = runs(&shared.index, bundle.layout(), origins, positions);
-    let fetches = requests.map(|run| fetch_run(bundle, shared, run, jobs));
-    let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
-    while let Some(fetched) = fetches.next().await {
-        fetched?;
-    }
-    Ok(())
+    jobs: &'a mpsc::Sender<Group>,
+    waiting: Waiting,
 }
 
-/// Cuts one range into frames as its bytes arrive.
-async fn fetch_run(
-    bundle: &Bundle,
-    shared: &Shared,
-    run: Run,
-    jobs: &mpsc::Sender<Job>,
-) -> Result<(), StageError> {
-    let mut range = bundle.remote().range(run.span.start, run.span.end);
-    let (mut at, mut bytes) = (run.span.start, bytes::Bytes::new());
-    for chunk in run.chunks.iter().filter_map(|position| shared.index.get(*position as usize)) {
-        let span = bundle.layout().frame(&chunk);
-        let mut frame = Vec::with_capacity(chunk.frame_length as usize);
-        while at < span.end {
-            if bytes.is_empty() {
-                let next = range.next().await?;
-                bytes = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
-                shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
-            }
-            let gap = span.start.saturating_sub(at).min(bytes.len() as u64);
-            bytes.advance(gap as usize);
-            at += gap;
-            let part = (span.end - at).min(bytes.len() as u64);
-            frame.extend_from_slice(&bytes.split_to(part as usize));
-            at += part;
+impl Fetch<'_> {
+    /// Fetches the blocks of all chunks to fetch, and queues their groups.
+    async fn run(self) -> Result<(), StageError> {
+        let (index, layout) = (&self.shared.index, self.bundle.layout());
+        let requests = runs(index, layout, self.origins, self.positions.clone());
+        let fetches = requests.map(|run| self.fetch(run));
+        let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
+        while let Some(fetched) = fetches.next().await {
+            fetched?;
         }
-        send(jobs, Job::Frame(chunk, frame)).await?;
-    }
-    Ok(())
-}
-
-async fn send(jobs: &mpsc::Sender<Job>, job: Job) -> Result<(), StageError> {
-    // Only when every worker has ended: their error is the one that counts.
-    jobs.send(job).await.map_err(|_| StageError::Thread("the writers stopped".into()))
-}
-
-/// One thread's tools.
-struct Worker {
-    shared: Arc<Shared>,
-    sink: Sink,
-    decoder: Decoder,
-    buffer: Buffer,
-    missed: Vec<usize>,
-}
-
-impl Worker {
-    fn new(shared: Arc<Shared>, sink: Sink) -> Worker {
-        let buffer = Buffer::new(shared.chunk_max);
-        Worker { shared, sink, decoder: Decoder::new(), buffer, missed: Vec::new() }
+        Ok(())
     }
 
-    /// Works until the queue ends; an error stops the feeders. What is queued by then is short and was paid
-    /// for, so the others still write it, also after a cancel.
-    fn run(
-        mut self,
-        queue: &Mutex<mpsc::Receiver<Job>>,
-        stop: &CancellationToken,
-    ) -> Result<Vec<usize>, StageError> {
-        loop {
-            let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-            let Some(job) = job else { return Ok(self.missed) };
-            self.work(job).inspect_err(|_| stop.cancel())?;
-        }
-    }
-
-    fn work(&mut self, job: Job) -> Result<(), StageError> {
-        match job {
-            Job::Zero(chunk) => self.zero(&chunk),
-            Job::Frame(chunk, frame) => {
-                let content = self.buffer.first_mut(chunk.length as usize);
-                let unpacked = self.decoder.decode(&frame, &chunk, content);
-                let from = &self.shared.name;
-                unpacked.map_err(|source| StageError::Bundle { from: from.clone(), source })?;
-                self.write(&chunk)
-            }
-            Job::Copy { position, chunk, block } => {
-                let content = self.buffer.first_mut(chunk.length as usize);
-                let seed = self.shared.seed.as_ref();
-                let read = seed.map(|seed| seed.read(content, u64::from(block) * u64::from(BLOCK)));
-                if !matches!(read, Some(Ok(()))) || Digest::of(content) != chunk.sha256 {
-                    self.missed.push(position);
-                    return Ok(());
+    /// Cuts one range into blocks as its bytes arrive.
+    async fn fetch(&self, run: Run) -> Result<(), StageError> {
+        let (bundle, shared) = (self.bundle, self.shared);
+        let mut range = bundle.remote().range(run.span.start, run.span.end);
+        let (mut at, mut bytes) = (run.span.start, bytes::Bytes::new());
+        for position in run.chunks {
+            let position = position as usize;
+            let Some(chunk) = shared.index.get(position) else { break };
+            let span = bundle.layout().frame(&chunk);
+            let mut block = Vec::with_capacity(chunk.frame_length as usize);
+            while at < span.end {
+                if bytes.is_empty() {
+                    let next = range.next().await?;
+                    bytes = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
+                    shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
                 }
-                self.shared.progress.send_modify(|p| p.reused += u64::from(chunk.length));
-                self.write(&chunk)
+                let gap = span.start.saturating_sub(at).min(bytes.len() as u64);
+                bytes.advance(gap as usize);
+                at += gap;
+                let part = (span.end - at).min(bytes.len() as u64);
+                block.extend_from_slice(&bytes.split_to(part as usize));
+                at += part;
+            }
+            if let Some(group) = self.arrived(position, &chunk, block) {
+                send(self.jobs, group).await?;
             }
         }
-    }
-
-    /// Puts the verified buffer to its place.
-    fn write(&self, chunk: &Chunk) -> Result<(), StageError> {
-        let content = self.buffer.first(chunk.length as usize);
-        match &self.sink {
-            Sink::Target(target) => target.write(content, chunk.offset)?,
-            Sink::Memory(memory) => {
-                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                place(&mut memory, chunk).copy_from_slice(content);
-            }
-        }
-        self.done(chunk);
         Ok(())
     }
 
-    fn zero(&self, chunk: &Chunk) -> Result<(), StageError> {
-        match &self.sink {
-            Sink::Target(target) => target.zero(chunk.offset, u64::from(chunk.length))?,
-            Sink::Memory(memory) => {
-                place(&mut memory.lock().unwrap_or_else(PoisonError::into_inner), chunk).fill(0);
-            }
+    /// Puts a block to its group; returns the group when it is complete.
+    fn arrived(&self, position: usize, chunk: &Chunk, block: Vec<u8>) -> Option<Group> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (group, missing) = waiting.entry(chunk.group_offset).or_insert_with(|| {
+            let group = Group::around(&self.shared.index, self.origins, position, &self.positions);
+            let missing = group.missing();
+            (group, missing)
+        });
+        let part = group.parts.iter_mut().find(|part| part.position == position)?;
+        part.block = block;
+        *missing = missing.saturating_sub(1);
+        match *missing {
+            0 => waiting.remove(&chunk.group_offset).map(|(group, _)| group),
+            _ => None,
         }
-        self.done(chunk);
-        Ok(())
-    }
-
-    fn done(&self, chunk: &Chunk) {
-        self.shared.progress.send_modify(|p| p.done += u64::from(chunk.length));
     }
 }
 
-/// The chunk's place among the withheld ones.
-fn place<'a>(memory: &'a mut Buffer, chunk: &Chunk) -> &'a mut [u8] {
-    let (start, length) = (chunk.offset as usize, chunk.length as usize);
-    memory.first_mut(start + length).get_mut(start..).unwrap_or_default()
+async fn send(jobs: &mpsc::Sender<Group>, group: Group) -> Result<(), StageError> {
+    // Only when every worker has ended: their error is the one that counts.
+    jobs.send(group).await.map_err(|_| StageError::Thread("the writers stopped".into()))
 }
 
 #[cfg(test)]
@@ -318,7 +239,7 @@ mod tests {
                 name: "b".into(),
                 index: index.clone(),
                 seed: Some(Seed::open(&seed).unwrap()),
-                chunk_max: bundle.manifest().image.chunking.max as usize,
+                group_max: bundle.manifest().image.chunking.group_max(),
                 progress: bench.progress.clone(),
                 threads: 2,
             });

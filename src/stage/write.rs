@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
 use super::open::Bundle;
-use super::pipeline::{Shared, Sink, fetch_size, transfer};
+use super::pipeline::{Shared, fetch_size, transfer};
 use super::survey::{Origin, Seed, Survey};
 use super::verify::read_back_behind;
+use super::worker::Sink;
 use super::{GUARD, Progress, StageError, Step, Target, read_back};
 use crate::bundle::{Chunk, Index};
 use crate::manifest::Image;
@@ -39,7 +40,7 @@ pub async fn stage(
         name: bundle.name().to_owned(),
         index: Arc::new(index),
         seed: seed.and_then(open_seed),
-        chunk_max: image.chunking.max as usize,
+        group_max: image.chunking.group_max(),
         progress: progress.clone(),
         threads: std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
     });
@@ -242,7 +243,7 @@ mod tests {
         std::fs::write(slot, bytes).unwrap();
         let index = Arc::new(Index::parse(parts.index, &image_of).unwrap());
         let progress = watch::Sender::default();
-        let shared = Shared { name: "b".into(), index, seed: None, chunk_max: 0, progress, threads: 1 };
+        let shared = Shared { name: "b".into(), index, seed: None, group_max: 0, progress, threads: 1 };
         Blocking {
             shared: Arc::new(shared),
             target: Target::acquire(slot, &[]).unwrap(),

@@ -13,7 +13,8 @@
 //!   load, one of a given size, one made with other arguments of `fwupdate-bundle create`.
 //! - `world.www()` is the folder behind `world.hub.files_url(name)`: put or damage files there.
 //! - `world.call(method, payload)` is any direct method; `world.ctl(args)` runs `fwupdatectl`.
-//! - `world.gateway` is the machine: kill, power_cycle, add_check, slot, boot_variable, log ...
+//! - `world.kill()`, `crash()`, `power_cut()` disturb; `world.gateway` is the machine itself: add_check, slot,
+//!   boot_variable, log ...
 //! - `world.hub.faults()` makes the server misbehave and counts what it served.
 //! - Every wait is on a condition, with [`LIMIT`] as its overall limit. An update's health check is an executable
 //!   that reads `/etc/health` of the booted image: `good` passes.
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use fwupdate_hub::firmware::Slot;
+use fwupdate_hub::firmware::{Outcome, Slot};
 use fwupdate_hub::gateway::{Bootloader, COMPATIBLE, Cloud, Gateway, Parts};
 use fwupdate_hub::history::Witness;
 use fwupdate_hub::methods::{Answer, Call};
@@ -222,11 +223,35 @@ impl World {
         self.hub.twin(DEVICE).unwrap()["properties"]["reported"].clone()
     }
 
+    /// SIGKILL to the agent. Returns once the hub knows, too: the next call must not go to the dead connection, where
+    /// it would time out as in Azure.
+    pub async fn kill(&mut self) {
+        self.gateway.kill().await.unwrap();
+        assert!(self.hub.wait_connected(DEVICE, false, LIMIT).await);
+    }
+
+    /// The agent crashes, and is started again as by systemd.
+    pub async fn crash(&mut self) {
+        self.kill().await;
+        self.gateway.start_agent().unwrap();
+    }
+
+    /// The power fails and comes back.
+    pub async fn power_cut(&mut self) -> Outcome {
+        self.kill().await;
+        self.gateway.power_on().unwrap()
+    }
+
     /// Runs `fwupdatectl` to its end, while the gateway lives on, reboots included.
     pub async fn ctl(&mut self, args: &[&str]) -> Output {
         let mut command = tokio::process::Command::new(CTL);
-        command.args(args).arg("--socket").arg(self.gateway.socket()).kill_on_drop(true);
-        let running = command.output();
+        command.args(args).arg("--socket").arg(self.gateway.socket());
+        self.beside(command).await
+    }
+
+    /// Runs any program to its end, while the gateway lives on, reboots included.
+    pub async fn beside(&mut self, mut command: tokio::process::Command) -> Output {
+        let running = command.kill_on_drop(true).output();
         tokio::pin!(running);
         loop {
             tokio::select! {
@@ -246,6 +271,18 @@ impl World {
         serde_json::from_str(&text).unwrap_or_else(|error| {
             panic!("{args:?}: {error}: {text}{}", String::from_utf8_lossy(&output.stderr))
         })
+    }
+
+    /// Asks `fwupdatectl` again and again until its JSON is as wanted.
+    pub async fn until_shown(&mut self, args: &[&str], wanted: impl Fn(&Value) -> bool) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let shown = self.ctl_json(args).await;
+            if wanted(&shown) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{args:?} still shows {shown}");
+        }
     }
 
     /// The slot that is booted.
@@ -348,7 +385,7 @@ fn noise(name: &str, length: usize) -> Vec<u8> {
 }
 
 /// Runs a tool that must succeed.
-fn run(command: &mut Command) -> Output {
+pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output

@@ -82,14 +82,17 @@ pub fn verify(path: &Path, trusted: &Path, required: usize) -> Result<Answer> {
 fn image_digest(bundle: &Bundle, index: &Index) -> Result<Digest> {
     let mut progress = Progress::new("Verifying", bundle.body.image.size);
     let (mut decoder, mut hash) = (Decoder::new(), sha2::Sha256::new());
-    let (mut frame, mut image) = (Vec::new(), Vec::new());
+    let (mut block, mut group) = (Vec::new(), Vec::new());
     for chunk in index.iter() {
         progress.at(chunk.offset);
-        frame.resize(chunk.frame_length as usize, 0);
-        image.resize(chunk.length as usize, 0);
-        bundle.read_at(&mut frame, bundle.layout.frame(&chunk).start)?;
-        decoder.decode(&frame, &chunk, &mut image).map_err(files::in_file(&bundle.path))?;
-        hash.update(&image);
+        let at = (chunk.offset - chunk.group_offset) as usize;
+        block.resize(chunk.frame_length as usize, 0);
+        group.resize(at + chunk.length as usize, 0);
+        bundle.read_at(&mut block, bundle.layout.frame(&chunk).start)?;
+        let (history, content) = group.split_at_mut(at);
+        let unpacked = decoder.decode(&[(chunk, &block)], history, content);
+        unpacked.map_err(files::in_file(&bundle.path))?;
+        hash.update(content);
     }
     Ok(Digest(hash.finalize().into()))
 }

@@ -6,12 +6,14 @@
 mod check;
 mod create;
 mod detached;
+mod encoder;
 mod estimate;
 mod files;
 mod keys;
 mod pack;
 mod progress;
 mod reader;
+mod sequences;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -11,6 +11,7 @@ pub mod auth;
 mod certs;
 mod clock;
 pub mod core;
+pub mod demo;
 mod disk;
 pub mod error;
 pub mod faults;
