@@ -24,6 +24,7 @@ pub use self::confine::drop_in;
 use self::effects::Work;
 use self::gateway::Gateway;
 use self::publish::Publisher;
+pub use self::systemd::while_alive;
 use crate::config::Settings;
 use crate::control;
 use crate::failure::{Code, Failure};
@@ -63,6 +64,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     systemd::ready();
     let exit = agent.serve(&mut events, &mut calls, &shutdown).await;
     agent.rest().await;
+    if exit == Exit::Stopped {
+        // Not before a reboot: systemd would then expect the process to end, and not signal it when it stops it.
+        systemd::stopping();
+    }
     // The hub edge sends the newest report before it leaves.
     edges.cancel();
     if let Some(hub) = hub {
@@ -351,7 +356,6 @@ impl Agent {
         if let Err(failure) = self.save() {
             tracing::warn!(%failure, "leaving without saving the record");
         }
-        systemd::stopping();
     }
 
     async fn tick(&mut self) {

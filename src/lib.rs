@@ -26,6 +26,10 @@ pub mod stage;
 pub mod store;
 pub mod tls;
 
+// Build step: man pages and completions of the programs.
+#[cfg(feature = "pages")]
+pub mod pages;
+
 // Driver.
 pub mod agent;
 pub mod report;

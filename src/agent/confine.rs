@@ -19,24 +19,25 @@ pub fn drop_in(board: &Board) -> Result<String, Failure> {
         |name: &String| device::path_of(name).map_err(|e| Failure::new(Code::NotReady, e.to_string()));
     let mut places: BTreeSet<PathBuf> = BTreeSet::from([named(&board.slots.a)?, named(&board.slots.b)?]);
     places.extend(boot::places(&board.bootloader.kind)?);
-    let (mut unit, mut service) = (String::new(), String::new());
+    let (mut unit, mut service) = (Vec::new(), Vec::new());
     for place in &places {
         if place.starts_with("/dev") {
             let device = device_unit(place);
-            unit += &format!("Wants={device}\nAfter={device}\n");
-            service += &format!("DeviceAllow={} rw\n", quoted(place));
+            unit.push(format!("Wants={device}"));
+            unit.push(format!("After={device}"));
+            service.push(format!("DeviceAllow={} rw", quoted(place)));
         } else {
-            let folder = quoted(place.parent().unwrap_or(place));
-            unit += &format!("RequiresMountsFor={folder}\n");
-            service += &format!("ReadWritePaths=-{folder}\n");
+            let folder = place.parent().unwrap_or(place);
+            unit.push(format!("RequiresMountsFor={}", quoted(folder)));
+            service.push(format!("ReadWritePaths=-{}", quoted(folder)));
         }
     }
     if board.state.dir != Path::new("/var/lib/fwupdate") {
-        let state = quoted(&board.state.dir);
-        unit += &format!("RequiresMountsFor={state}\n");
-        service += &format!("ReadWritePaths={state}\n");
+        unit.push(format!("RequiresMountsFor={}", quoted(&board.state.dir)));
+        service.push(format!("ReadWritePaths={}", quoted(&board.state.dir)));
     }
-    Ok(format!("# Made by fwupdate-generator from the settings.\n[Unit]\n{unit}[Service]\n{service}"))
+    let (unit, service) = (unit.join("\n"), service.join("\n"));
+    Ok(format!("# Made by fwupdate-generator from the settings.\n[Unit]\n{unit}\n[Service]\n{service}\n"))
 }
 
 /// A path in a unit file: backslashes, quotes, spaces and specifiers mean themselves.
@@ -52,8 +53,8 @@ fn quoted(path: &Path) -> String {
     text
 }
 
-/// The unit of a device node: systemd.unit(5), "String escaping for inclusion in unit names". `%` is doubled by
-/// nothing, for escaping leaves none.
+/// The unit of a device node: systemd.unit(5), "String escaping for inclusion in unit names". Escaping leaves
+/// no `%`, so that none has to be doubled.
 fn device_unit(path: &Path) -> String {
     let mut name = String::new();
     for (index, byte) in path.as_os_str().as_bytes().iter().copied().skip(1).enumerate() {

@@ -37,6 +37,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(fwupdate::pages::write::<Args>("8"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let args = Args::parse();
     let options = args.config.as_ref().map_or_else(Options::system, Options::file);
     if args.check_config {
@@ -136,7 +140,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         if exit == Exit::Stopped {
             break;
         }
-        let patience = match order_reboot(&settings.policy.reboot_command).await {
+        let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
             Ok(()) => REBOOT_PATIENCE,
             Err(error) => {
                 tracing::error!("the reboot command failed and is tried again: {error:#}");
@@ -145,7 +149,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(patience) => {}
+            () = agent::while_alive(tokio::time::sleep(patience)) => {}
         }
     }
     tracing::info!("fwupdated stops");

@@ -1,7 +1,7 @@
 //! Kill -9 at random instants over whole updates: as a crash of the agent, and as a power cut. Whatever the instant,
 //! the update ends committed or cleanly refused, no report is ever false, and no verified byte is fetched twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -179,7 +179,7 @@ impl Sweep<'_> {
     }
 }
 
-/// The chunks that the target held, verified, at the last kill: nobody may fetch them again.
+/// The groups of chunks that the target held, verified, at the last kill: nobody may fetch them again.
 struct Held {
     name: String,
     index: Index,
@@ -208,8 +208,12 @@ impl Held {
             let start = usize::try_from(chunk.offset).unwrap();
             Digest::of(&slot[start..start + chunk.length as usize]) == chunk.sha256
         };
-        let behind = self.index.iter().filter(|chunk| chunk.offset >= GUARD && !self.index.is_zero(chunk));
-        self.chunks = behind.filter(there).collect();
+        let (held, missing): (Vec<Chunk>, Vec<Chunk>) =
+            self.index.iter().filter(|chunk| !self.index.is_zero(chunk)).partition(there);
+        // A group is unpacked from its start: one that was cut in the middle is fetched as far as it is needed.
+        let torn: BTreeSet<u64> = missing.iter().map(|chunk| chunk.group_offset).collect();
+        let whole = |chunk: &Chunk| chunk.group_offset >= GUARD && !torn.contains(&chunk.group_offset);
+        self.chunks = held.into_iter().filter(whole).collect();
         self.served = world.hub.faults().log().len();
     }
 

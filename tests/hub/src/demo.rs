@@ -25,8 +25,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 const IMAGE: u64 = 32 << 20;
 /// Slow enough that a person, and the story of the cut, can follow it.
 const SETTINGS: &str = "[download]\nrate_limit = \"6MiB\"\n[health]\ndeadline = \"4s\"\n";
-/// What a kill may lose of what was received: frames that were not whole yet, and the index, which is read again.
-const UNFINISHED: u64 = 2 << 20;
+/// What is fetched again though some of it was in the slot: the frames that four threads were unpacking, each of
+/// at most 1 MiB; and the index.
+const UNFINISHED: u64 = 5 << 20;
+/// The start of a slot, which is written last.
+const GUARD: usize = 1 << 20;
 
 /// Tells the four stories with the programs in `programs`, in a folder of its own.
 pub async fn run(programs: &Path) -> Result<()> {
@@ -59,6 +62,8 @@ struct Demo {
     hub: Hub,
     gateway: Gateway,
     tools: Tools,
+    /// The image of the last story.
+    newest: PathBuf,
 }
 
 impl Demo {
@@ -92,7 +97,7 @@ impl Demo {
         ensure!(outcome == booted(Slot::A), "the gateway did not boot: {outcome:?}");
         gateway.run_until(&hub, LIMIT, |twin| twin["firmwareStatus"] == "standBy").await?;
         say("twin         standBy");
-        Ok(Demo { hub, gateway, tools })
+        Ok(Demo { hub, gateway, tools, newest: PathBuf::new() })
     }
 
     async fn good_update(&mut self) -> Result<()> {
@@ -123,7 +128,7 @@ impl Demo {
 
     async fn tampered_bundle(&mut self) -> Result<()> {
         title("3. A tampered bundle");
-        self.tools.release("4.0.0", "good", 24 << 20)?;
+        self.newest = self.tools.release("4.0.0", "good", 24 << 20)?;
         let mut bytes = fs::read(self.tools.www().join("4.0.0.fwb"))?;
         let place = find(&bytes, b"4.0.0").context("the manifest names no version")?;
         if let Some(part) = bytes.get_mut(place..place + 5) {
@@ -149,12 +154,9 @@ impl Demo {
         let twin = self.gateway.run_until(&self.hub, LIMIT, half).await?;
         self.gateway.kill().await?;
         screen.end_line();
-        let had = twin["fwupdate"]["operation"]["downloadedBytes"].as_u64().context("no bytes are told")?;
-        say(&format!(
-            "SIGKILL      at {} it had {} MiB",
-            twin["fwupdate"]["operation"]["percent"],
-            mebi(had)
-        ));
+        let had = in_place(&fs::read(&self.newest)?, &fs::read(self.gateway.slot(Slot::A))?);
+        let percent = &twin["fwupdate"]["operation"]["percent"];
+        say(&format!("SIGKILL      at {percent} %: slot A holds {} MiB of the new image", mebi(had)));
         self.hub.faults().reset_counts();
         self.gateway.start_agent()?;
         say("started again");
@@ -355,6 +357,13 @@ fn program(programs: &Path, name: &str) -> Result<PathBuf> {
     let path = programs.join(name);
     ensure!(path.is_file(), "{} is missing: build it with `cargo build --bins`", path.display());
     Ok(path)
+}
+
+/// Bytes that the slot holds of the image, without zeros and without what is written last.
+fn in_place(image: &[u8], slot: &[u8]) -> u64 {
+    let blocks = image.chunks(4096).zip(slot.chunks(4096)).skip(GUARD / 4096);
+    let same = blocks.filter(|(image, slot)| image == slot && image.iter().any(|byte| *byte != 0));
+    same.map(|(image, _)| image.len() as u64).sum()
 }
 
 fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
