@@ -404,7 +404,7 @@ fn noise(name: &str, length: usize) -> Vec<u8> {
 }
 
 /// Runs a tool that must succeed.
-fn run(command: &mut Command) -> Output {
+pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output

@@ -3,12 +3,16 @@
 // Clippy exempts only functions marked as tests; the helpers beside them are tests no less.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+/// Bad input: each with its error code, and nothing lost.
+mod bad;
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
 /// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.
 mod commands;
 /// Kill -9 at two hundred random instants.
 mod crash;
+/// Loop devices under the gateway's slots.
+mod devices;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.

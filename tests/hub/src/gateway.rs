@@ -123,6 +123,17 @@ impl Gateway {
         Ok(Gateway { agent, dir, machine, device, reboots, process, booted, power_ons })
     }
 
+    /// Puts the slots on block devices, such as loop devices over the slots' files. The agent then sees the kernel's
+    /// own `/sys`.
+    pub fn use_devices(&mut self, devices: [PathBuf; 2]) -> Result<()> {
+        let [a, b] = devices.each_ref().map(|device| format!("{:?}", device.display().to_string()));
+        let text = format!("[slots]\na.device = {a}\nb.device = {b}\n\n[system]\nsys = \"/sys\"\n");
+        fs::write(self.dir.join("state/conf.d/40-devices.toml"), text)?;
+        self.machine.slots = devices;
+        self.machine.sys = PathBuf::from("/sys");
+        Ok(())
+    }
+
     /// Switches the gateway on: the firmware chooses a slot and the agent is started.
     pub fn power_on(&mut self) -> Result<Outcome> {
         let outcome = self.firmware(None)?;
