@@ -7,9 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fwupdate::bundle::{self, Chunk, Index, Layout};
+use fwupdate::bundle::{self, Chunk, ChunkDigest, Index, Layout};
 use fwupdate::machine::Record;
-use fwupdate::manifest::{Body, Digest};
+use fwupdate::manifest::Body;
 use fwupdate::stage::GUARD;
 use fwupdate_hub::firmware::{Outcome, Slot};
 use serde_json::{Value, json};
@@ -212,7 +212,7 @@ impl Held {
         let slot = fs::read(world.gateway.slot(target)).unwrap();
         let there = |chunk: &Chunk| {
             let start = usize::try_from(chunk.offset).unwrap();
-            Digest::of(&slot[start..start + chunk.length as usize]) == chunk.sha256
+            ChunkDigest::of(&slot[start..start + chunk.length as usize]) == chunk.digest
         };
         let (held, missing): (Vec<Chunk>, Vec<Chunk>) =
             self.index.iter().filter(|chunk| !self.index.is_zero(chunk)).partition(there);
