@@ -131,6 +131,8 @@ struct Agent {
     boot: Boot,
     /// The effect under way.
     work: Option<Running>,
+    /// Why a lost environment could not be rebuilt.
+    not_rebuilt: Option<String>,
     /// Failures in a row of an effect that has to work.
     failures: u32,
     meter: Arc<Meter>,
@@ -162,6 +164,7 @@ impl Agent {
             unsaved: None,
             boot,
             work: None,
+            not_rebuilt: None,
             failures: 0,
             meter,
             publisher,
@@ -206,6 +209,8 @@ impl Agent {
         self.note_progress();
         match &event {
             Event::Failed(failure) => {
+                // The only effect without an operation is the rebuilding of the environment.
+                self.not_rebuilt = self.record.phase.is_idle().then(|| failure.message.clone());
                 self.failures = self.failures.saturating_add(1);
                 tracing::debug!(%failure, phase = self.record.phase.name(), "the effect failed");
             }
@@ -254,7 +259,14 @@ impl Agent {
             self.gateway.mark_proven();
         }
         self.publisher.view.booted = self.boot.booted;
-        self.publisher.view.degraded = degraded.or_else(|| self.astray());
+        self.publisher.view.degraded = degraded.or_else(|| self.astray()).or_else(|| self.lost());
+    }
+
+    /// There is no environment, and why it was not rebuilt.
+    fn lost(&self) -> Option<String> {
+        let why = self.not_rebuilt.clone();
+        let lost = || "the boot environment is lost; the agent rebuilds it when it starts".to_owned();
+        self.boot.env.is_none().then(|| why.unwrap_or_else(lost))
     }
 
     /// The running slot is neither the primary nor on trial.
