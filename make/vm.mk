@@ -34,7 +34,5 @@ vm-powercut: packages ## VM_CUTS power cuts at random instants on each bootloade
 	for bootloader in uboot grub; do \
 	    $(VM) --bootloader $$bootloader power-cut --cuts $(VM_CUTS) --table docs/crash-campaign.md || exit 1; done
 
-msrv: ## everything that runs on the device builds with the oldest Rust that is promised: Debian's rustc-web
-	@test -x /usr/bin/rustc && /usr/bin/rustc --version | grep -q ' 1\.85' || \
-	    { echo "make msrv: apt-get install rustc-web cargo-web"; exit 1; }
-	RUSTC=/usr/bin/rustc /usr/bin/cargo check --locked -p fwupdate --lib --bins --target-dir target/msrv
+msrv: ## everything that runs on the device builds with the oldest Rust that is promised: Debian 12's 1.85
+	packaging/msrv.sh

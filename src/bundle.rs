@@ -39,7 +39,27 @@ pub struct Chunk {
     pub frame_offset: u64,
     /// Length of that part, bytes.
     pub frame_length: u32,
-    pub sha256: Digest,
+    pub digest: ChunkDigest,
+}
+
+/// The first 16 bytes of a chunk's SHA-256: enough to find and to check a chunk by, since the image as a whole
+/// is read back against all 32 bytes of its own before a slot can be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkDigest(pub [u8; 16]);
+
+impl ChunkDigest {
+    /// Hashes a chunk's content.
+    pub fn of(content: &[u8]) -> ChunkDigest {
+        ChunkDigest::from(Digest::of(content))
+    }
+}
+
+impl From<Digest> for ChunkDigest {
+    fn from(Digest(whole): Digest) -> ChunkDigest {
+        let mut first = [0; 16];
+        first.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
+        ChunkDigest(first)
+    }
 }
 
 /// Why bytes are no bundle, or not the one that was signed.

@@ -30,7 +30,7 @@ pub const BLOCK: u32 = 4096;
 /// Largest `chunking.max`: what one zstd block can hold. Bytes.
 pub const CHUNK_CAP: u32 = 128 * 1024;
 /// Largest `chunking.group`, so that the device's buffers stay small. Bytes.
-pub const GROUP_CAP: u32 = 1024 * 1024;
+pub const GROUP_CAP: u32 = 2 * 1024 * 1024;
 /// Most bytes that `rootfs.index` may have.
 pub const INDEX_CAP: u64 = 32 * 1024 * 1024;
 /// Most bytes that `rootfs.zst` may have: what eleven octal digits of a ustar header can say.
@@ -442,7 +442,7 @@ mod tests {
             ("/image/chunking/block", json!(512)),
             ("/image/chunking/min", json!(0)),
             ("/image/chunking/min", json!(6000)),
-            ("/image/chunking/average", json!(4096)),
+            ("/image/chunking/average", json!(0)),
             ("/image/chunking/max", json!(CHUNK_CAP + 4096)),
             ("/image/chunking/group", json!(CHUNK_CAP / 2)),
             ("/image/chunking/group", json!(CHUNK_CAP * 3)),

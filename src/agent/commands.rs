@@ -78,7 +78,7 @@ impl Agent {
         let params = &call.request.params;
         let answer = match call.request.method {
             Method::Watch => return self.add_watcher(call.reply),
-            Method::Status => Ok(Value::Object(self.publisher.body(&self.saved))),
+            Method::Status => Ok(self.publisher.local(&self.saved)),
             Method::Install => self.install(params).await,
             Method::Cancel => self.cancel(params).await,
             Method::Approve => self.approve(params).await,

@@ -53,6 +53,12 @@ impl Publisher {
         report::document(record, &self.view)
     }
 
+    /// The report for local eyes: the newest outcome, also while the hub still lacks an older one.
+    pub fn local(&self, record: &Record) -> Value {
+        let newest = Record { unreported: 0, ..record.clone() };
+        Value::Object(self.body(&newest))
+    }
+
     fn publish(&mut self, record: &Record) {
         let newest = self.documents.borrow().clone();
         let mut body = self.body(record);
@@ -66,8 +72,15 @@ impl Publisher {
         self.note_outcome(record, generation);
         let milestone = self.milestone(record);
         systemd::status(&summary(record, &self.view));
-        self.watchers.retain(|watcher| watcher.offer(Ok(Value::Object(body.clone()))));
+        self.tell_watchers(record);
         self.documents.send_replace(Arc::new(Document { body, generation, milestone }));
+    }
+
+    fn tell_watchers(&mut self, record: &Record) {
+        if !self.watchers.is_empty() {
+            let body = self.local(record);
+            self.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
+        }
     }
 
     fn note_outcome(&mut self, record: &Record, generation: u64) {
@@ -120,8 +133,7 @@ impl Agent {
             return;
         }
         self.publisher.view.progress = Some(progress);
-        let body = Value::Object(report::document(&self.saved, &self.publisher.view));
-        self.publisher.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
+        self.publisher.tell_watchers(&self.saved);
     }
 
     /// Takes how far staging has come into the record.
@@ -162,7 +174,7 @@ impl Agent {
 
     /// Sends the whole report to `watcher` now, and again with each change.
     pub(super) fn add_watcher(&mut self, watcher: Reply) {
-        let body = Value::Object(self.publisher.body(&self.saved));
+        let body = self.publisher.local(&self.saved);
         if watcher.offer(Ok(body)) {
             self.publisher.watchers.push(watcher);
         }

@@ -13,7 +13,7 @@ pub const ALGORITHM: &str = "cdc-4k";
 
 /// What `fwupdate-bundle create` uses: the best of the experiment in docs/delta.md.
 pub fn default_chunking() -> Chunking {
-    let (min, average, max, group) = (8 * 1024, 16 * 1024, 128 * 1024, 1024 * 1024);
+    let (min, average, max, group) = (4 * 1024, 12 * 1024, 128 * 1024, 2 * 1024 * 1024);
     Chunking { algorithm: ALGORITHM.into(), block: BLOCK, min, average, max, group }
 }
 
@@ -40,7 +40,7 @@ impl Chunker {
     pub fn new(chunking: &Chunking) -> Option<Chunker> {
         let Chunking { algorithm, block, min, average, max, group: _ } = chunking;
         let whole = [min, average, max].iter().all(|size| **size % BLOCK == 0);
-        let ordered = *min >= 2 * BLOCK && min < average && average < max && max / BLOCK > ZERO_RUN;
+        let ordered = *min >= BLOCK && min < average && average < max && max / BLOCK > ZERO_RUN;
         if algorithm != ALGORITHM || *block != BLOCK || !whole || !ordered {
             return None;
         }
@@ -150,9 +150,9 @@ mod tests {
     fn sizes_are_as_asked() {
         let chunks = cut(&blocks(0..20_000));
         let (_, inner) = chunks.split_last().unwrap();
-        assert!(inner.iter().all(|chunk| (2..=32).contains(&chunk.len())));
+        assert!(inner.iter().all(|chunk| (1..=32).contains(&chunk.len())));
         let average = 20_000 / chunks.len();
-        assert!((2..=4).contains(&average), "{average} blocks");
+        assert!((1..=3).contains(&average), "{average} blocks");
     }
 
     #[test]
@@ -199,7 +199,7 @@ mod tests {
             blocks(0..200).into_iter().flat_map(|data| [data, ZERO, ZERO, ZERO, ZERO]).collect();
         let chunks = cut(&image).len();
         assert_eq!(chunks, 400);
-        assert!((16 + 40 * chunks) * 200 <= image.len() * 4096);
+        assert!((16 + 20 * chunks) * 200 <= image.len() * 4096);
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         for other in [
             Chunking { algorithm: "other".into(), ..good.clone() },
             Chunking { block: 512, ..good.clone() },
-            Chunking { min: 4096, ..good.clone() },
+            Chunking { min: 0, ..good.clone() },
             Chunking { min: good.average, ..good.clone() },
             Chunking { max: good.average, ..good.clone() },
             Chunking { max: good.max + 1, ..good.clone() },

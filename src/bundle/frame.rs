@@ -7,8 +7,7 @@
 
 use zstd_safe::DCtx;
 
-use super::{BundleError, Chunk};
-use crate::manifest::Digest;
+use super::{BundleError, Chunk, ChunkDigest};
 
 /// Bytes of a group's frame header; they belong to the group's first chunk.
 pub const FRAME_HEADER: usize = 9;
@@ -93,7 +92,7 @@ impl Decoder {
         let mut rest: &[u8] = out;
         for (chunk, _) in run {
             let (content, after) = rest.split_at((chunk.length as usize).min(rest.len()));
-            if Digest::of(content) != chunk.sha256 {
+            if ChunkDigest::of(content) != chunk.digest {
                 return Err(bad(chunk, "its SHA-256 differs"));
             }
             rest = after;
@@ -133,7 +132,7 @@ mod tests {
         let mut at = 0;
         let blocks = group(data, lengths);
         let chunk = |(length, block): (&usize, Vec<u8>)| {
-            let (offset, sha256) = (at as u64, Digest::of(&data[at..at + length]));
+            let (offset, digest) = (at as u64, ChunkDigest::of(&data[at..at + length]));
             at += length;
             let chunk = Chunk {
                 offset,
@@ -141,7 +140,7 @@ mod tests {
                 length: *length as u32,
                 frame_offset: 0,
                 frame_length: block.len() as u32,
-                sha256,
+                digest,
             };
             (chunk, block)
         };

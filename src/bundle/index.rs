@@ -1,14 +1,14 @@
 //! The member `rootfs.index`: what the image consists of, chunk by chunk.
 //!
-//! It is kept as it came, 40 bytes a chunk; offsets are running sums, remembered once every `STRIDE` chunks.
+//! It is kept as it came, 20 bytes a chunk; offsets are running sums, remembered once every `STRIDE` chunks.
 
-use super::{BundleError, Chunk, frame_bound};
-use crate::manifest::{Digest, INDEX_CAP, Image};
+use super::{BundleError, Chunk, ChunkDigest, frame_bound};
+use crate::manifest::{BLOCK, Digest, INDEX_CAP, Image};
 
 const MAGIC: &[u8; 8] = b"fwuindex";
 const VERSION: u32 = 1;
 const HEADER: usize = 16;
-const RECORD: usize = 40;
+const RECORD: usize = 20;
 const STRIDE: usize = 64;
 
 /// How many chunks an index of `size` bytes lists; `None` if no index has that size.
@@ -23,8 +23,8 @@ pub struct Index {
     bytes: Vec<u8>,
     /// The sums before every `STRIDE`th chunk.
     marks: Vec<Sums>,
-    /// SHA-256 of one zero block, two, and so on up to the longest chunk.
-    zeros: Vec<Digest>,
+    /// Digests of one zero block, two, and so on up to the longest chunk.
+    zeros: Vec<ChunkDigest>,
     block: u32,
     group: u32,
 }
@@ -90,7 +90,7 @@ impl Index {
     /// Whether the chunk is zeros throughout: nobody needs to fetch it.
     pub fn is_zero(&self, chunk: &Chunk) -> bool {
         let blocks = (chunk.length / self.block) as usize;
-        blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.sha256)
+        blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
     }
 
     /// Bytes of the frames that must be fetched when `held` tells which chunks need not be. Zero chunks are
@@ -130,8 +130,7 @@ fn check_records(bytes: &[u8], image: &Image) -> Result<Vec<Sums>, BundleError> 
         if position % STRIDE == 0 {
             marks.push(before);
         }
-        if chunk.length == 0 || chunk.length > image.chunking.max || chunk.length % image.chunking.block != 0
-        {
+        if chunk.length == 0 || chunk.length > image.chunking.max {
             return bad("a chunk has an impossible length");
         }
         let bound = frame_bound(chunk.length, chunk.offset == chunk.group_offset);
@@ -145,22 +144,22 @@ fn check_records(bytes: &[u8], image: &Image) -> Result<Vec<Sums>, BundleError> 
     }
 }
 
-fn zero_digests(block: u32, max: u32) -> Vec<Digest> {
+fn zero_digests(block: u32, max: u32) -> Vec<ChunkDigest> {
     use sha2::Digest as _;
     let zeros = vec![0; block as usize];
     let mut hash = sha2::Sha256::new();
     (0..max / block)
         .map(|_| {
             hash.update(&zeros);
-            Digest(hash.clone().finalize().into())
+            ChunkDigest::from(Digest(hash.clone().finalize().into()))
         })
         .collect()
 }
 
 /// The chunks of an index in image order.
 ///
-/// The sums can't overflow: an index has at most `INDEX_CAP` bytes, hence fewer than 2^20 chunks of less
-/// than 2^32 bytes.
+/// The sums can't overflow: an index has at most `INDEX_CAP` bytes, hence fewer than 2^21 chunks of less
+/// than 2^24 bytes.
 #[derive(Debug, Clone)]
 pub struct Chunks<'a> {
     bytes: &'a [u8],
@@ -169,16 +168,16 @@ pub struct Chunks<'a> {
     group: u32,
 }
 
-const _: () = assert!(INDEX_CAP / (RECORD as u64) < 1 << 20);
+const _: () = assert!(INDEX_CAP / (RECORD as u64) < 1 << 21);
 
 impl Iterator for Chunks<'_> {
     type Item = Chunk;
 
     fn next(&mut self) -> Option<Chunk> {
         let start = HEADER + self.next * RECORD;
-        let (length, rest) = word(self.bytes.get(start..start + RECORD)?)?;
-        let (frame_length, digest) = word(rest)?;
-        let sha256 = Digest(digest.try_into().ok()?);
+        let (sizes, digest) = word(self.bytes.get(start..start + RECORD)?)?;
+        let (length, frame_length) = ((sizes >> 24) * BLOCK, sizes & 0x00ff_ffff);
+        let digest = ChunkDigest(digest.try_into().ok()?);
         let Sums { offset, frame_offset, .. } = self.sums;
         let number = |offset| offset / u64::from(self.group);
         if number(offset) != number(self.sums.group_offset) {
@@ -188,7 +187,7 @@ impl Iterator for Chunks<'_> {
         self.next += 1;
         self.sums.offset += u64::from(length);
         self.sums.frame_offset += u64::from(frame_length);
-        Some(Chunk { offset, group_offset, length, frame_offset, frame_length, sha256 })
+        Some(Chunk { offset, group_offset, length, frame_offset, frame_length, digest })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -220,10 +219,11 @@ impl IndexWriter {
         IndexWriter { bytes, count: 0 }
     }
 
-    pub fn push(&mut self, length: u32, frame_length: u32, sha256: Digest) {
-        self.bytes.extend_from_slice(&length.to_le_bytes());
-        self.bytes.extend_from_slice(&frame_length.to_le_bytes());
-        self.bytes.extend_from_slice(&sha256.0);
+    /// `length`: a multiple of 4096 below 2^20; `frame_length`: below 2^24.
+    pub fn push(&mut self, length: u32, frame_length: u32, digest: ChunkDigest) {
+        let sizes = (length / BLOCK) << 24 | frame_length;
+        self.bytes.extend_from_slice(&sizes.to_le_bytes());
+        self.bytes.extend_from_slice(&digest.0);
         self.count += 1;
     }
 
@@ -249,7 +249,7 @@ mod tests {
     fn image(chunks: &[(u32, u32)]) -> (Vec<u8>, Image) {
         let mut writer = IndexWriter::new();
         for (number, (length, frame)) in chunks.iter().enumerate() {
-            writer.push(*length, *frame, Digest::of(&number.to_le_bytes()));
+            writer.push(*length, *frame, ChunkDigest::of(&number.to_le_bytes()));
         }
         let bytes = writer.finish();
         let sum = |part: fn(&(u32, u32)) -> u32| chunks.iter().map(|chunk| u64::from(part(chunk))).sum();
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!((index.len(), index.iter().len()), (300, 300));
         let (mut end, mut group) = ((0, 0), 0);
         for (position, chunk) in index.iter().enumerate() {
-            if chunk.offset >> 20 != group >> 20 {
+            if chunk.offset >> 21 != group >> 21 {
                 group = chunk.offset;
             }
             assert_eq!(chunk.group_offset, group);
@@ -307,7 +307,7 @@ mod tests {
             image.index_sha256 = Digest::of(&bytes);
             Index::parse(bytes, &image)
         };
-        for record in [(0, 1), (4095, 1), (128 * 1024 + 4096, 1), (4096, 0), (4096, 5000), (4096, u32::MAX)] {
+        for record in [(0, 1), (128 * 1024 + 4096, 1), (4096, 0), (4096, 5000), (4096, 0xff_ffff)] {
             let (bytes, image) = image(&[record]);
             assert!(matches!(resign(bytes, image), Err(BundleError::Index { .. })), "{record:?}");
         }
@@ -317,7 +317,7 @@ mod tests {
             other[at] = value;
             assert!(matches!(resign(other, good.clone()), Err(BundleError::Index { .. })), "byte {at}");
         }
-        for cut in [0, 8, 15, 16, 55] {
+        for cut in [0, 8, 15, 16, 35] {
             assert!(matches!(resign(bytes[..cut].to_vec(), good.clone()), Err(BundleError::Index { .. })));
         }
         let other = Image { size: good.size + 4096, ..good.clone() };
@@ -329,14 +329,14 @@ mod tests {
     #[test]
     fn zero_chunks_are_known_and_cost_nothing() {
         let mut writer = IndexWriter::new();
-        writer.push(8192, 15, Digest::of(&[0; 8192]));
-        writer.push(8192, 700, Digest::of(&[1; 8192]));
-        writer.push(4096, 30, Digest::of(&[2; 4096]));
+        writer.push(8192, 15, ChunkDigest::of(&[0; 8192]));
+        writer.push(8192, 700, ChunkDigest::of(&[1; 8192]));
+        writer.push(4096, 30, ChunkDigest::of(&[2; 4096]));
         let (bytes, mut image) = (writer.finish(), image(&[(20480, 745)]).1);
         (image.index_size, image.index_sha256) = (bytes.len() as u64, Digest::of(&bytes));
         let index = Index::parse(bytes, &image).unwrap();
         assert_eq!(index.iter().map(|chunk| index.is_zero(&chunk)).collect::<Vec<_>>(), [true, false, false]);
         assert_eq!(index.fetch_bytes(|_| false), 730);
-        assert_eq!(index.fetch_bytes(|chunk| chunk.sha256 == Digest::of(&[1; 8192])), 30);
+        assert_eq!(index.fetch_bytes(|chunk| chunk.digest == ChunkDigest::of(&[1; 8192])), 30);
     }
 }

@@ -3,7 +3,7 @@
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use time::OffsetDateTime;
 
-use super::{IndexWriter, MEMBERS, chunker, frame_bound, frame_header, tar};
+use super::{ChunkDigest, IndexWriter, MEMBERS, chunker, frame_bound, frame_header, tar};
 use crate::manifest::{
     Algorithm, Body, Digest, FORMAT, Image, PublicKey, Signature, SignatureList, TrustedKeys,
 };
@@ -48,7 +48,7 @@ pub(crate) fn parts(image: &[u8], board: &str, version: &str) -> Parts {
             end += length;
         }
         for (length, block) in own.iter().zip(group(&image[start..end], &own)) {
-            index.push(*length as u32, block.len() as u32, Digest::of(&image[at..at + length]));
+            index.push(*length as u32, block.len() as u32, ChunkDigest::of(&image[at..at + length]));
             payload.extend_from_slice(&block);
             at += length;
         }

@@ -390,6 +390,9 @@ impl World {
         if record.phase.operation().is_some() {
             let cancelled = Failure::new(Code::Cancelled, "cancelled");
             let cancel = |world: World| world.feed(record, Event::Abandoned(cancelled));
+            // Once armed it changes nothing, and the effect under way is not disturbed.
+            let disturbed = step(record, &self.boot(), Event::Abandoned(Failure::new(Code::Cancelled, "")));
+            assert!(record.phase.can_cancel() || disturbed == (record.clone(), None), "cancelled when armed");
             let possible = record.phase.can_cancel();
             worlds.extend(self.fault(|b| &mut b.cancels).filter(|_| possible).map(cancel));
         }
@@ -459,6 +462,9 @@ impl World {
         let primary = newest(&self.env).map(|env| env.primary);
         if self.budget_untouched_env() {
             assert_ne!(Some(plan.target), primary, "the primary slot would be written");
+            let env = newest(&self.env);
+            let named = env.is_some_and(|env| env.trial.is_some() || env.fallback == Some(plan.target));
+            assert!(!named, "a slot that the environment names would be written");
         }
         self.slots[index(plan.target)] = content;
         self.proven[index(plan.target)] = false;
@@ -716,7 +722,8 @@ fn one_update_with_cuts_and_restarts() {
 
 #[test]
 fn one_update_with_failures() {
-    explore_all("failures", Budget { failures: 2, cuts: 1, silences: 1, ..NONE });
+    explore_all("failures and cuts", Budget { failures: 2, cuts: 1, ..NONE });
+    explore_all("failures and restarts", Budget { failures: 2, restarts: 1, ..NONE });
 }
 
 #[test]

@@ -101,6 +101,9 @@ async fn pass(
         fed = feed => fed.map(drop),
         () = stop.cancelled() => Err(StageError::Cancelled),
     };
+    if fed.is_err() {
+        fetch.salvage().await;
+    }
     drop(jobs);
     // A worker's error is the reason, and the feeder's then only its consequence.
     let missed = join(workers).await?;
@@ -156,7 +159,7 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     /// Fetches the blocks of all chunks to fetch, and queues their groups.
-    async fn run(self) -> Result<(), StageError> {
+    async fn run(&self) -> Result<(), StageError> {
         let (index, layout) = (&self.shared.index, self.bundle.layout());
         let requests = runs(index, layout, self.origins, self.positions.clone());
         let fetches = requests.map(|run| self.fetch(run));
@@ -190,34 +193,54 @@ impl Fetch<'_> {
                 block.extend_from_slice(&bytes.split_to(part as usize));
                 at += part;
             }
-            if let Some(group) = self.arrived(position, &chunk, block) {
-                send(self.jobs, group).await?;
+            if self.arrived(position, &chunk, block) {
+                // It stays where a cancel finds it until there is room for it.
+                let room = self.jobs.reserve().await.map_err(|_| stopped())?;
+                if let Some(group) = self.take(chunk.group_offset) {
+                    room.send(group);
+                }
             }
         }
         Ok(())
     }
 
-    /// Puts a block to its group; returns the group when it is complete.
-    fn arrived(&self, position: usize, chunk: &Chunk, block: Vec<u8>) -> Option<Group> {
+    /// Puts a block to its group; tells whether that is complete now.
+    fn arrived(&self, position: usize, chunk: &Chunk, block: Vec<u8>) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let (group, missing) = waiting.entry(chunk.group_offset).or_insert_with(|| {
             let group = Group::around(&self.shared.index, self.origins, position, &self.positions);
             let missing = group.missing();
             (group, missing)
         });
-        let part = group.parts.iter_mut().find(|part| part.position == position)?;
-        part.block = block;
-        *missing = missing.saturating_sub(1);
-        match *missing {
-            0 => waiting.remove(&chunk.group_offset).map(|(group, _)| group),
-            _ => None,
+        if let Some(part) = group.parts.iter_mut().find(|part| part.position == position) {
+            part.block = block;
+            *missing = missing.saturating_sub(1);
+        }
+        *missing == 0
+    }
+
+    fn take(&self, group_offset: u64) -> Option<Group> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.remove(&group_offset).map(|(group, _)| group)
+    }
+
+    /// Queues what was paid for: the beginnings of groups that did not become complete.
+    async fn salvage(self) {
+        let waiting = self.waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (group, _) in waiting.into_values() {
+            // Workers that are gone had an error of their own.
+            self.jobs.send(group).await.ok();
         }
     }
 }
 
 async fn send(jobs: &mpsc::Sender<Group>, group: Group) -> Result<(), StageError> {
     // Only when every worker has ended: their error is the one that counts.
-    jobs.send(group).await.map_err(|_| StageError::Thread("the writers stopped".into()))
+    jobs.send(group).await.map_err(|_| stopped())
+}
+
+fn stopped() -> StageError {
+    StageError::Thread("the writers stopped".into())
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use super::buffer::{Buffer, is_aligned};
 use super::target::STEP;
 use super::{Progress, StageError, Step, Target};
 use crate::bundle::chunker::Chunker;
-use crate::bundle::{Chunk, Index};
-use crate::manifest::{BLOCK, Chunking, Digest};
+use crate::bundle::{Chunk, ChunkDigest, Index};
+use crate::manifest::{BLOCK, Chunking};
 
 /// Where a chunk will come from. Eight bytes, for there is one for each chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Survey<'_> {
         let zero = self.index.is_zero(chunk);
         let in_place = content.is_some_and(|content| match zero {
             true => is_zero(content),
-            false => Digest::of(content) == chunk.sha256,
+            false => ChunkDigest::of(content) == chunk.digest,
         });
         match (in_place, zero) {
             (true, _) => Origin::InPlace,
@@ -137,7 +137,7 @@ impl Survey<'_> {
         let wanted = Wanted::new(self.index, origins);
         let blocks = seed.size / u64::from(BLOCK);
         let origins = Mutex::new(origins);
-        let note = |digest: Digest, block: u32| {
+        let note = |digest: ChunkDigest, block: u32| {
             for position in wanted.positions(self.index, &digest) {
                 let mut origins = origins.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(origin) = origins.get_mut(position as usize) {
@@ -162,7 +162,7 @@ impl Survey<'_> {
         seed: &Seed,
         part: Range<u64>,
         mut chunker: Chunker,
-        note: &(dyn Fn(Digest, u32) + Sync),
+        note: &(dyn Fn(ChunkDigest, u32) + Sync),
     ) -> Result<(), StageError> {
         let block = BLOCK as usize;
         let mut buffer = Buffer::new(STEP);
@@ -172,7 +172,7 @@ impl Survey<'_> {
         let mut emit = |held: &mut Vec<u8>, length: u32| {
             // Nobody looks for zeros.
             if let Some(content) = held.get(..length as usize).filter(|content| !is_zero(content)) {
-                note(Digest::of(content), start as u32);
+                note(ChunkDigest::of(content), start as u32);
             }
             held.drain(..(length as usize).min(held.len()));
             start += u64::from(length / BLOCK);
@@ -217,7 +217,11 @@ impl Wanted {
     }
 
     /// All chunks with this digest.
-    fn positions<'a>(&'a self, index: &'a Index, digest: &Digest) -> impl Iterator<Item = u32> + use<'a> {
+    fn positions<'a>(
+        &'a self,
+        index: &'a Index,
+        digest: &ChunkDigest,
+    ) -> impl Iterator<Item = u32> + use<'a> {
         let digest = Some(*digest);
         let first = self.0.partition_point(|position| digest_at(index, *position) < digest);
         let rest = self.0.get(first..).unwrap_or_default().iter().copied();
@@ -229,8 +233,8 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-fn digest_at(index: &Index, position: u32) -> Option<Digest> {
-    index.get(position as usize).map(|chunk| chunk.sha256)
+fn digest_at(index: &Index, position: u32) -> Option<ChunkDigest> {
+    index.get(position as usize).map(|chunk| chunk.digest)
 }
 
 /// `0..count` in `parts` ranges of nearly the same length.
@@ -276,10 +280,10 @@ mod tests {
         let index = Index::parse(parts.index, &body.image).unwrap();
         let wanted = Wanted::new(&index, &vec![Origin::Fetch; index.len()]);
         let twin = index.iter().position(|chunk| chunk.offset == 2 << 20).unwrap() as u32;
-        let first = index.get(0).unwrap().sha256;
+        let first = index.get(0).unwrap().digest;
         let mut found: Vec<u32> = wanted.positions(&index, &first).collect();
         found.sort();
         assert_eq!(found, [0, twin]);
-        assert_eq!(wanted.positions(&index, &Digest([0; 32])).count(), 0);
+        assert_eq!(wanted.positions(&index, &ChunkDigest([0; 16])).count(), 0);
     }
 }

@@ -12,8 +12,8 @@ use super::buffer::Buffer;
 use super::pipeline::Shared;
 use super::survey::{Origin, is_zero};
 use super::{StageError, Target};
-use crate::bundle::{Chunk, Decoder, Index};
-use crate::manifest::{BLOCK, Digest};
+use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
+use crate::manifest::BLOCK;
 
 /// A zero chunk of at least so many bytes is left to the device's own means; shorter ones are written with
 /// their neighbours.
@@ -161,8 +161,8 @@ impl Worker {
         let (mut next, mut pending) = (0, Pending::default());
         while let Some(part) = group.parts.get(next) {
             let rest = group.parts.get(next..).unwrap_or_default();
-            let same = rest.iter().take_while(|other| other.origin == part.origin).count();
-            let count = if part.origin == Origin::Fetch { same } else { 1 };
+            let arrived = |part: &&Part| part.origin == Origin::Fetch && !part.block.is_empty();
+            let count = rest.iter().take_while(arrived).count().max(1);
             let run = rest.get(..count).unwrap_or_default();
             let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
             if needed && !self.fill(run, start)? {
@@ -186,6 +186,8 @@ impl Worker {
         let length: usize = run.iter().map(|part| part.chunk.length as usize).sum();
         let (history, rest) = self.buffer.first_mut(at + length).split_at_mut(at);
         Ok(match origin {
+            // A cancelled run has not fetched all.
+            Origin::Fetch if run.iter().any(|part| part.block.is_empty()) => false,
             Origin::Fetch => {
                 let blocks: Vec<_> = run.iter().map(|part| (part.chunk, part.block.as_slice())).collect();
                 let from = &self.shared.name;
@@ -200,13 +202,13 @@ impl Worker {
             Origin::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
                 let read = seed.map(|seed| seed.read(rest, u64::from(*block) * u64::from(BLOCK)));
-                matches!(read, Some(Ok(()))) && Digest::of(rest) == chunk.sha256
+                matches!(read, Some(Ok(()))) && ChunkDigest::of(rest) == chunk.digest
             }
             Origin::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
                 read && match self.shared.index.is_zero(chunk) {
                     true => is_zero(rest),
-                    false => Digest::of(rest) == chunk.sha256,
+                    false => ChunkDigest::of(rest) == chunk.digest,
                 }
             }
         })

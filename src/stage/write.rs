@@ -137,10 +137,10 @@ impl Staging<'_> {
         if remote.is_metered() { remote.meter().afford(need) } else { Ok(()) }
     }
 
-    /// The chunks that begin within the first MiB, and the others.
+    /// The chunks of the groups that begin within the first MiB, and the others.
     fn withheld(&self) -> (Range<usize>, Range<usize>) {
         let index = &self.shared.index;
-        let first = index.iter().take_while(|chunk| chunk.offset < GUARD).count();
+        let first = index.iter().take_while(|chunk| chunk.group_offset < GUARD).count();
         (0..first, first..index.len())
     }
 

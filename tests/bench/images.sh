@@ -37,6 +37,7 @@ image() {
     tree=$dir/root-$1
     [ -e "$dir/$1.erofs" ] && return
     mv "$tree/.done" "$dir/.done-$1"
+    touch -d "@$SOURCE_DATE_EPOCH" "$tree"
     rm -f "$dir/$1.ext4" "$dir/$1.squashfs"
     mkfs.ext4 -q -d "$tree" -U $uuid -E hash_seed=$uuid,lazy_itable_init=0 -L root "$dir/$1.ext4" "$size"
     mksquashfs "$tree" "$dir/$1.squashfs" -quiet -no-progress -comp zstd -Xcompression-level 15 -noappend \

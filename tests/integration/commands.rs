@@ -6,7 +6,7 @@ use fwupdate_hub::faults::{FileEffect, FileRule};
 use fwupdate_hub::firmware::Slot;
 use serde_json::{Value, json};
 
-use crate::harness::{Release, Setup, Spec, World};
+use crate::harness::{DEVICE, Release, Setup, Spec, World};
 
 /// A stalled transfer stays stalled.
 const PATIENT: &str = "[download]\nstall_timeout = \"1h\"\n";
@@ -170,4 +170,25 @@ async fn fwupdatectl_installs_a_file_and_shows_what_happened() {
     assert_eq!(world.booted(), Slot::A);
     assert_eq!(world.outcome("back").await["result"], "committed");
     world.finish().await;
+}
+
+#[tokio::test]
+async fn without_a_hub_fwupdatectl_still_tells_of_each_update() {
+    let mut world = World::new().await;
+    world.offline().await;
+    for (version, slot) in [("2.0.0", Slot::B), ("3.0.0", Slot::A)] {
+        let release = world.release(version);
+        let file = release.bundle.to_str().unwrap();
+        let output = world.ctl(&["install", file, "--operation-id", version, "--wait"]).await;
+        assert!(output.status.success(), "{version}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(world.booted(), slot);
+        assert_eq!(world.ctl_json(&["status"]).await["fwupdate"]["last"]["id"], version);
+    }
+    // The hub then hears of both, in order.
+    world.hub.faults().clear();
+    assert_eq!(world.outcome("3.0.0").await["result"], "committed");
+    let history = world.hub.history(DEVICE);
+    let told = history.iter().filter_map(|report| report.patch["fwupdate"]["last"]["id"].as_str());
+    assert_eq!(told.collect::<Vec<_>>(), ["2.0.0", "3.0.0"]);
+    world.finish_disturbed().await;
 }

@@ -7,11 +7,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fwupdate::bundle::{self, Chunk, Index, Layout};
+use fwupdate::bundle::{self, Chunk, ChunkDigest, Index, Layout};
 use fwupdate::machine::Record;
-use fwupdate::manifest::{Body, Digest};
+use fwupdate::manifest::Body;
 use fwupdate::stage::GUARD;
-use fwupdate::store::Store;
 use fwupdate_hub::firmware::{Outcome, Slot};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
@@ -168,10 +167,17 @@ impl Sweep<'_> {
         self.world.gateway.start_agent().unwrap();
     }
 
-    /// What the record that the agent left says.
+    /// What the newest copy of the record that the agent left says. Read without the store's lock, which a program
+    /// that another thread starts just now would hold on to.
     fn saved_phase(&self) -> &'static str {
-        let store = Store::open(&self.world.gateway.dir().join("state")).unwrap();
-        store.load::<Record>().unwrap().map_or("nowhere", |record| record.phase.name())
+        let copy = |name: &str| fs::read_to_string(self.world.gateway.dir().join("state").join(name)).ok();
+        let newest = ["record.0", "record.1"].into_iter().filter_map(copy).filter_map(|text| {
+            let (head, body) = text.split_once('\n')?;
+            let sequence: u64 = head.split_once("seq=")?.1.split(' ').next()?.parse().ok()?;
+            let record = serde_json::Deserializer::from_str(body).into_iter::<Record>().next()?.ok()?;
+            Some((sequence, record.phase.name()))
+        });
+        newest.max().map_or("nothing yet", |(_, phase)| phase)
     }
 
     fn count(&self, what: &str) {
@@ -206,7 +212,7 @@ impl Held {
         let slot = fs::read(world.gateway.slot(target)).unwrap();
         let there = |chunk: &Chunk| {
             let start = usize::try_from(chunk.offset).unwrap();
-            Digest::of(&slot[start..start + chunk.length as usize]) == chunk.sha256
+            ChunkDigest::of(&slot[start..start + chunk.length as usize]) == chunk.digest
         };
         let (held, missing): (Vec<Chunk>, Vec<Chunk>) =
             self.index.iter().filter(|chunk| !self.index.is_zero(chunk)).partition(there);

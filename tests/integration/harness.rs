@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use fwupdate_hub::faults::MqttFaults;
 use fwupdate_hub::firmware::{Outcome, Slot};
 use fwupdate_hub::gateway::{Bootloader, COMPATIBLE, Cloud, Gateway, Parts};
 use fwupdate_hub::history::Witness;
@@ -221,6 +222,24 @@ impl World {
     /// The reported properties now.
     pub fn twin(&self) -> Value {
         self.hub.twin(DEVICE).unwrap()["properties"]["reported"].clone()
+    }
+
+    /// No session with the hub from now on, until the faults are cleared.
+    pub fn cut_off(&self) {
+        self.hub
+            .faults()
+            .mqtt(|faults| *faults = MqttFaults { drop_connects: u64::MAX, ..MqttFaults::default() });
+        self.hub.drop_connections(None);
+    }
+
+    /// The same; returns once the agent has noticed.
+    pub async fn offline(&mut self) {
+        self.cut_off();
+        let noticed = |doctor: &Value| {
+            let findings = doctor["findings"].as_array().unwrap();
+            findings.iter().any(|finding| finding["check"] == "hub" && finding["status"] == "warning")
+        };
+        self.until_shown(&["doctor"], noticed).await;
     }
 
     /// SIGKILL to the agent. Returns once the hub knows, too: the next call must not go to the dead connection, where

@@ -5,9 +5,8 @@
 //! no table and no repeated offset of an earlier block. What comes out is unpacked again in both ways, as a
 //! whole and block by block, before anybody gets to see it.
 
-use fwupdate::bundle::{BLOCK_HEADER, Chunk, Decoder, frame_bound, frame_header};
+use fwupdate::bundle::{BLOCK_HEADER, Chunk, ChunkDigest, Decoder, frame_bound, frame_header};
 use fwupdate::failure::{Code, Failure};
-use fwupdate::manifest::Digest;
 use zstd_safe::DCtx;
 
 use crate::Result;
@@ -41,7 +40,7 @@ impl Encoder {
             };
             let sequences = independent(cutter.take(*length));
             self.block(content, &sequences, after.is_empty(), &mut bytes)?;
-            blocks.push(Block { bytes, length: *length, sha256: Digest::of(content) });
+            blocks.push(Block { bytes, length: *length, digest: ChunkDigest::of(content) });
             rest = after;
         }
         self.check(group, &blocks)?;
@@ -93,7 +92,7 @@ impl Encoder {
                 length: block.length,
                 frame_offset: 0,
                 frame_length: block.bytes.len() as u32,
-                sha256: block.sha256,
+                digest: block.digest,
             };
             let content = rest.get_mut(..block.length as usize).unwrap_or_default();
             content.fill(0);

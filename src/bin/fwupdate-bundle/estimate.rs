@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
+use fwupdate::bundle::ChunkDigest;
 use fwupdate::bundle::chunker::Chunker;
 use fwupdate::failure::{Code, Failure};
-use fwupdate::manifest::{BLOCK, Chunking, Digest};
+use fwupdate::manifest::{BLOCK, Chunking};
 use serde_json::json;
-use sha2::Digest as _;
 
 use crate::progress::size;
 use crate::reader::Bundle;
@@ -20,8 +20,8 @@ pub fn estimate(old: &Path, new: &Path) -> Result<Answer> {
     let new = Bundle::open(new)?;
     let index = new.index()?;
     let held = if is_bundle(old)? { listed(old)? } else { scanned(old, &new.body.image.chunking)? };
-    let download = new.layout.download_bytes(&index, |chunk| held.contains(&chunk.sha256));
-    let reused: u64 = index.iter().filter(|c| held.contains(&c.sha256)).map(|c| u64::from(c.length)).sum();
+    let download = new.layout.download_bytes(&index, |chunk| held.contains(&chunk.digest));
+    let reused: u64 = index.iter().filter(|c| held.contains(&c.digest)).map(|c| u64::from(c.length)).sum();
     let (head, bundle_size) = (new.layout.payload().start, new.layout.file_size());
     let text = format!(
         "{} to download ({} of it for manifest and index), of a bundle of {}; {} of the image are there already",
@@ -45,12 +45,12 @@ fn is_bundle(path: &Path) -> Result<bool> {
 }
 
 /// The chunks that a bundle lists.
-fn listed(path: &Path) -> Result<HashSet<Digest>> {
-    Ok(Bundle::open(path)?.index()?.iter().map(|chunk| chunk.sha256).collect())
+fn listed(path: &Path) -> Result<HashSet<ChunkDigest>> {
+    Ok(Bundle::open(path)?.index()?.iter().map(|chunk| chunk.digest).collect())
 }
 
 /// The chunks of a plain image when it is cut by these rules.
-fn scanned(path: &Path, chunking: &Chunking) -> Result<HashSet<Digest>> {
+fn scanned(path: &Path, chunking: &Chunking) -> Result<HashSet<ChunkDigest>> {
     let mut cutter = Chunker::new(chunking).ok_or_else(|| {
         let message =
             "the new bundle is cut by rules that this release does not know; use a newer fwupdate-bundle";
@@ -62,10 +62,10 @@ fn scanned(path: &Path, chunking: &Chunking) -> Result<HashSet<Digest>> {
         chunk.extend_from_slice(&block);
         if let Some(length) = cutter.push(&block) {
             let rest = chunk.split_off((length as usize).min(chunk.len()));
-            held.insert(Digest(sha2::Sha256::digest(std::mem::replace(&mut chunk, rest)).into()));
+            held.insert(ChunkDigest::of(&std::mem::replace(&mut chunk, rest)));
         }
     }
-    held.insert(Digest::of(&chunk));
+    held.insert(ChunkDigest::of(&chunk));
     Ok(held)
 }
 

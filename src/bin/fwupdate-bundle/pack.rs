@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use fwupdate::bundle::IndexWriter;
 use fwupdate::bundle::chunker::Chunker;
+use fwupdate::bundle::{ChunkDigest, IndexWriter};
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest, INDEX_CAP, PAYLOAD_CAP};
 use sha2::Digest as _;
@@ -38,7 +38,7 @@ pub struct Source<'a> {
 pub struct Block {
     pub bytes: Vec<u8>,
     pub length: u32,
-    pub sha256: Digest,
+    pub digest: ChunkDigest,
 }
 
 /// The chunks of one group: their content and their lengths.
@@ -151,7 +151,7 @@ fn write_all(
     for receiver in ordered {
         let broken = |_| Failure::new(Code::Internal, "a compressor broke down");
         for block in receiver.recv().map_err(broken)?? {
-            index.push(block.length, block.bytes.len() as u32, block.sha256);
+            index.push(block.length, block.bytes.len() as u32, block.digest);
             size += block.bytes.len() as u64;
             if size > PAYLOAD_CAP || index.size() > INDEX_CAP {
                 return Err(Failure::new(

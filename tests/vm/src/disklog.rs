@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 const SECTOR: u64 = 512;
-const FLUSH: u64 = 1;
+/// Flag of an entry: all before it is on the medium.
+pub const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
 
@@ -41,6 +42,28 @@ struct Entry {
     /// Where the data lie in the log.
     data: u64,
     flags: u64,
+}
+
+/// One write with its data; a flush has none.
+#[derive(Debug)]
+pub struct Write {
+    /// Bytes on the disk.
+    pub offset: usize,
+    pub data: Vec<u8>,
+    pub flags: u64,
+}
+
+/// All of a log, in memory.
+pub fn writes(log: &Path) -> Result<Vec<Write>> {
+    let file = File::open(log).with_context(|| log.display().to_string())?;
+    let load = |entry: Entry| {
+        let mut data = vec![0; usize::try_from(entry.length)?];
+        if entry.flags & DISCARD == 0 {
+            file.read_exact_at(&mut data, entry.data)?;
+        }
+        Ok(Write { offset: usize::try_from(entry.offset)?, data, flags: entry.flags })
+    };
+    read(&file)?.into_iter().map(load).collect()
 }
 
 /// Carries the writes of `log` over to `disk`, without what `loss` takes away.

@@ -8,6 +8,7 @@ mod failures;
 mod images;
 mod machine;
 mod powercut;
+mod replay;
 mod site;
 mod story;
 
@@ -44,6 +45,13 @@ enum What {
         #[arg(default_value = "")]
         only: String,
     },
+    /// Replay every write of one update to prefixes, and examine the disk after each.
+    Replay {
+        #[arg(long, default_value_t = 1000)]
+        prefixes: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Cut the power at random instants over whole updates.
     PowerCut {
         #[arg(long, default_value_t = 6)]
@@ -74,6 +82,7 @@ async fn run(args: Args) -> Result<()> {
     match args.what {
         What::Story => story::run(&workshop).await,
         What::Failures { only } => failures::run(&workshop, &only).await,
+        What::Replay { prefixes, seed } => replay::run(&workshop, prefixes, seed).await,
         What::PowerCut { cuts, seed, table } => powercut::run(&workshop, cuts, seed, table.as_deref()).await,
     }
 }

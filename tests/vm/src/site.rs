@@ -64,8 +64,11 @@ impl Site {
             "version": release.version,
             "operationId": id,
         });
-        let call =
-            Call { response_timeout: Duration::from_secs(60), ..Call::new("firmwareUpdate", Some(payload)) };
+        let call = Call {
+            response_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(120),
+            ..Call::new("firmwareUpdate", Some(payload))
+        };
         let answer = self.hub.invoke(DEVICE, call).await?;
         ensure!(answer.status == 200, "firmwareUpdate: {} {}", answer.status, answer.payload);
         Ok(())

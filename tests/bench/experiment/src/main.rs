@@ -203,6 +203,34 @@ fn dictionary(image: &[u8], chunks: &[(usize, usize, bool)], c: &Config) -> *con
     }
 }
 
+/// The block method: 4 KiB blocks are looked up one by one, but fetched in compressed units of `group`.
+fn units(new: &[u8], old: &[u8], c: &Config) {
+    let blocks = |image: &[u8]| -> Vec<(usize, usize, bool)> {
+        image.chunks(BLOCK).enumerate().map(|(n, b)| (n * BLOCK, b.len(), is_zero(b))).collect()
+    };
+    let own = blocks(new);
+    let held: HashSet<[u8; 32]> = digests(old, &blocks(old)).into_iter().collect();
+    let missing: Vec<bool> =
+        digests(new, &own).iter().zip(&own).map(|(d, block)| !block.2 && !held.contains(d)).collect();
+    let per = c.group / BLOCK;
+    let units: Vec<usize> = (0..missing.len().div_ceil(per))
+        .filter(|n| missing[n * per..(n * per + per).min(missing.len())].iter().any(|m| *m))
+        .collect();
+    let size = |units: &[usize]| -> usize {
+        let mut encoder = Encoder::new();
+        let unit = |n: &usize| &new[n * c.group..(n * c.group + c.group).min(new.len())];
+        units.iter().map(|n| encoder.frame(c.level, &[], std::ptr::null(), unit(n))).sum()
+    };
+    let delta: usize = std::thread::scope(|scope| {
+        let size = &size;
+        let threads: Vec<_> =
+            units.chunks(units.len().div_ceil(2)).map(|part| scope.spawn(move || size(part))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let index = 32 * missing.len();
+    println!("{:28} delta {delta} index {index} (32 bytes a block) units {}", c.name, units.len());
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let (new, old) = (std::fs::read(&args[1]).unwrap(), std::fs::read(&args[2]).unwrap());
@@ -211,6 +239,10 @@ fn main() {
     // The same places of the image whatever the chunks are.
     let sampled = |offset: usize| (offset / (4 << 20)) % sample == sample / 2;
     for c in args[4..].iter().map(|name| config(name)) {
+        if c.mode == "unit" {
+            units(&new, &old, &c);
+            continue;
+        }
         let chunks = cut(&new, &c);
         let held: HashSet<[u8; 32]> = digests(&old, &cut(&old, &c)).into_iter().collect();
         let missing: Vec<bool> =

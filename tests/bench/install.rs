@@ -1,0 +1,84 @@
+//! Installs one bundle into one slot with the library that `fwupdated` runs, on the same kind of runtime, and
+//! prints what it cost as one line of JSON. For `make bench`; no part of any package.
+//!
+//!     install BUNDLE-OR-URL KEY.pem SLOT [CA.pem or -] [SEED]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fwupdate::config::Download;
+use fwupdate::manifest::TrustedKeys;
+use fwupdate::stage::{self, Http, Meter, Progress, Source, Target};
+use nix::sys::resource::{UsageWho, getrusage};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(install(&arguments))
+}
+
+async fn install(arguments: &[String]) -> Result<()> {
+    let [bundle, key, slot, rest @ ..] = arguments else { anyhow::bail!("see the head of install.rs") };
+    let (ca, seed) = (rest.first().filter(|path| *path != "-"), rest.get(1));
+    let mut keys = TrustedKeys::new();
+    keys.add_pem(&std::fs::read_to_string(key)?)?;
+    let start = Instant::now();
+    let now = time::OffsetDateTime::now_utc();
+    let tls = fwupdate::tls::client_config(ca.map(|path| Path::new(path.as_str())), None, now)?;
+    let hour = Duration::from_secs(3600);
+    let stall_timeout = Duration::from_secs(60);
+    let download = Download { patience: hour, stall_timeout, rate_limit: None, max_bytes: None };
+    let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
+    let source = match bundle.starts_with("https:") {
+        true => Source::Http(bundle.parse()?),
+        false => Source::File(bundle.into()),
+    };
+    let meter = Arc::new(Meter::new(0, None, None));
+    let bundle = stage::open(source, &http, meter.clone(), &keys, 1, None).await?;
+    let target = Target::acquire(Path::new(slot), &[])?;
+    target.invalidate()?;
+    let index = bundle.index().await?;
+    let (progress, seen) = watch::channel(Progress::default());
+    let cancel = CancellationToken::new();
+    let trace = std::env::var_os("TRACE").is_some();
+    let steps = tokio::spawn(follow(seen.clone(), start, trace));
+    stage::stage(&bundle, index, &target, seed.map(|path| Path::new(path.as_str())), &progress, &cancel)
+        .await?;
+    drop(progress);
+    steps.await?;
+    let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
+    let done = *seen.borrow();
+    println!(
+        "{{\"seconds\":{wall:.3},\"cpu\":{cpu:.3},\"peakKiB\":{},\"fetched\":{},\"expected\":{},\"reused\":{},\"written\":{}}}",
+        usage.max_rss(),
+        meter.spent(),
+        done.expected_download,
+        done.reused,
+        written().context("/proc/self/io")?,
+    );
+    Ok(())
+}
+
+/// With TRACE set, tells on stderr when each step began.
+async fn follow(mut seen: watch::Receiver<Progress>, start: Instant, trace: bool) {
+    let mut step = None;
+    while seen.changed().await.is_ok() {
+        let now = seen.borrow_and_update().step;
+        if trace && step != Some(now) {
+            eprintln!("{:.3} s {now:?}", start.elapsed().as_secs_f64());
+        }
+        step = Some(now);
+    }
+}
+
+/// Bytes that this process caused to be written to the medium.
+fn written() -> Option<u64> {
+    let io = std::fs::read_to_string("/proc/self/io").ok()?;
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
+}
