@@ -62,6 +62,10 @@ impl Mount {
         mount
     }
 
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     pub fn remount(&self, option: &str) {
         run(Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.0));
     }
@@ -69,8 +73,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: an agent that outlives its test by a moment must not keep the mount for ever.
-        complain(Command::new("umount").arg("--lazy").arg(&self.0));
+        // An agent that outlives its test by a moment must not keep the mount for ever.
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            complain(Command::new("umount").arg("--lazy").arg(&self.0));
+        }
     }
 }
 

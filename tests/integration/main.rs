@@ -11,6 +11,8 @@ mod checker;
 mod commands;
 /// Kill -9 at two hundred random instants.
 mod crash;
+/// A real root file system on real block devices.
+mod debian;
 /// Loop devices under the gateway's slots.
 mod devices;
 /// A hub, a gateway and releases for one test. Start reading here.
