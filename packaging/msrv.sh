@@ -10,11 +10,11 @@ if ! test -x "$dir/usr/bin/rustc"; then
     mkdir -p "$dir/packages"
     (
         cd "$dir/packages"
-        apt-get -q download rustc-web=$version cargo-web=$version libstd-rust-web-dev=$version \
+        apt-get -q download rustc-web=$version libstd-rust-web-dev=$version \
             libstd-rust-web-1.85=$version $(ldconfig -p | grep -q 'libLLVM.so.19' || echo libllvm19)
         for package in *.deb; do dpkg -x "$package" "$dir"; done
     )
 fi
 export LD_LIBRARY_PATH="$dir/usr/lib/x86_64-linux-gnu:$dir/usr/lib/llvm-19/lib" RUSTC="$dir/usr/bin/rustc"
 "$RUSTC" --version
-"$dir/usr/bin/cargo" check --locked -p fwupdate --lib --bins --target-dir target/msrv
+${CARGO:-cargo} check --locked -p fwupdate --lib --bins --target-dir target/msrv

@@ -99,7 +99,8 @@ impl Workshop {
         if image.exists() {
             return Ok(image);
         }
-        let change = self.dir.join("change.sh");
+        // A name of its own: another run may make another image at the same time.
+        let change = image.with_extension("change");
         fs::write(&change, spec.change)?;
         let kernel = spec.kernel.to_string();
         call(
