@@ -5,6 +5,8 @@
 
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
+/// `fwupdate-cloud`, and all that may stand in its way.
+mod cloud;
 /// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.
 mod commands;
 /// Kill -9 at two hundred random instants.
