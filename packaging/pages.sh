@@ -11,6 +11,7 @@ programs=target/pages-build/debug
 FWUPDATE_PAGES=$out/agent $programs/fwupdated
 FWUPDATE_PAGES=$out/agent $programs/fwupdatectl
 FWUPDATE_PAGES=$out/tools $programs/fwupdate-bundle
+FWUPDATE_PAGES=$out/tools $programs/fwupdate-cloud
 mkdir -p "$out/agent/man5"
 {
     printf '# NAME\n\nfwupdate.toml - settings of the firmware update agent\n\n'

@@ -7,6 +7,7 @@
 mod announce;
 mod commands;
 mod confine;
+mod desired;
 mod doctor;
 mod effects;
 mod gateway;
@@ -27,6 +28,7 @@ use self::publish::Publisher;
 pub use self::systemd::while_alive;
 use crate::config::Settings;
 use crate::control;
+use crate::desired::Section;
 use crate::failure::{Code, Failure};
 use crate::hub;
 use crate::machine::{Boot, Effect, Event, Phase, Record, step};
@@ -137,6 +139,8 @@ struct Agent {
     failures: u32,
     meter: Arc<Meter>,
     publisher: Publisher,
+    /// The desired section that is not dealt with yet; within, `None` says that the twin holds none.
+    section: Option<Option<Section>>,
     reboot: bool,
     /// Keeps the event channel open when there is no hub.
     spare: std::cell::OnceCell<mpsc::Sender<hub::Event>>,
@@ -168,6 +172,7 @@ impl Agent {
             failures: 0,
             meter,
             publisher,
+            section: None,
             reboot: false,
             spare: std::cell::OnceCell::new(),
         };
@@ -199,6 +204,7 @@ impl Agent {
                 Some(call) = calls.recv() => self.control_call(call).await,
                 _ = tick.tick() => self.tick().await,
             }
+            self.follow_desired().await;
         }
     }
 
@@ -224,7 +230,8 @@ impl Agent {
         self.look();
         let mut event = event;
         loop {
-            let begins = matches!(event, Event::Requested(_) | Event::RollbackRequested(_));
+            let begins =
+                matches!(event, Event::Requested(_) | Event::RollbackRequested(_) | Event::Desired { .. });
             let (next, effect) = step(&self.record, &self.boot, event);
             let before = std::mem::replace(&mut self.record, next);
             match self.save() {
@@ -419,7 +426,7 @@ impl Agent {
                 self.gateway.cloud.send_replace(false);
             }
             hub::Event::Method(call) => self.method(call).await,
-            hub::Event::Desired(_) => {}
+            hub::Event::Desired(properties) => self.section = Some(Section::of(&properties)),
             hub::Event::Acknowledged { generation } => {
                 if self.record.unreported > 0 && self.publisher.told_outcome(generation) {
                     self.apply(Event::Acknowledged);

@@ -9,6 +9,7 @@ pub mod config;
 // Core: pure; no tokio, no file system, no clock.
 pub mod bundle;
 pub mod command;
+pub mod desired;
 pub mod failure;
 pub mod machine;
 pub mod manifest;

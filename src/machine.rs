@@ -101,8 +101,12 @@ pub struct Desired {
     /// Digest of the section without query strings.
     pub digest: Digest,
     pub version: Option<String>,
+    /// `Accepted`, `Committed`, `Superseded`, or an error code.
     pub code: String,
     pub message: String,
+    /// The operation that it led to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -469,6 +473,9 @@ impl Record {
     fn finish(&mut self, end: End<'_>, now: OffsetDateTime) {
         let mut operation = end.operation.clone();
         operation.uri = without_query(&operation.uri).to_owned();
+        if let Some(desired) = &mut self.desired {
+            desired.ended(&operation.id, end.failure.as_ref());
+        }
         self.history.insert(
             0,
             Last {
@@ -489,6 +496,13 @@ impl Record {
         self.history.truncate(HISTORY);
         self.unreported = (self.unreported + 1).min(HISTORY);
         self.phase = Phase::Idle;
+    }
+
+    /// A command other than the desired section starts something.
+    fn supersede_desired(&mut self) {
+        if let Some(desired) = &mut self.desired {
+            desired.superseded();
+        }
     }
 
     /// Remembers that `plan`'s image failed. `refused` false only marks it.
@@ -545,6 +559,11 @@ pub enum Event {
     Requested(Box<Operation>),
     /// Try what the other slot already holds.
     RollbackRequested(Box<Plan>),
+    /// The desired section was acted upon: `operation` starts, if there is one and nothing runs.
+    Desired {
+        desired: Option<Desired>,
+        operation: Option<Box<Operation>>,
+    },
     /// The manifest is trusted and the plan allowed.
     Opened(Box<Plan>),
     Prepared,

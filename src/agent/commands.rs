@@ -159,7 +159,7 @@ impl Agent {
 
     /// The new query is saved, and a fetch under way starts again with it; what the slot holds is not fetched
     /// again.
-    async fn replace_query(&mut self, uri: String) {
+    pub(super) async fn replace_query(&mut self, uri: String) {
         if !self.record.phase.can_cancel() {
             return;
         }
@@ -174,7 +174,7 @@ impl Agent {
     }
 
     /// Whether an update may start at all.
-    fn ready(&self) -> Result<(), Failure> {
+    pub(super) fn ready(&self) -> Result<(), Failure> {
         if let Some(failure) = &self.unsaved {
             return Err(failure.clone());
         }
@@ -299,7 +299,7 @@ impl Agent {
 }
 
 /// An id for an operation whose caller gave none.
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
 }
 

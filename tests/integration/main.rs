@@ -7,6 +7,8 @@
 mod bad;
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
+/// `fwupdate-cloud`, and all that may stand in its way.
+mod cloud;
 /// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.
 mod commands;
 /// Kill -9 at two hundred random instants.
@@ -15,6 +17,8 @@ mod crash;
 mod debian;
 /// Loop devices under the gateway's slots.
 mod devices;
+/// What the desired properties ask for.
+mod desired;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.

@@ -20,6 +20,7 @@ pub mod gateway;
 pub mod history;
 pub mod hub;
 pub mod image;
+pub mod jobs;
 pub mod live;
 pub mod methods;
 mod mqtt;
