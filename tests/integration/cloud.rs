@@ -117,3 +117,32 @@ async fn what_keeps_the_hub_from_helping_is_told_apart() {
     }
     world.finish().await;
 }
+
+#[tokio::test]
+async fn a_rollout_calls_all_that_the_query_selects_and_tells_what_became_of_them() {
+    let mut world = World::new().await;
+    let two = world.release("2.0.0");
+    let rollout = |query: &'static str, id: &'static str| {
+        ["rollout", "--query", query, "--uri", &two.url, "--operation-id", id, "--watch", "--json"]
+    };
+    let done = cloud(&mut world, &rollout("deviceId = 'gw'", "ring-one")).await;
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    let told: Vec<Value> = out(&done).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = told.last().unwrap();
+    assert_eq!(*last, json!({"job": "completed", "gateways": 1, "counts": {"committed": 1}}));
+    assert_eq!(world.outcome("ring-one").await["toVersion"], "2.0.0");
+
+    // One is not connected, the other has this version: neither commits.
+    world.hub.add_device("spare").unwrap();
+    let failed = cloud(&mut world, &rollout("*", "ring-two")).await;
+    assert_eq!(failed.status.code(), Some(1), "{}", err(&failed));
+    let told: Value = serde_json::from_str(&err(&failed)).unwrap();
+    let message = told["error"]["message"].as_str().unwrap();
+    assert!(message.contains("2 of 2") && message.contains("404103, AlreadyInstalled"), "{message}");
+    let twice = cloud(&mut world, &rollout("*", "ring-two")).await;
+    assert_eq!(twice.status.code(), Some(3), "a job's id is used once: {}", err(&twice));
+    let nobody = cloud(&mut world, &rollout("tags.ring = 'none'", "ring-three")).await;
+    assert_eq!(nobody.status.code(), Some(1), "{}", err(&nobody));
+    assert!(err(&nobody).contains("no gateway"), "{}", err(&nobody));
+    world.finish().await;
+}

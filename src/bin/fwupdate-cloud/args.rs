@@ -30,6 +30,8 @@ pub enum Command {
     Invoke(Invoke),
     /// Follow an update to its outcome; the exit status is the outcome.
     Watch(Watch),
+    /// Start an update on all gateways that a query selects, by a job of IoT Hub.
+    Rollout(Rollout),
     /// Show what a gateway reports.
     Twin {
         #[arg(value_name = "DEVICE")]
@@ -50,6 +52,27 @@ pub struct Invoke {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=300))]
     pub response_timeout: u64,
     /// Follow the update to its outcome, which is then the exit status.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Rollout {
+    /// The condition of the query, such as "tags.ring = 'canary'"; * selects all.
+    #[arg(long, value_name = "QUERY")]
+    pub query: String,
+    #[command(flatten)]
+    pub update: Update,
+    /// Start then (RFC 3339); without it, now.
+    #[arg(long, value_name = "TIME")]
+    pub start: Option<String>,
+    /// Seconds that the job may take to call all gateways.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=172_800))]
+    pub max_seconds: u64,
+    /// Seconds to wait for each gateway that is not connected, at most 300.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub connect_timeout: u64,
+    /// Show a live summary until every gateway has its outcome; the exit status is 0 when all committed.
     #[arg(long)]
     pub watch: bool,
 }
@@ -96,6 +119,11 @@ pub struct Update {
 }
 
 impl Update {
+    /// The caller's id for the operation.
+    pub fn operation_id(&self) -> Option<&str> {
+        self.operation_id.as_deref()
+    }
+
     /// The method's payload.
     pub fn payload(&self) -> Map<String, Value> {
         let mut fields = Map::new();

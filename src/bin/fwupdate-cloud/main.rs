@@ -5,6 +5,7 @@
 
 mod args;
 mod error;
+mod rollout;
 mod service;
 // Both programs show the same documents, and alike; this one does not show all of them.
 #[allow(dead_code)]
@@ -19,7 +20,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde_json::Value;
 
-use crate::args::{Args, Command, Invoke};
+use crate::args::{Args, Command, Invoke, Rollout};
 use crate::error::Error;
 use crate::service::Service;
 use crate::watch::{Style, Watch};
@@ -58,6 +59,7 @@ async fn perform(args: &Args, service: &Service) -> Result<(), Error> {
     match &args.command {
         Command::Invoke(invoke) => self::invoke(args, service, invoke).await,
         Command::Watch(asked) => follow(args, service, &asked.device, asked.operation_id.clone()).await,
+        Command::Rollout(asked) => self::rollout(args, service, asked).await,
         Command::Twin { device } => twin(args, service, device).await,
     }
 }
@@ -92,6 +94,20 @@ async fn follow(args: &Args, service: &Service, device: &str, id: Option<String>
         Some("committed") => Ok(()),
         _ => Err(Error::of_outcome(&last)),
     }
+}
+
+async fn rollout(args: &Args, service: &Service, asked: &Rollout) -> Result<(), Error> {
+    let made = || format!("fwupdate-{:016x}", fastrand::u64(..));
+    let id = asked.update.operation_id().map_or_else(made, str::to_owned);
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    {
+        return Err(Error::Usage("--operation-id names the job: 1 to 64 letters, digits and dashes".into()));
+    }
+    let job = service.order_job(&id, rollout::order(&id, asked)).await?;
+    if asked.watch {
+        return rollout::follow(service, &id, args.json, &mut std::io::stdout()).await;
+    }
+    if args.json { print(&format!("{job:#}\n")) } else { Ok(rollout::ordered(&id, &mut std::io::stdout())?) }
 }
 
 async fn twin(args: &Args, service: &Service, device: &str) -> Result<(), Error> {

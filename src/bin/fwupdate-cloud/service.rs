@@ -21,6 +21,7 @@ const TOKEN_TTL: i64 = 300;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer that is read: a page of a hundred twins of 70 KB at most.
 const ANSWER_LIMIT: usize = 16 << 20;
+const CONTINUATION: &str = "x-ms-continuation";
 /// A device id may hold signs that mean something in a URL.
 const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -38,6 +39,12 @@ pub struct Service {
 pub struct Answer {
     pub status: i64,
     pub payload: Value,
+}
+
+/// An answer of the hub, and the token of the page that follows it.
+struct Page {
+    body: Value,
+    next: Option<String>,
 }
 
 impl Service {
@@ -62,6 +69,11 @@ impl Service {
             .build()
             .map_err(|why| Error::failed("Internal", why.to_string()))?;
         Ok(Service { host, policy, key, http })
+    }
+
+    /// The hub is the stand-in on this machine.
+    pub fn is_local(&self) -> bool {
+        self.host == "localhost" || self.host.starts_with("localhost:") || self.host.starts_with("127.")
     }
 
     /// The device's twin.
@@ -90,6 +102,29 @@ impl Service {
         Ok(Answer { status, payload: answer.get("payload").cloned().unwrap_or_default() })
     }
 
+    /// Orders a job: `PUT /jobs/v2/{id}`.
+    pub async fn order_job(&self, id: &str, order: Value) -> Result<Value, Error> {
+        self.send(Method::PUT, &format!("jobs/v2/{}", encoded(id)), Some(order), TIMEOUT).await
+    }
+
+    pub async fn job(&self, id: &str) -> Result<Value, Error> {
+        self.send(Method::GET, &format!("jobs/v2/{}", encoded(id)), None, TIMEOUT).await
+    }
+
+    /// All rows of a query, page by page.
+    pub async fn query(&self, query: &str) -> Result<Vec<Value>, Error> {
+        let (mut rows, mut next) = (Vec::new(), None);
+        loop {
+            let body = json!({"query": query});
+            let page = self.ask(Method::POST, "devices/query", Some(body), TIMEOUT, next.as_deref()).await?;
+            rows.extend(page.body.as_array().cloned().unwrap_or_default());
+            match page.next {
+                Some(token) => next = Some(token),
+                None => return Ok(rows),
+            }
+        }
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -97,6 +132,18 @@ impl Service {
         body: Option<Value>,
         timeout: Duration,
     ) -> Result<Value, Error> {
+        Ok(self.ask(method, path, body, timeout, None).await?.body)
+    }
+
+    /// One request; `page` is the token that the page before ended with.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        timeout: Duration,
+        page: Option<&str>,
+    ) -> Result<Page, Error> {
         let url = format!("https://{}/{path}?api-version={API_VERSION}", self.host);
         let expires = OffsetDateTime::now_utc().unix_timestamp() + TOKEN_TTL;
         let token = hub::service_token(&self.host, &self.policy, &self.key, expires).map_err(|_| {
@@ -108,17 +155,22 @@ impl Service {
             request =
                 request.header("Content-Type", "application/json; charset=utf-8").body(body.to_string());
         }
+        if let Some(page) = page {
+            request = request.header(CONTINUATION, page);
+        }
         let answer = request.send().await.map_err(|why| self.unreachable(&why))?;
         let status = answer.status();
+        let next =
+            answer.headers().get(CONTINUATION).and_then(|token| token.to_str().ok()).map(str::to_owned);
+        let next = next.filter(|token| !token.is_empty());
         let body = self.read(answer).await?;
         if !status.is_success() {
             return Err(Error::of_hub(status.as_u16(), &body));
         }
-        if body.is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_slice(&body)
-            .map_err(|why| Error::failed("Internal", format!("the hub's answer is no JSON: {why}")))
+        let body = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body) };
+        let body =
+            body.map_err(|why| Error::failed("Internal", format!("the hub's answer is no JSON: {why}")))?;
+        Ok(Page { body, next })
     }
 
     async fn read(&self, mut answer: reqwest::Response) -> Result<Vec<u8>, Error> {
