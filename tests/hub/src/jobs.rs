@@ -3,6 +3,8 @@
 //! Rules: Azure's "Schedule jobs on multiple devices". The devices are selected when the job starts. Jobs are kept
 //! in memory: a hub that restarts has forgotten them.
 
+#![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is absent")]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
