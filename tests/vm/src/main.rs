@@ -49,6 +49,9 @@ enum What {
     Replay {
         #[arg(long, default_value_t = 1000)]
         prefixes: usize,
+        /// Use the log of the last run.
+        #[arg(long)]
+        again: bool,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -82,7 +85,7 @@ async fn run(args: Args) -> Result<()> {
     match args.what {
         What::Story => story::run(&workshop).await,
         What::Failures { only } => failures::run(&workshop, &only).await,
-        What::Replay { prefixes, seed } => replay::run(&workshop, prefixes, seed).await,
+        What::Replay { prefixes, again, seed } => replay::run(&workshop, prefixes, seed, again).await,
         What::PowerCut { cuts, seed, table } => powercut::run(&workshop, cuts, seed, table.as_deref()).await,
     }
 }

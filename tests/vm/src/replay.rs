@@ -17,8 +17,8 @@ use fwupdate::slot::{Armed, BootEnv, Slot};
 use fwupdate::store::Store;
 use sha2::{Digest, Sha256};
 
-use crate::disklog::{FLUSH, Write, writes};
-use crate::images::{Bootloader, Spec, Workshop, call};
+use crate::disklog::{FLUSH, Write, unit, writes};
+use crate::images::{Bootloader, Release, Spec, Workshop, call};
 use crate::site::{PATIENCE, Site, text};
 
 const FIRST: Spec = Spec { version: "1.0.0", kernel: 1, change: "" };
@@ -32,21 +32,16 @@ const SLOT_A: (usize, usize) = (66 * MIB, 224 * MIB);
 const SLOT_B: (usize, usize) = (290 * MIB, 224 * MIB);
 const DATA: (usize, usize) = (514 * MIB, 32 * MIB);
 
-/// Runs one update to get its log, then examines about `prefixes` prefixes of it.
-pub async fn run(workshop: &Workshop, prefixes: usize, seed: u64) -> Result<()> {
+/// Runs one update to get its log, unless the log of the last run is to be used `again`; then examines about
+/// `prefixes` prefixes of it.
+pub async fn run(workshop: &Workshop, prefixes: usize, seed: u64, again: bool) -> Result<()> {
     let release = workshop.release(SECOND)?;
-    let mut site = Site::new(workshop, "replay", FIRST).await?;
-    let before = site.machine.dir().join("before.img");
-    call(Command::new("cp").arg("--sparse=always").args([&site.machine.disk, &before]))?;
-    site.machine.power_on().await?;
-    site.connected().await?;
-    site.start_update(&release, "replay").await?;
-    let last = site.outcome("replay").await?;
-    ensure!(text(&last, "/result") == "committed", "{last}");
-    site.machine.shell("nohup systemctl poweroff > /dev/null 2>&1 &").await?;
-    site.machine.off(PATIENCE).await?;
+    let dir = workshop.dir.join("run").join(format!("{}-replay", workshop.bootloader.name()));
+    let (before, log) = (dir.join("before.img"), dir.join("writes.log"));
+    if !again {
+        update(workshop, &release, &before).await?;
+    }
     let images = [digest_of(&workshop.image(FIRST)?)?, digest_of(&release.image)?];
-    let log = site.machine.dir().join("writes.log");
     let mut replay = Replay {
         bootloader: workshop.bootloader,
         disk: fs::read(&before)?,
@@ -57,6 +52,19 @@ pub async fn run(workshop: &Workshop, prefixes: usize, seed: u64) -> Result<()> 
     let counts = replay.all(&log, prefixes, fastrand::Rng::with_seed(seed))?;
     println!("{}: {counts}", workshop.bootloader.name());
     Ok(())
+}
+
+/// One whole update; `before` is the disk as it was, the machine's folder holds the log.
+async fn update(workshop: &Workshop, release: &Release, before: &Path) -> Result<()> {
+    let mut site = Site::new(workshop, "replay", FIRST).await?;
+    call(Command::new("cp").arg("--sparse=always").args([site.machine.disk.as_path(), before]))?;
+    site.machine.power_on().await?;
+    site.connected().await?;
+    site.start_update(release, "replay").await?;
+    let last = site.outcome("replay").await?;
+    ensure!(text(&last, "/result") == "committed", "{last}");
+    site.machine.shell("nohup systemctl poweroff > /dev/null 2>&1 &").await?;
+    site.machine.off(PATIENCE).await
 }
 
 struct Replay {
@@ -70,45 +78,38 @@ struct Replay {
 }
 
 impl Replay {
-    /// Half of the prefixes end at a flush, evenly spread; each is followed by one that ends before the next flush
-    /// with some of the writes in between lost or torn.
+    /// One prefix ends at each flush. Each is followed by as many as are wanted that end somewhere before the next
+    /// flush, with some of the writes in between lost or torn.
     fn all(&mut self, log: &Path, prefixes: usize, mut rng: fastrand::Rng) -> Result<String> {
         let entries = writes(log)?;
-        let flushes: Vec<usize> = entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.flags & FLUSH != 0)
-            .map(|(at, _)| at)
-            .collect();
-        let every = (flushes.len() * 2 / prefixes.max(1)).max(1);
-        let (mut at_flush, mut torn, mut done) = (0, 0, 0);
-        let mut boots: BTreeMap<String, usize> = BTreeMap::new();
+        let is_flush = |entry: &Write| entry.flags & FLUSH != 0;
+        let flushes: Vec<usize> =
+            entries.iter().enumerate().filter(|(_, entry)| is_flush(entry)).map(|(at, _)| at).collect();
+        let variants = (prefixes / flushes.len().max(1)).max(1);
+        let (mut torn, mut done) = (0, 0);
+        let mut found: BTreeMap<String, usize> = BTreeMap::new();
         for (number, flush) in flushes.iter().enumerate() {
             for entry in entries.get(done..=*flush).unwrap_or_default() {
                 self.write(entry.offset, &entry.data)?;
             }
             done = flush + 1;
-            if number % every != 0 {
-                continue;
-            }
-            *boots.entry(self.examine().with_context(|| format!("at entry {flush}"))?).or_default() += 1;
-            at_flush += 1;
+            *found.entry(self.examine().with_context(|| format!("at entry {flush}"))?).or_default() += 1;
             let next = flushes.get(number + 1).copied().unwrap_or(entries.len());
-            let Some(between) = entries.get(done..next).filter(|between| !between.is_empty()) else {
-                continue;
-            };
-            let undo = self.tear(between, &mut rng)?;
-            let found = self.examine().with_context(|| format!("between entries {flush} and {next}"));
-            *boots.entry(found?).or_default() += 1;
-            torn += 1;
-            for (offset, data) in undo.iter().rev() {
-                self.write(*offset, data)?;
+            for _ in 0..variants {
+                let end = rng.usize(done..=next);
+                let undo = self.tear(entries.get(done..end).unwrap_or_default(), &mut rng)?;
+                let phase = self.examine().with_context(|| format!("between entries {flush} and {end}"))?;
+                *found.entry(phase).or_default() += 1;
+                torn += 1;
+                for (offset, data) in undo.iter().rev() {
+                    self.write(*offset, data)?;
+                }
             }
         }
+        let (writes, flushes) = (entries.len() - flushes.len(), flushes.len());
         Ok(format!(
-            "{} writes, {} flushes: {at_flush} prefixes at a flush, {torn} torn between flushes; {boots:?}",
-            entries.len() - flushes.len(),
-            flushes.len()
+            "{writes} writes, {flushes} flushes; examined {flushes} prefixes at a flush and {torn} torn ones \
+             between flushes, by the record's phase: {found:?}"
         ))
     }
 
@@ -129,7 +130,10 @@ impl Replay {
         for entry in between {
             let kept = match rng.u8(0..4) {
                 0 => 0,
-                1 => rng.usize(0..=entry.data.len() / 512) * 512,
+                1 => {
+                    let unit = usize::try_from(unit(entry.offset as u64))?;
+                    rng.usize(0..=entry.data.len() / unit) * unit
+                }
                 _ => entry.data.len(),
             };
             let data = entry.data.get(..kept).unwrap_or_default();
