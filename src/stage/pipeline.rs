@@ -21,9 +21,9 @@ use super::{Progress, StageError};
 use crate::bundle::{BundleError, Chunk, Index};
 
 /// Range requests in flight: hides a round trip, and bounds what a kill loses to so many unfinished groups.
-const IN_FLIGHT: usize = 3;
-/// Groups that may wait for a thread.
-const QUEUE: usize = 2;
+const IN_FLIGHT: usize = 2;
+/// Groups that may wait for a thread. A group is up to 2 MiB, and all memory is groups.
+const QUEUE: usize = 1;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -269,7 +269,7 @@ mod tests {
             // As if all of it had been there, but for one chunk that even the seed's end is too near for.
             let mut origins = vec![Origin::Seed(0); index.len()];
             origins[1] = Origin::Seed(511);
-            let (all, sink) = (0..index.len(), Sink::Target(bench.target()));
+            let (all, sink) = (0..index.len(), Sink::Target(bench.target(), Arc::default()));
             let cancel = CancellationToken::new();
             let done = transfer(&bundle, &shared, &mut origins, all, sink, &cancel).await;
             match ends_well {

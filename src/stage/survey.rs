@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::{Buffer, is_aligned};
 use super::target::STEP;
 use super::{Progress, StageError, Step, Target};
-use crate::bundle::chunker::Chunker;
+use crate::bundle::chunker::{Chunker, is_zero};
 use crate::bundle::{Chunk, ChunkDigest, Index};
 use crate::manifest::{BLOCK, Chunking};
 
@@ -227,10 +227,6 @@ impl Wanted {
         let rest = self.0.get(first..).unwrap_or_default().iter().copied();
         rest.take_while(move |position| digest_at(index, *position) == digest)
     }
-}
-
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
 }
 
 fn digest_at(index: &Index, position: u32) -> Option<ChunkDigest> {

@@ -110,7 +110,7 @@ impl Target {
         }
     }
 
-    #[cfg(test)]
+    /// Whether reads and writes go past the page cache.
     pub(super) fn is_direct(&self) -> bool {
         self.device.direct.is_some()
     }

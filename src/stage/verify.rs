@@ -1,15 +1,65 @@
 //! The verdict on what the medium really holds: exactly the image's bytes are read back past the page cache
-//! and hashed, reading and hashing at the same time.
+//! and hashed, reading and hashing at the same time; where the target is written past the page cache too,
+//! close behind the writing.
 
-use std::sync::mpsc;
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, PoisonError, mpsc};
 
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
-use super::target::STEP;
 use super::{Progress, StageError, Step, Target};
 use crate::manifest::Digest;
+
+/// One read, bytes; up to four are in memory.
+const STEP: usize = 512 * 1024;
+
+/// How far the target holds the image, told while it is written. An empty one holds nobody up.
+#[derive(Debug, Default)]
+pub(super) struct Frontier {
+    pending: Mutex<Pending>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// Offsets of the groups that are not in place yet.
+    groups: BTreeSet<u64>,
+    /// No more of them will be.
+    ended: bool,
+}
+
+impl Frontier {
+    pub(super) fn new(groups: BTreeSet<u64>) -> Frontier {
+        Frontier { pending: Mutex::new(Pending { groups, ended: false }), moved: Condvar::new() }
+    }
+
+    /// The group at this offset is in place.
+    pub(super) fn done(&self, group_offset: u64) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).groups.remove(&group_offset);
+        self.moved.notify_all();
+    }
+
+    /// Whoever still waits does so in vain.
+    pub(super) fn end(&self) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.moved.notify_all();
+    }
+
+    /// Waits until everything before `offset` is in place; an error if that will not come about.
+    fn wait(&self, offset: u64) -> Result<(), StageError> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        while pending.groups.first().is_some_and(|group| *group < offset) {
+            if pending.ended {
+                return Err(StageError::Cancelled);
+            }
+            pending = self.moved.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+}
 
 /// Reads the first `size` bytes of the target back and compares their SHA-256. Blocks for as long as the
 /// medium takes.
@@ -42,30 +92,40 @@ pub(super) fn read_back_behind(
     target.sync()?;
     target.forget(0, size)?;
     progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, total: size, done: 0, ..*p });
-    let found = digest(head, target, size, progress, cancel)?;
-    if found != sha256 {
-        return Err(StageError::ReadBack { path: target.path().to_owned(), found, expected: sha256 });
-    }
-    Ok(())
+    let found = read_along(head, target, size, &Frontier::default(), progress, cancel)?;
+    compare(target, found, sha256)
 }
 
-/// Hashes `head` and then the target from there to `size`.
-fn digest(
+pub(super) fn compare(target: &Target, found: Digest, expected: Digest) -> Result<(), StageError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(StageError::ReadBack { path: target.path().to_owned(), found, expected }),
+    }
+}
+
+/// Hashes `head` and then the target from there to `size`, as far as `frontier` has come. Progress is told
+/// once the step is `ReadingBack`.
+pub(super) fn read_along(
     head: &[u8],
     target: &Target,
     size: u64,
+    frontier: &Frontier,
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<Digest, StageError> {
-    use sha2::Digest as _;
     let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(2);
     let (empty, emptied) = mpsc::channel::<Buffer>();
     std::thread::scope(|scope| {
         let hasher = scope.spawn(move || {
-            let mut hash = sha2::Sha256::new_with_prefix(head);
+            let (mut hash, mut at) = (Sha256::new_with_prefix(head), head.len() as u64);
             for (buffer, length) in filled {
                 hash.update(buffer.first(length));
-                progress.send_modify(|p| p.done += length as u64);
+                at += length as u64;
+                progress.send_if_modified(|p| {
+                    let tell = p.step == Step::ReadingBack;
+                    p.done = if tell { at } else { p.done };
+                    tell
+                });
                 // The reader may be done and gone.
                 empty.send(buffer).ok();
             }
@@ -75,8 +135,9 @@ fn digest(
             if cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }
-            let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(STEP));
             let length = (size - at).min(STEP as u64) as usize;
+            frontier.wait(at + length as u64)?;
+            let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(STEP));
             target.read(buffer.first_mut(length), at)?;
             if full.send((buffer, length)).is_err() {
                 break;
@@ -85,4 +146,28 @@ fn digest(
         drop(full);
         hasher.join().map_err(|_| StageError::Thread("the hasher panicked".into()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn reading_waits_for_the_group_and_not_for_later_ones() {
+        let frontier = Frontier::new([4096, 8192].into());
+        frontier.wait(4096).unwrap();
+        let (told, tells) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let frontier = &frontier;
+            scope.spawn(move || told.send(frontier.wait(8192).is_ok()));
+            assert!(tells.recv_timeout(Duration::from_millis(20)).is_err());
+            frontier.done(4096);
+            assert!(tells.recv().unwrap());
+        });
+        frontier.end();
+        frontier.wait(8192).unwrap();
+        assert!(matches!(frontier.wait(8193), Err(StageError::Cancelled)));
+    }
 }

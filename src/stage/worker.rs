@@ -10,8 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
 use super::pipeline::Shared;
-use super::survey::{Origin, is_zero};
+use super::survey::Origin;
+use super::verify::Frontier;
 use super::{StageError, Target};
+use crate::bundle::chunker::is_zero;
 use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
 use crate::manifest::BLOCK;
 
@@ -22,7 +24,8 @@ const ZERO_RUN: u32 = 128 * 1024;
 /// Where verified chunks go.
 #[derive(Debug, Clone)]
 pub(super) enum Sink {
-    Target(Target),
+    /// The slot, and who follows the writing.
+    Target(Target, Arc<Frontier>),
     /// The withheld first chunks, until the rest was read back.
     Memory(Arc<Mutex<Buffer>>),
 }
@@ -30,7 +33,7 @@ pub(super) enum Sink {
 impl Sink {
     fn read(&self, content: &mut [u8], offset: u64) -> Result<(), StageError> {
         match self {
-            Sink::Target(target) => target.read(content, offset),
+            Sink::Target(target, _) => target.read(content, offset),
             Sink::Memory(memory) => {
                 let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
                 content.copy_from_slice(place(&mut memory, offset, content.len()));
@@ -41,7 +44,7 @@ impl Sink {
 
     fn write(&self, content: &[u8], offset: u64) -> Result<(), StageError> {
         match self {
-            Sink::Target(target) => target.write(content, offset),
+            Sink::Target(target, _) => target.write(content, offset),
             Sink::Memory(memory) => {
                 let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
                 place(&mut memory, offset, content.len()).copy_from_slice(content);
@@ -52,7 +55,7 @@ impl Sink {
 
     fn zero(&self, offset: u64, length: usize) -> Result<(), StageError> {
         match self {
-            Sink::Target(target) => target.zero(offset, length as u64),
+            Sink::Target(target, _) => target.zero(offset, length as u64),
             Sink::Memory(memory) => {
                 let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
                 place(&mut memory, offset, length).fill(0);
@@ -169,14 +172,18 @@ impl Worker {
                 // What comes behind can't be unpacked without it.
                 let later = rest.iter().skip(1).filter(|part| part.origin != Origin::InPlace);
                 self.missed.extend(run.iter().chain(later).map(|part| part.position));
-                break;
+                return self.flush(&pending, start);
             }
             for part in run {
                 self.put(part, start, &mut pending)?;
             }
             next += run.len();
         }
-        self.flush(&pending, start)
+        self.flush(&pending, start)?;
+        if let Sink::Target(_, frontier) = &self.sink {
+            frontier.done(start);
+        }
+        Ok(())
     }
 
     /// Brings a run's verified content into the buffer; `false` if it is not where it was.

@@ -1,6 +1,7 @@
 //! The bracket around all writing: survey, refuse what costs too much, write all but the first MiB, make it
 //! durable, read it back, and only then write the first MiB, which makes the slot loadable.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,11 +13,11 @@ use super::buffer::Buffer;
 use super::open::Bundle;
 use super::pipeline::{Shared, fetch_size, transfer};
 use super::survey::{Origin, Seed, Survey};
-use super::verify::read_back_behind;
+use super::verify::{Frontier, compare, read_along, read_back_behind};
 use super::worker::Sink;
 use super::{GUARD, Progress, StageError, Step, Target, read_back};
 use crate::bundle::{Chunk, Index};
-use crate::manifest::Image;
+use crate::manifest::{Digest, Image};
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
@@ -76,18 +77,54 @@ impl Staging<'_> {
         }
         self.account(&origins)?;
         let (first, rest) = self.withheld();
-        let sink = Sink::Target(self.target.clone());
-        transfer(self.bundle, &self.shared, &mut origins, rest, sink, &self.cancel).await?;
-        self.blocking(|staging| staging.clear_tail()).await?;
+        // First into memory, for the read-back begins with it; last to the medium.
         let memory = Arc::new(Mutex::new(self.read_withheld(&first).await?));
         let sink = Sink::Memory(memory.clone());
         transfer(self.bundle, &self.shared, &mut origins, first.clone(), sink, &self.cancel).await?;
         let length = self.withheld_length(&first);
-        self.blocking(move |staging| {
-            let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            staging.seal(memory.first(length))
-        })
-        .await
+        let withheld = move || memory.lock().unwrap_or_else(PoisonError::into_inner).first(length).to_vec();
+        let withheld: Arc<[u8]> = withheld().into();
+
+        let behind = Behind(Arc::new(Frontier::new(self.unwritten(&origins, &rest))));
+        let follower = self.follow(&behind, withheld.clone());
+        let sink = Sink::Target(self.target.clone(), behind.0.clone());
+        transfer(self.bundle, &self.shared, &mut origins, rest, sink, &self.cancel).await?;
+        self.blocking(|staging| staging.clear_tail()).await?;
+        let total = self.image.size;
+        self.shared.progress.send_modify(|p| {
+            *p = Progress { step: Step::ReadingBack, total, done: 0, ..*p };
+        });
+        let found = match follower {
+            Some(follower) => Some(follower.await?),
+            None => None,
+        };
+        self.blocking(move |staging| staging.seal(&withheld, found)).await
+    }
+
+    /// Offsets of the groups of `positions` that are not in place.
+    fn unwritten(&self, origins: &[Origin], positions: &Range<usize>) -> BTreeSet<u64> {
+        let chunks = self.shared.index.from(positions.start);
+        let origins = origins.get(positions.clone()).unwrap_or_default();
+        let missing = chunks.zip(origins).filter(|(_, origin)| **origin != Origin::InPlace);
+        missing.map(|(chunk, _)| chunk.group_offset).collect()
+    }
+
+    /// Reads back close behind the writing, if both go past the page cache: only then is it the medium that
+    /// answers.
+    fn follow(
+        &self,
+        behind: &Behind,
+        withheld: Arc<[u8]>,
+    ) -> Option<impl Future<Output = Result<Digest, StageError>> + use<>> {
+        if !self.target.is_direct() {
+            return None;
+        }
+        let (target, size, frontier) = (self.target.clone(), self.image.size, behind.0.clone());
+        let (progress, cancel) = (self.shared.progress.clone(), self.cancel.clone());
+        let follower = tokio::task::spawn_blocking(move || {
+            read_along(&withheld, &target, size, &frontier, &progress, &cancel)
+        });
+        Some(async { follower.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string()))) })
     }
 
     async fn survey(&self) -> Result<Vec<Origin>, StageError> {
@@ -191,6 +228,15 @@ impl Staging<'_> {
     }
 }
 
+/// Ends the reading back when the writing ends, however that comes about.
+struct Behind(Arc<Frontier>);
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// What a blocking step needs of `Staging`.
 struct Blocking {
     shared: Arc<Shared>,
@@ -208,14 +254,23 @@ impl Blocking {
     }
 
     /// Reads the rest back, then writes the withheld bytes and reads those back too.
-    fn seal(&self, first: &[u8]) -> Result<(), StageError> {
+    /// `found` is the digest of the rest, if it was read back already.
+    fn seal(&self, first: &[u8], found: Option<Digest>) -> Result<(), StageError> {
         let Image { size, sha256, .. } = self.image;
         let progress = &self.shared.progress;
-        read_back_behind(first, &self.target, size, sha256, progress, &self.cancel)?;
-        self.target.write(first, 0)?;
+        match found {
+            Some(found) => compare(&self.target, found, sha256)?,
+            None => read_back_behind(first, &self.target, size, sha256, progress, &self.cancel)?,
+        }
+        if self.cancel.is_cancelled() {
+            return Err(StageError::Cancelled);
+        }
+        let mut again = Buffer::new(first.len());
+        again.first_mut(first.len()).copy_from_slice(first);
+        self.target.write(again.first(first.len()), 0)?;
         self.target.sync()?;
         self.target.forget(0, first.len() as u64)?;
-        let mut again = Buffer::new(first.len());
+        again.first_mut(first.len()).fill(0);
         self.target.read(again.first_mut(first.len()), 0)?;
         if again.first(first.len()) != first {
             self.target.invalidate()?;
@@ -260,24 +315,24 @@ mod tests {
         let first = &image[..GUARD as usize];
         let staging = unsealed(&image, &slot);
         staging.target.write(&[1; 4096], 2 << 20).unwrap();
-        assert!(matches!(staging.seal(first), Err(StageError::ReadBack { .. })));
+        assert!(matches!(staging.seal(first, None), Err(StageError::ReadBack { .. })));
         assert!(staging.target.is_invalid().unwrap());
         drop(staging);
 
         let staging = unsealed(&image, &slot);
         staging.cancel.cancel();
-        assert!(matches!(staging.seal(first), Err(StageError::Cancelled)));
+        assert!(matches!(staging.seal(first, None), Err(StageError::Cancelled)));
         assert!(staging.target.is_invalid().unwrap());
         drop(staging);
 
         // Bytes in memory that are not the image's are not written either.
         let staging = unsealed(&image, &slot);
         assert!(matches!(
-            staging.seal(&image[4096..4096 + GUARD as usize]),
+            staging.seal(&image[4096..4096 + GUARD as usize], None),
             Err(StageError::ReadBack { .. })
         ));
         assert!(staging.target.is_invalid().unwrap());
-        staging.seal(first).unwrap();
+        staging.seal(first, None).unwrap();
         assert!(std::fs::read(&slot).unwrap() == image);
     }
 }

@@ -1,0 +1,16 @@
+.PHONY: bench bench-images experiment
+
+BENCH_DIR ?= /var/tmp/fwupdate-bench
+
+bench: ## install and delta side by side with other tools, medians of five (root, 6 GB and half an hour the first time)
+	$(CARGO) build --release --bin fwupdate-bundle --example install
+	@tests/bench/run.sh $(BENCH_DIR)
+
+bench-images: ## only build the real image pairs of the benchmark (root)
+	@tests/bench/images.sh $(BENCH_DIR)
+
+experiment: ## how chunk sizes and grouping change sizes, on these images: the table of docs/delta.md (hours)
+	CARGO_TARGET_DIR=$(BENCH_DIR)/experiment $(CARGO) build --release --manifest-path tests/bench/experiment/Cargo.toml
+	$(BENCH_DIR)/experiment/release/experiment $(BENCH_DIR)/new.ext4 $(BENCH_DIR)/old.ext4 1 \
+	  16/64/128/2048/frame/19 8/16/128/2048/frame/19 8/16/128/1024/blocks/19 8/16/128/2048/blocks/19 \
+	  4/12/128/2048/blocks/19 4/4/4/64/unit/19
