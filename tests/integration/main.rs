@@ -15,10 +15,10 @@ mod commands;
 mod crash;
 /// A real root file system on real block devices.
 mod debian;
-/// Loop devices under the gateway's slots.
-mod devices;
 /// What the desired properties ask for.
 mod desired;
+/// Loop devices under the gateway's slots.
+mod devices;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.
