@@ -74,9 +74,9 @@ impl Jobs {
     /// All jobs of this type and status, the newest first.
     pub fn list(&self, kind: Option<&str>, status: Option<&str>) -> Vec<Value> {
         let mut all: Vec<_> = lock(&self.jobs).values().map(Job::shown).collect();
-        all.retain(|job| kind.is_none_or(|kind| job["type"] == kind));
-        all.retain(|job| status.is_none_or(|status| job["status"] == status));
-        all.sort_by(|a, b| b["createdTime"].as_str().cmp(&a["createdTime"].as_str()));
+        all.retain(|job| kind.is_none_or(|kind| text(job, "type") == Some(kind)));
+        all.retain(|job| status.is_none_or(|status| text(job, "status") == Some(status)));
+        all.sort_by(|a, b| text(b, "createdTime").cmp(&text(a, "createdTime")));
         all
     }
 
@@ -139,7 +139,7 @@ impl Job {
         let mut row = json!({
             "deviceId": device,
             "jobId": id,
-            "jobType": self.order["type"],
+            "jobType": self.order.get("type"),
             "status": part.status,
             "startTimeUtc": part.started,
             "endTimeUtc": part.ended,
@@ -185,25 +185,27 @@ pub fn create(core: &Arc<Core>, id: &str, order: Value, work: Work) -> Result<Va
 
 fn read(id: &str, mut order: Value, work: Work) -> Result<Job, HubError> {
     let invalid = |message: String| HubError::new(Kind::ArgumentInvalid, message);
-    let condition = order["queryCondition"].as_str().unwrap_or("*").trim().to_owned();
-    let text = match condition.as_str() {
+    let condition = text(&order, "queryCondition").unwrap_or("*").trim().to_owned();
+    let query = match condition.as_str() {
         "*" | "" => "SELECT * FROM devices".to_owned(),
         condition => format!("SELECT * FROM devices WHERE {condition}"),
     };
-    let starts = match order["startTime"].as_str().filter(|text| !text.is_empty()) {
+    let starts = match text(&order, "startTime").filter(|time| !time.is_empty()) {
         None => OffsetDateTime::now_utc(),
-        Some(text) => {
-            OffsetDateTime::parse(text, &Rfc3339).map_err(|why| invalid(format!("startTime: {why}")))?
+        Some(time) => {
+            OffsetDateTime::parse(time, &Rfc3339).map_err(|why| invalid(format!("startTime: {why}")))?
         }
     };
-    let longest = order["maxExecutionTimeInSeconds"].as_u64().unwrap_or(3600);
+    let longest = order.get("maxExecutionTimeInSeconds").and_then(Value::as_u64).unwrap_or(3600);
     if !(1..=LONGEST).contains(&longest) {
         return Err(invalid(format!("maxExecutionTimeInSeconds must be within [1; {LONGEST}]")));
     }
-    order["jobId"] = id.into();
-    order["maxExecutionTimeInSeconds"] = longest.into();
+    if let Some(fields) = order.as_object_mut() {
+        fields.insert("jobId".into(), id.into());
+        fields.insert("maxExecutionTimeInSeconds".into(), longest.into());
+    }
     Ok(Job {
-        condition: Query::parse(&text).map_err(|why| invalid(why.to_string()))?,
+        condition: Query::parse(&query).map_err(|why| invalid(why.to_string()))?,
         order,
         work,
         starts,
@@ -263,4 +265,8 @@ async fn serve(core: &Core, id: &str, device: &str, work: Work) {
 
 fn unknown(id: &str) -> HubError {
     HubError::new(Kind::JobNotFound, format!("there is no job {id}"))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> Option<&'a str> {
+    value.get(field).and_then(Value::as_str)
 }

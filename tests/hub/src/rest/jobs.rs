@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{json_object, twins};
 use crate::core::Core;
@@ -30,9 +30,13 @@ pub async fn put(State(core): State<Arc<Core>>, Path(id): Path<String>, body: By
     if let Some(fields) = order.as_object_mut() {
         fields.retain(|_, value| !value.is_null());
     }
-    let work = match order["type"].as_str() {
-        Some("scheduleDeviceMethod") => Work::Method(twins::read_call(&order["cloudToDeviceMethod"])?),
-        Some("scheduleUpdateTwin") => Work::Twin(twin_update(&order["updateTwin"])),
+    let work = match order.get("type").and_then(Value::as_str) {
+        Some("scheduleDeviceMethod") => {
+            Work::Method(twins::read_call(order.get("cloudToDeviceMethod").unwrap_or(&Value::Null))?)
+        }
+        Some("scheduleUpdateTwin") => {
+            Work::Twin(twin_update(order.get("updateTwin").unwrap_or(&Value::Null)))
+        }
         _ => {
             let message = "type must be scheduleDeviceMethod or scheduleUpdateTwin";
             return Err(HubError::new(Kind::ArgumentInvalid, message));
@@ -43,13 +47,10 @@ pub async fn put(State(core): State<Arc<Core>>, Path(id): Path<String>, body: By
 
 /// Tags and desired properties of a whole twin document; the rest of it is not a service's to write.
 fn twin_update(twin: &Value) -> Value {
-    let mut update = json!({});
-    for part in ["tags", "properties"] {
-        if !twin[part].is_null() {
-            update[part] = twin[part].clone();
-        }
-    }
-    update
+    let parts = ["tags", "properties"].into_iter();
+    let given =
+        parts.filter_map(|part| twin.get(part).filter(|value| !value.is_null()).map(|value| (part, value)));
+    given.map(|(part, value)| (part.to_owned(), value.clone())).collect::<Map<_, _>>().into()
 }
 
 pub async fn get(State(core): State<Arc<Core>>, Path(id): Path<String>) -> Answer {
