@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help build release setup check test demo explore size deny
+.PHONY: help build release setup check test demo explore mutants size deny
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,7 +36,10 @@ demo: ## four updates on a simulated gateway, told while they happen (no root, u
 explore: ## the crash explorer with one more fault of each kind (minutes)
 	FWUPDATE_EXPLORE_LONG=1 $(CARGO) test --release --lib machine::explorer -- --nocapture --test-threads 2
 
-size: release ## size of the daemon, and its memory when idle
+mutants: ## breaks the machine's rules one at a time; the explorer must notice each (minutes)
+	@tests/mutants.py
+
+size: ## size of the daemon, and its memory when idle
 	@tests/size.sh
 
 -include make/*.mk
