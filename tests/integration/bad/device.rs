@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Bytes, expect, failed, fetch, goes_on, no_secrets, take};
 use crate::devices::{self, Loops, Mount};
-use crate::harness::{LIMIT, SLOT, Setup, World};
+use crate::harness::{DEVICE, LIMIT, SLOT, Setup, World};
 
 #[tokio::test]
 async fn a_missing_slot_fails_and_may_come_back() {
@@ -90,7 +90,7 @@ async fn an_environment_that_is_lost_is_left_alone_without_the_boards_defaults_a
     damage(&world, 1);
     let before = Bytes::of(&world.gateway);
     world.gateway.power_on().unwrap();
-    assert!(world.hub.wait_connected(crate::harness::DEVICE, true, LIMIT).await);
+    assert!(world.hub.wait_connected(DEVICE, true, LIMIT).await);
     let good = world.release("2.0.0");
     let answer = world.call("firmwareUpdate", fetch(&world, &good.name)).await;
     assert_eq!(answer.status, 503, "{}", answer.payload);
@@ -119,6 +119,7 @@ async fn a_lost_grubenv_is_rebuilt_whole() {
 
 /// Waits until nothing is wrong any more: the environment names the running slot.
 async fn rebuilt(world: &mut World) {
+    assert!(world.hub.wait_connected(DEVICE, true, LIMIT).await);
     let fit = |reported: &Value| {
         reported["firmwareStatus"] == "standBy" && reported["fwupdate"]["agent"]["degraded"].is_null()
     };
