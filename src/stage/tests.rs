@@ -153,7 +153,9 @@ async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
     });
     let mut seen = bench.progress.subscribe();
     let waiter = async {
-        seen.wait_for(|p| p.step == Step::Writing && p.downloaded == head + withheld + (3 << 20)).await.unwrap();
+        seen.wait_for(|p| p.step == Step::Writing && p.downloaded == head + withheld + (3 << 20))
+            .await
+            .unwrap();
         cancel.cancel();
         tokio::time::Instant::now()
     };
