@@ -6,6 +6,8 @@
 
 mod announce;
 mod commands;
+mod confine;
+mod desired;
 mod doctor;
 mod effects;
 mod gateway;
@@ -19,15 +21,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::confine::drop_in;
 use self::effects::Work;
 use self::gateway::Gateway;
 use self::publish::Publisher;
+pub use self::systemd::while_alive;
 use crate::config::Settings;
 use crate::control;
+use crate::desired::Section;
 use crate::failure::{Code, Failure};
 use crate::hub;
 use crate::machine::{Boot, Effect, Event, Phase, Record, step};
-use crate::stage::Meter;
+use crate::stage::{self, Meter};
 use crate::store::Store;
 
 /// How often progress is looked at, the watchdog is fed, and an unsaved record is tried again.
@@ -61,6 +66,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     systemd::ready();
     let exit = agent.serve(&mut events, &mut calls, &shutdown).await;
     agent.rest().await;
+    if exit == Exit::Stopped {
+        // Not before a reboot: systemd would then expect the process to end, and not signal it when it stops it.
+        systemd::stopping();
+    }
     // The hub edge sends the newest report before it leaves.
     edges.cancel();
     if let Some(hub) = hub {
@@ -124,10 +133,14 @@ struct Agent {
     boot: Boot,
     /// The effect under way.
     work: Option<Running>,
+    /// Why a lost environment could not be rebuilt.
+    not_rebuilt: Option<String>,
     /// Failures in a row of an effect that has to work.
     failures: u32,
     meter: Arc<Meter>,
     publisher: Publisher,
+    /// The desired section that is not dealt with yet; within, `None` says that the twin holds none.
+    section: Option<Option<Section>>,
     reboot: bool,
     /// Keeps the event channel open when there is no hub.
     spare: std::cell::OnceCell<mpsc::Sender<hub::Event>>,
@@ -155,9 +168,11 @@ impl Agent {
             unsaved: None,
             boot,
             work: None,
+            not_rebuilt: None,
             failures: 0,
             meter,
             publisher,
+            section: None,
             reboot: false,
             spare: std::cell::OnceCell::new(),
         };
@@ -189,6 +204,7 @@ impl Agent {
                 Some(call) = calls.recv() => self.control_call(call).await,
                 _ = tick.tick() => self.tick().await,
             }
+            self.follow_desired().await;
         }
     }
 
@@ -196,8 +212,11 @@ impl Agent {
     fn done(&mut self, event: Event) {
         self.work = None;
         self.count_bytes(0);
+        self.note_progress();
         match &event {
             Event::Failed(failure) => {
+                // The only effect without an operation is the rebuilding of the environment.
+                self.not_rebuilt = self.record.phase.is_idle().then(|| failure.message.clone());
                 self.failures = self.failures.saturating_add(1);
                 tracing::debug!(%failure, phase = self.record.phase.name(), "the effect failed");
             }
@@ -211,9 +230,16 @@ impl Agent {
         self.look();
         let mut event = event;
         loop {
+            let begins =
+                matches!(event, Event::Requested(_) | Event::RollbackRequested(_) | Event::Desired { .. });
             let (next, effect) = step(&self.record, &self.boot, event);
             let before = std::mem::replace(&mut self.record, next);
             match self.save() {
+                Err(failure) if begins => {
+                    tracing::error!(%failure, "refused: the record cannot be saved");
+                    self.record = before;
+                    return self.publish();
+                }
                 Err(failure) if effect.is_some() && self.record.phase.must_be_saved() => {
                     event = Event::SaveFailed(failure);
                     continue;
@@ -236,8 +262,18 @@ impl Agent {
     fn look(&mut self) {
         let (boot, degraded) = self.gateway.boot(&self.record);
         self.boot = boot;
+        if self.boot.is_proven() {
+            self.gateway.mark_proven();
+        }
         self.publisher.view.booted = self.boot.booted;
-        self.publisher.view.degraded = degraded.or_else(|| self.astray());
+        self.publisher.view.degraded = degraded.or_else(|| self.astray()).or_else(|| self.lost());
+    }
+
+    /// There is no environment, and why it was not rebuilt.
+    fn lost(&self) -> Option<String> {
+        let why = self.not_rebuilt.clone();
+        let lost = || "the boot environment is lost; the agent rebuilds it when it starts".to_owned();
+        self.boot.env.is_none().then(|| why.unwrap_or_else(lost))
     }
 
     /// The running slot is neither the primary nor on trial.
@@ -278,10 +314,16 @@ impl Agent {
             self.reboot = true;
             return;
         }
-        if let Effect::Open(operation) = &effect {
-            self.meter = self.gateway.meter(operation, self.record.downloaded);
-        } else if let Effect::Stage(plan) = &effect {
-            self.meter = self.gateway.meter(&plan.operation, self.meter.spent().max(self.record.downloaded));
+        match &effect {
+            Effect::Open(operation) => self.meter = self.gateway.meter(operation, self.record.downloaded),
+            Effect::Stage(plan) => {
+                self.gateway.progress.send_replace(stage::Progress::default());
+                // A bundle that is open goes on counting in the meter that it was opened with.
+                if !self.gateway.holds_bundle() {
+                    self.meter = self.gateway.meter(&plan.operation, self.record.downloaded);
+                }
+            }
+            _ => {}
         }
         let cancel = CancellationToken::new();
         let work = Work {
@@ -333,7 +375,6 @@ impl Agent {
         if let Err(failure) = self.save() {
             tracing::warn!(%failure, "leaving without saving the record");
         }
-        systemd::stopping();
     }
 
     async fn tick(&mut self) {
@@ -385,9 +426,9 @@ impl Agent {
                 self.gateway.cloud.send_replace(false);
             }
             hub::Event::Method(call) => self.method(call).await,
-            hub::Event::Desired(_) => {}
+            hub::Event::Desired(properties) => self.section = Some(Section::of(&properties)),
             hub::Event::Acknowledged { generation } => {
-                if self.record.unreported && self.publisher.told_outcome(generation) {
+                if self.record.unreported > 0 && self.publisher.told_outcome(generation) {
                     self.apply(Event::Acknowledged);
                 }
             }

@@ -43,6 +43,14 @@ pub fn open(kind: &BootloaderKind) -> Box<dyn Bootloader> {
     }
 }
 
+/// The devices or files that hold the environment: what the agent must be able to write.
+pub fn places(kind: &BootloaderKind) -> Result<Vec<PathBuf>, BootError> {
+    match kind {
+        BootloaderKind::Uboot { config } => uboot::places(config),
+        BootloaderKind::Grub { grubenv } => Ok(vec![grubenv.clone()]),
+    }
+}
+
 /// Why the boot environment could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {

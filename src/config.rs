@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use error::{ConfigError, Warning};
 pub use fragments::Options;
-pub use load::{Loaded, load, outside_slots};
+pub use load::{Board, Loaded, load, load_board, outside_slots};
 pub use render::render;
 
 /// Everything that an integrator can decide, validated.

@@ -80,6 +80,11 @@ impl From<DeviceError> for Failure {
     }
 }
 
+/// As [`resolve`] without a look at whether the device is there yet.
+pub fn path_of(name: &str) -> Result<PathBuf, DeviceError> {
+    locate(name, Path::new("/dev"))
+}
+
 /// The path of the device or file that a setting names: an absolute path, `PARTLABEL=` or `PARTUUID=`.
 ///
 /// The path exists and is a block device or a regular file; it is not canonical, for a name that survives

@@ -195,6 +195,9 @@ impl<'a> Trial<'a> {
         for unit in &self.settings.units {
             self.unit(unit).await?;
         }
+        if self.context.systemd.systemd_run.is_some() {
+            self.boot_complete().await?;
+        }
         if self.settings.no_new_failed_units {
             self.no_new_failures().await?;
         }
@@ -217,6 +220,24 @@ impl<'a> Trial<'a> {
             Ok(Some(state)) => Err(Failed::new(unit, format!("it is {state}"), systemd.status(unit).await)),
             Err(error) => Err(Failed::error(unit, &error)),
         }
+    }
+
+    /// Units that must have run before `boot-complete.target` are health checks too (bootup(7)): starting it runs
+    /// those that have not succeeded yet.
+    async fn boot_complete(&mut self) -> Result<(), Failed> {
+        const TARGET: &str = "boot-complete.target";
+        self.start(TARGET);
+        let systemd = &self.context.systemd;
+        let error = |error| Failed::error(TARGET, &error);
+        systemd.start(TARGET).await.map_err(error)?;
+        let Some(state) = systemd.not_active(TARGET).await.map_err(error)? else { return Ok(()) };
+        let units = systemd.failed_units().await.map_err(error)?;
+        let Some(first) = units.first() else {
+            return Err(Failed::new(TARGET, format!("it is {state}"), systemd.status(TARGET).await));
+        };
+        let names: Vec<&str> = units.iter().map(String::as_str).collect();
+        let why = format!("it is {state}; failed units: {}", names.join(", "));
+        Err(Failed::new(TARGET, why, systemd.status(first).await))
     }
 
     async fn no_new_failures(&mut self) -> Result<(), Failed> {

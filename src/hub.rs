@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 pub use connection::run;
 pub use error::HubError;
 pub use method::MethodCall;
+pub use sas::service_token;
 
 /// What the agent is told.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ pub mod config;
 // Core: pure; no tokio, no file system, no clock.
 pub mod bundle;
 pub mod command;
+pub mod desired;
 pub mod failure;
 pub mod machine;
 pub mod manifest;
@@ -25,6 +26,10 @@ pub mod hub;
 pub mod stage;
 pub mod store;
 pub mod tls;
+
+// Build step: man pages and completions of the programs.
+#[cfg(feature = "pages")]
+pub mod pages;
 
 // Driver.
 pub mod agent;

@@ -38,8 +38,9 @@ pub struct Record {
     pub phase: Phase,
     /// Ended operations, the newest first.
     pub history: Vec<Last>,
-    /// The newest outcome was not yet acknowledged by the hub.
-    pub unreported: bool,
+    /// How many of the newest outcomes the hub has not acknowledged yet; they are told one by one, the
+    /// oldest first.
+    pub unreported: usize,
     pub slots: Slots,
     /// Images that must not be tried again unless forced.
     pub quarantine: Vec<Quarantined>,
@@ -51,6 +52,8 @@ pub struct Record {
     pub wall_clock: i64,
     /// Bytes that the running operation has received, over all its runs.
     pub downloaded: u64,
+    /// How far its staging has come, so that no restart takes back what was reported.
+    pub progress: Progress,
     /// systemd units that had failed before the last update was armed; `None`: not known.
     pub failed_units: Option<BTreeSet<String>>,
     /// The last desired section that was acted upon.
@@ -65,18 +68,30 @@ impl Default for Record {
             version: RECORD_VERSION,
             phase: Phase::Unknown,
             history: Vec::new(),
-            unreported: false,
+            unreported: 0,
             slots: Slots::default(),
             quarantine: Vec::new(),
             floor: 0,
             times: Times::default(),
             wall_clock: 0,
             downloaded: 0,
+            progress: Progress::default(),
             failed_units: None,
             desired: None,
             extra: Extra::new(),
         }
     }
+}
+
+/// How far staging has come, as it was last told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    pub percent: u64,
+    /// What `downloaded` will be at the end, bytes.
+    pub expected: u64,
+    /// Bytes of the image that needed no download.
+    pub reused: u64,
 }
 
 /// The desired section as it was last acted upon, and what became of it.
@@ -86,8 +101,12 @@ pub struct Desired {
     /// Digest of the section without query strings.
     pub digest: Digest,
     pub version: Option<String>,
+    /// `Accepted`, `Committed`, `Superseded`, or an error code.
     pub code: String,
     pub message: String,
+    /// The operation that it led to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -440,6 +459,11 @@ impl Record {
         self.history.first()
     }
 
+    /// The outcome to report: the oldest that the hub has not acknowledged, else the newest.
+    pub fn told(&self) -> Option<&Last> {
+        self.history.get(self.unreported.saturating_sub(1)).or(self.last())
+    }
+
     /// The entry that refuses this image, if one does.
     pub fn refusal(&self, sha256: &Digest) -> Option<&Quarantined> {
         self.quarantine.iter().find(|entry| entry.refused && entry.sha256 == *sha256)
@@ -449,6 +473,9 @@ impl Record {
     fn finish(&mut self, end: End<'_>, now: OffsetDateTime) {
         let mut operation = end.operation.clone();
         operation.uri = without_query(&operation.uri).to_owned();
+        if let Some(desired) = &mut self.desired {
+            desired.ended(&operation.id, end.failure.as_ref());
+        }
         self.history.insert(
             0,
             Last {
@@ -467,8 +494,15 @@ impl Record {
             },
         );
         self.history.truncate(HISTORY);
-        self.unreported = true;
+        self.unreported = (self.unreported + 1).min(HISTORY);
         self.phase = Phase::Idle;
+    }
+
+    /// A command other than the desired section starts something.
+    fn supersede_desired(&mut self) {
+        if let Some(desired) = &mut self.desired {
+            desired.superseded();
+        }
     }
 
     /// Remembers that `plan`'s image failed. `refused` false only marks it.
@@ -507,6 +541,13 @@ pub struct Boot {
     pub uptime: u64,
 }
 
+impl Boot {
+    /// Whether the running slot is the one that boots from now on.
+    pub fn is_proven(&self) -> bool {
+        self.booted.is_some() && self.booted == self.env.map(|env| env.primary)
+    }
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -518,6 +559,11 @@ pub enum Event {
     Requested(Box<Operation>),
     /// Try what the other slot already holds.
     RollbackRequested(Box<Plan>),
+    /// The desired section was acted upon: `operation` starts, if there is one and nothing runs.
+    Desired {
+        desired: Option<Desired>,
+        operation: Option<Box<Operation>>,
+    },
     /// The manifest is trusted and the plan allowed.
     Opened(Box<Plan>),
     Prepared,
@@ -541,9 +587,10 @@ pub enum Event {
     Failed(Failure),
     /// Cancelled, superseded or past its deadline; has no effect once armed.
     Abandoned(Failure),
-    /// The new record could not be saved.
+    /// The new record could not be saved. Not for one that a command asked for: the driver then goes back to
+    /// the record before it, and the caller is refused.
     SaveFailed(Failure),
-    /// The hub holds the newest outcome.
+    /// The hub holds the outcome that `Record::told` gave.
     Acknowledged,
 }
 
@@ -695,7 +742,7 @@ mod tests {
         assert_eq!(next.floor, 4);
         assert_eq!(next.last().unwrap().result, Outcome::Committed);
         assert_eq!(next.slots.b.state, SlotState::Proven);
-        assert!(next.unreported);
+        assert_eq!(next.unreported, 1);
     }
 
     #[test]

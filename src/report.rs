@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
-use crate::machine::{Last, Outcome, Phase, Record, SlotState};
+use crate::machine::{self, Last, Outcome, Phase, Record, SlotState};
 use crate::slot::Slot;
 
 /// Progress patches come at these steps, so that a whole update costs few of them.
@@ -20,7 +20,8 @@ pub struct View {
     pub booted_version: Option<String>,
     /// Why no update can start, if so.
     pub degraded: Option<String>,
-    pub progress: Progress,
+    /// Between two steps of ten percent, for local watchers; `None`: the record's.
+    pub progress: Option<Progress>,
     /// When what is reported changed last.
     pub log_time: Option<OffsetDateTime>,
 }
@@ -28,18 +29,21 @@ pub struct View {
 /// How far the running operation has come; bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    pub percent: u64,
+    pub staged: machine::Progress,
     pub downloaded: u64,
-    pub expected: u64,
-    pub reused: u64,
     pub eta_seconds: Option<u64>,
 }
 
 impl Progress {
-    /// The progress that is worth a patch: it changes at each step of ten percent only.
-    pub fn step(self) -> u64 {
-        self.percent / PERCENT_STEP
+    /// What the record remembers of it.
+    pub fn of(record: &Record) -> Progress {
+        Progress { staged: record.progress, downloaded: record.downloaded, eta_seconds: None }
     }
+}
+
+/// Whether going from `told` to `now` is worth a patch: a step of ten percent, or the size of the download.
+pub fn is_step(told: machine::Progress, now: machine::Progress) -> bool {
+    now.percent / PERCENT_STEP != told.percent / PERCENT_STEP || told.expected == 0 && now.expected > 0
 }
 
 /// The whole report: root keys as the tutorial's service app reads them, and `fwupdate`.
@@ -55,7 +59,7 @@ pub fn document(record: &Record, view: &View) -> Map<String, Value> {
         "slots": slots(record, view),
         "operation": operation(record, view),
         "desired": desired(record),
-        "last": record.last().map_or(Value::Null, last),
+        "last": record.told().map_or(Value::Null, last),
     });
     drop_nulls(&mut ours);
     root.insert("fwupdate".into(), ours);
@@ -65,7 +69,7 @@ pub fn document(record: &Record, view: &View) -> Map<String, Value> {
 /// The tutorial's word for where things stand.
 pub fn status(record: &Record) -> &'static str {
     match &record.phase {
-        Phase::Idle | Phase::Unknown => match record.last().map(|last| last.result) {
+        Phase::Idle | Phase::Unknown => match record.told().map(|last| last.result) {
             None | Some(Outcome::Unknown) => "standBy",
             Some(Outcome::Committed) => "completed",
             Some(Outcome::Failed) => "failed",
@@ -113,6 +117,7 @@ fn operation(record: &Record, view: &View) -> Value {
     let Some(operation) = record.phase.operation() else { return Value::Null };
     let plan = record.phase.plan();
     let version = plan.and_then(|plan| plan.image.as_ref()).map(|image| image.version.clone());
+    let progress = view.progress.unwrap_or_else(|| Progress::of(record));
     let attempt = match &record.phase {
         Phase::Trying { trial, .. } => trial.boots,
         _ => 1,
@@ -123,21 +128,21 @@ fn operation(record: &Record, view: &View) -> Value {
         "uri": redact(&operation.uri),
         "version": version.or_else(|| operation.version.clone()),
         "phase": record.phase.name(),
-        "percent": percent(record, view),
-        "downloadedBytes": view.progress.downloaded.max(record.downloaded),
-        "expectedDownloadBytes": view.progress.expected,
-        "reusedBytes": view.progress.reused,
-        "etaSeconds": view.progress.eta_seconds.filter(|_| matches!(record.phase, Phase::Staging { .. })),
+        "percent": percent(record, progress),
+        "downloadedBytes": progress.downloaded,
+        "expectedDownloadBytes": progress.staged.expected,
+        "reusedBytes": progress.staged.reused,
+        "etaSeconds": progress.eta_seconds.filter(|_| matches!(record.phase, Phase::Staging { .. })),
         "attempt": attempt,
         "startedAt": moment(operation.started_at),
     })
 }
 
 /// Staging counts; everything after it has staged all.
-fn percent(record: &Record, view: &View) -> u64 {
+fn percent(record: &Record, progress: Progress) -> u64 {
     match record.phase {
         Phase::Opening { .. } | Phase::Preparing { .. } => 0,
-        Phase::Staging { .. } => view.progress.percent.min(100),
+        Phase::Staging { .. } => progress.staged.percent.min(100),
         _ => 100,
     }
 }

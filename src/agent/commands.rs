@@ -78,7 +78,7 @@ impl Agent {
         let params = &call.request.params;
         let answer = match call.request.method {
             Method::Watch => return self.add_watcher(call.reply),
-            Method::Status => Ok(Value::Object(self.publisher.body(&self.saved))),
+            Method::Status => Ok(self.publisher.local(&self.saved)),
             Method::Install => self.install(params).await,
             Method::Cancel => self.cancel(params).await,
             Method::Approve => self.approve(params).await,
@@ -159,7 +159,7 @@ impl Agent {
 
     /// The new query is saved, and a fetch under way starts again with it; what the slot holds is not fetched
     /// again.
-    async fn replace_query(&mut self, uri: String) {
+    pub(super) async fn replace_query(&mut self, uri: String) {
         if !self.record.phase.can_cancel() {
             return;
         }
@@ -174,7 +174,7 @@ impl Agent {
     }
 
     /// Whether an update may start at all.
-    fn ready(&self) -> Result<(), Failure> {
+    pub(super) fn ready(&self) -> Result<(), Failure> {
         if let Some(failure) = &self.unsaved {
             return Err(failure.clone());
         }
@@ -299,7 +299,7 @@ impl Agent {
 }
 
 /// An id for an operation whose caller gave none.
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
 }
 

@@ -22,6 +22,8 @@ use crate::tls;
 
 /// Largest key file that is read, bytes.
 const KEY_LIMIT: u64 = 64 * 1024;
+/// In the runtime folder: the running slot is the primary. Known to `systemd/fwupdate-deadman.service`.
+const PROVEN: &str = "proven";
 
 /// Settings and edges, shared with the effect that runs.
 pub struct Gateway {
@@ -70,6 +72,21 @@ impl Gateway {
             uptime: clock::boottime().as_secs(),
         };
         (boot, reason.or(unusable))
+    }
+
+    /// Disarms `fwupdate-deadman.timer`, which reboots a slot on trial that has no such marker.
+    pub fn mark_proven(&self) {
+        let marker = self.settings.system.run.join(PROVEN);
+        if marker.exists() {
+            return;
+        }
+        if let Err(error) = fs::write(&marker, "") {
+            tracing::error!(
+                "the dead-man timer is still armed and will reboot this slot if it was on trial: {} cannot be \
+                 made: {error}",
+                marker.display()
+            );
+        }
     }
 
     /// The environment, and why it cannot be used at all.
@@ -156,6 +173,11 @@ impl Gateway {
         let ca_file = self.settings.cloud.as_ref().and_then(|cloud| cloud.ca_file.as_deref());
         let tls = tls::client_config(ca_file, None, floor(record))?;
         Ok(Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?)
+    }
+
+    /// A bundle is open. Only asked while no effect runs.
+    pub fn holds_bundle(&self) -> bool {
+        self.held.try_lock().is_ok_and(|held| held.bundle.is_some())
     }
 
     /// Counts the bytes of the running operation against its budget, earlier runs included.

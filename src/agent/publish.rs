@@ -11,20 +11,20 @@ use super::{Agent, systemd};
 use crate::clock;
 use crate::control::Reply;
 use crate::hub::Document;
-use crate::machine::{Phase, Record};
+use crate::machine::{self, Last, Phase, Record};
 use crate::report::{self, Progress, View};
-use crate::stage::{self, Step};
+use crate::stage::Step;
 
 /// The newest report, for the hub and for those who watch.
 pub struct Publisher {
     pub view: View,
     documents: watch::Sender<Arc<Document>>,
     watchers: Vec<Reply>,
-    /// Generation of the first document that held the newest outcome.
-    outcome: Option<u64>,
-    outcomes: usize,
+    /// The outcome that waits for its acknowledgement, and the first generation that told it.
+    outcome: Option<(Last, u64)>,
     milestone: (String, u64),
-    staging_since: Option<Instant>,
+    /// When this run's staging began, and the percent it began from.
+    staging_since: Option<(Instant, u64)>,
 }
 
 impl Publisher {
@@ -37,21 +37,26 @@ impl Publisher {
             documents,
             watchers: Vec::new(),
             outcome: None,
-            outcomes: 0,
             milestone: (String::new(), 0),
             staging_since: None,
         };
         (publisher, receiver)
     }
 
-    /// The document of this generation, or a later one, told of the newest outcome.
+    /// The document of this generation told the outcome that waits for its acknowledgement.
     pub fn told_outcome(&self, generation: u64) -> bool {
-        self.outcome.is_some_and(|first| generation >= first)
+        self.outcome.as_ref().is_some_and(|(_, first)| generation >= *first)
     }
 
     /// The report of `record` as it stands.
     pub fn body(&self, record: &Record) -> Map<String, Value> {
         report::document(record, &self.view)
+    }
+
+    /// The report for local eyes: the newest outcome, also while the hub still lacks an older one.
+    pub fn local(&self, record: &Record) -> Value {
+        let newest = Record { unreported: 0, ..record.clone() };
+        Value::Object(self.body(&newest))
     }
 
     fn publish(&mut self, record: &Record) {
@@ -67,22 +72,27 @@ impl Publisher {
         self.note_outcome(record, generation);
         let milestone = self.milestone(record);
         systemd::status(&summary(record, &self.view));
-        self.watchers.retain(|watcher| watcher.offer(Ok(Value::Object(body.clone()))));
+        self.tell_watchers(record);
         self.documents.send_replace(Arc::new(Document { body, generation, milestone }));
     }
 
-    fn note_outcome(&mut self, record: &Record, generation: u64) {
-        if !record.unreported {
-            self.outcome = None;
-        } else if self.outcome.is_none() || self.outcomes != record.history.len() {
-            self.outcome = Some(generation);
+    fn tell_watchers(&mut self, record: &Record) {
+        if !self.watchers.is_empty() {
+            let body = self.local(record);
+            self.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
         }
-        self.outcomes = record.history.len();
+    }
+
+    fn note_outcome(&mut self, record: &Record, generation: u64) {
+        let waiting = record.told().filter(|_| record.unreported > 0);
+        if waiting != self.outcome.as_ref().map(|(last, _)| last) {
+            self.outcome = waiting.map(|last| (last.clone(), generation));
+        }
     }
 
     /// Rises when the phase, the outcome or the fitness for updates changed.
     fn milestone(&mut self, record: &Record) -> u64 {
-        let last = record.last().map(|last| (&last.id, last.result, last.finished_at));
+        let last = record.told().map(|last| (&last.id, last.result, last.finished_at));
         let desired = record.desired.as_ref().map(|desired| desired.digest);
         let key = format!("{} {last:?} {desired:?} {:?}", record.phase.name(), self.view.degraded);
         if key != self.milestone.0 {
@@ -98,61 +108,76 @@ impl Agent {
         if !matches!(self.record.phase, Phase::Staging { .. }) {
             self.publisher.staging_since = None;
         }
-        if self.record.phase.is_idle() || matches!(self.record.phase, Phase::Opening { .. }) {
-            self.publisher.view.progress = Progress::default();
-        }
+        self.publisher.view.progress = None;
         let saved = self.saved.clone();
         self.publisher.publish(&saved);
     }
 
-    /// Tells how far staging has come: the hub at each step of ten percent, watchers at each tick.
+    /// Tells how far staging has come: the hub at each step of ten percent, once that is saved, so that no
+    /// restart takes it back; watchers at each tick.
     pub(super) fn publish_progress(&mut self) {
-        if !matches!(self.saved.phase, Phase::Staging { .. }) {
+        let Some(staged) = self.measure() else { return };
+        if report::is_step(self.record.progress, staged) {
+            self.note_progress();
+            if let Err(failure) = self.save() {
+                tracing::warn!(%failure, "the progress is not saved");
+            }
+            return self.publish();
+        }
+        let progress = Progress {
+            staged,
+            downloaded: self.meter.spent().max(self.saved.downloaded),
+            eta_seconds: self.eta(staged.percent),
+        };
+        if self.publisher.view.progress == Some(progress) {
             return;
         }
-        let since = *self.publisher.staging_since.get_or_insert_with(Instant::now);
-        let staged = *self.gateway.progress.borrow();
-        let told = self.publisher.view.progress;
-        let progress = measure(staged, since.elapsed().as_secs_f64(), told);
-        if progress == told {
-            return;
+        self.publisher.view.progress = Some(progress);
+        self.publisher.tell_watchers(&self.saved);
+    }
+
+    /// Takes how far staging has come into the record.
+    pub(super) fn note_progress(&mut self) {
+        if let Some(staged) = self.measure() {
+            self.record.progress = staged;
+            self.record.downloaded = self.meter.spent().max(self.record.downloaded);
         }
-        if progress.step() != told.step() || (told.expected == 0 && progress.expected > 0) {
-            self.publisher.view.progress = progress;
-            self.publish();
-        } else {
-            let view = View { progress, ..self.publisher.view.clone() };
-            let body = Value::Object(report::document(&self.saved, &view));
-            self.publisher.watchers.retain(|watcher| watcher.offer(Ok(body.clone())));
+    }
+
+    /// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
+    /// back, though a survey may be repeated.
+    fn measure(&self) -> Option<machine::Progress> {
+        if !matches!(self.record.phase, Phase::Staging { .. }) {
+            return None;
         }
+        let (staged, told) = (*self.gateway.progress.borrow(), self.record.progress);
+        let (from, share) = match staged.step {
+            Step::Surveying => (0, 5),
+            Step::Writing => (5, 85),
+            Step::ReadingBack => (90, 10),
+        };
+        let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
+        Some(machine::Progress {
+            percent: (from + done).min(100).max(told.percent),
+            expected: staged.expected_download.max(told.expected),
+            reused: staged.reused.max(told.reused),
+        })
+    }
+
+    /// Seconds to the end of staging at this run's pace.
+    fn eta(&mut self, percent: u64) -> Option<u64> {
+        let (since, from) = *self.publisher.staging_since.get_or_insert_with(|| (Instant::now(), percent));
+        let done = percent.checked_sub(from).filter(|done| *done > 0)?;
+        let seconds = since.elapsed().as_secs_f64() / done as f64 * 100u64.saturating_sub(percent) as f64;
+        Some(seconds.ceil() as u64)
     }
 
     /// Sends the whole report to `watcher` now, and again with each change.
     pub(super) fn add_watcher(&mut self, watcher: Reply) {
-        let body = Value::Object(self.publisher.body(&self.saved));
+        let body = self.publisher.local(&self.saved);
         if watcher.offer(Ok(body)) {
             self.publisher.watchers.push(watcher);
         }
-    }
-}
-
-/// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
-/// back, though a survey may be repeated.
-fn measure(staged: stage::Progress, seconds: f64, told: Progress) -> Progress {
-    let (from, share) = match staged.step {
-        Step::Surveying => (0, 5),
-        Step::Writing => (5, 85),
-        Step::ReadingBack => (90, 10),
-    };
-    let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
-    let percent = (from + done).min(100).max(told.percent);
-    let eta = (percent > 0).then(|| (seconds / percent as f64 * (100 - percent) as f64).ceil() as u64);
-    Progress {
-        percent,
-        downloaded: staged.downloaded,
-        expected: staged.expected_download,
-        reused: staged.reused,
-        eta_seconds: eta,
     }
 }
 

@@ -7,13 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use fwupdate::agent::{self, Exit};
-use fwupdate::config::{self, Loaded, Options, Settings};
+use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// Settings that cannot be used: starting again does not help (sysexits.h).
+const EX_CONFIG: u8 = 78;
 /// How long a reboot that was ordered may take to stop this process, before it is ordered again.
 const REBOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// Pause after a reboot command that failed.
@@ -29,13 +31,23 @@ struct Args {
     /// Validate the settings, print what is in effect (secrets masked), and exit
     #[arg(long)]
     check_config: bool,
+    /// Print what the settings add to the sandbox of fwupdate.service, and exit
+    #[arg(long, hide = true, conflicts_with = "check_config")]
+    unit_drop_in: bool,
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(fwupdate::pages::write::<Args>("8"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let args = Args::parse();
     let options = args.config.as_ref().map_or_else(Options::system, Options::file);
     if args.check_config {
         return check_config(&options);
+    }
+    if args.unit_drop_in {
+        return unit_drop_in(&options);
     }
     if let Err(error) = start_logging() {
         eprintln!("fwupdated: no logging: {error:#}");
@@ -45,6 +57,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            match error.is::<ConfigError>() {
+                true => ExitCode::from(EX_CONFIG),
+                false => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// What the generator asks for at boot.
+fn unit_drop_in(options: &Options) -> ExitCode {
+    let board = config::load_board(options).map_err(|error| error.to_string());
+    match board.and_then(|board| agent::drop_in(&board).map_err(|failure| failure.message)) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("fwupdated: {why}");
             ExitCode::FAILURE
         }
     }
@@ -81,6 +111,8 @@ fn start_logging() -> anyhow::Result<()> {
         registry.with(journal.with_field_prefix(None)).try_init()?;
     } else {
         let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
+        // Whoever reads this, a file or a person, reads plain text.
+        let plain = plain.with_ansi(false);
         registry.with(plain).try_init()?;
     }
     Ok(())
@@ -108,7 +140,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         if exit == Exit::Stopped {
             break;
         }
-        let patience = match order_reboot(&settings.policy.reboot_command).await {
+        let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
             Ok(()) => REBOOT_PATIENCE,
             Err(error) => {
                 tracing::error!("the reboot command failed and is tried again: {error:#}");
@@ -117,7 +149,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(patience) => {}
+            () = agent::while_alive(tokio::time::sleep(patience)) => {}
         }
     }
     tracing::info!("fwupdated stops");

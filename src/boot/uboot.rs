@@ -25,6 +25,11 @@ pub struct Uboot {
     config: PathBuf,
 }
 
+/// The devices or files of all copies.
+pub fn places(config: &Path) -> Result<Vec<PathBuf>, BootError> {
+    Ok(config::load(config)?.into_iter().map(|location| location.path).collect())
+}
+
 impl Uboot {
     pub fn new(config: &Path) -> Uboot {
         Uboot { config: config.to_owned() }

@@ -44,6 +44,28 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
     Ok(Loaded { settings, warnings, sources })
 }
 
+/// The part of the settings that the service's sandbox depends on.
+#[derive(Debug)]
+pub struct Board {
+    pub slots: Slots,
+    pub bootloader: Bootloader,
+    pub state: State,
+}
+
+/// Reads the board from the system layers alone: early in boot nothing else is mounted, so that neither
+/// `<state>/conf.d` nor files that other settings name count.
+pub fn load_board(options: &Options) -> Result<Board, ConfigError> {
+    let mut warnings = Vec::new();
+    let mut fragments = vec![Fragment::defaults()?];
+    for (path, layer) in system_layers(options)? {
+        fragments.extend(Fragment::read(&path, layer, &mut warnings)?);
+    }
+    let inputs = Inputs::merge(&fragments)?;
+    require(&inputs, &warnings)?;
+    let state = State { dir: inputs.need_path("state.dir")? };
+    Ok(Board { slots: slots(&inputs)?, bootloader: bootloader(&inputs)?, state })
+}
+
 fn system_layers(options: &Options) -> Result<Vec<(PathBuf, Layer)>, ConfigError> {
     let mut paths: Vec<(PathBuf, Layer)> = Vec::new();
     paths.extend(options.vendor.clone().map(|p| (p, Layer::Trusted)));

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -95,10 +95,15 @@ fn remove_folder(path: &Path) -> io::Result<()> {
 fn bind_private(draft: &Path, path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(draft)?;
     let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid.as_raw());
-    let shared = group.is_some() && chown(draft, None, group).is_ok();
+    let shared = group.is_some_and(|group| give(draft, group).is_ok());
     fs::set_permissions(draft, Permissions::from_mode(if shared { 0o660 } else { 0o600 }))?;
     fs::rename(draft, path)?;
     Ok(listener)
+}
+
+/// Hands the socket to `group`. It has it already where the agent runs in that group: its service may not chown.
+fn give(socket: &Path, group: u32) -> io::Result<()> {
+    if fs::metadata(socket)?.gid() == group { Ok(()) } else { chown(socket, None, Some(group)) }
 }
 
 fn make_room(path: &Path) -> Result<(), ControlError> {

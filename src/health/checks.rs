@@ -56,7 +56,7 @@ fn check(dir: &Path, path: PathBuf) -> Result<Check, HealthError> {
 
 /// Runs one check with a clean environment; it passes by exit code 0 within `limit`.
 pub async fn run(check: &Check, limit: Duration, context: &Context) -> Result<(), Failed> {
-    let finished = match command::run(prepare(check, context), limit, EXCERPT_LIMIT).await {
+    let finished = match command::run(prepare(check, limit, context), limit, EXCERPT_LIMIT).await {
         Ok(finished) => finished,
         Err(source) => {
             return Err(Failed::error(&check.name, &HealthError::Start { path: check.path.clone(), source }));
@@ -70,14 +70,37 @@ pub async fn run(check: &Check, limit: Duration, context: &Context) -> Result<()
     Err(Failed::new(&check.name, why, excerpt(&finished.output)))
 }
 
-fn prepare(check: &Check, context: &Context) -> Command {
-    let mut command = Command::new(&check.path);
+fn prepare(check: &Check, limit: Duration, context: &Context) -> Command {
+    let slot = context.slot.to_string();
+    let variables = [
+        ("FWUPDATE_SLOT", slot.as_str()),
+        ("FWUPDATE_VERSION", context.version.as_str()),
+        ("FWUPDATE_OPERATION", context.operation.as_str()),
+    ];
+    let Some(systemd_run) = &context.systemd.systemd_run else {
+        let mut command = Command::new(&check.path);
+        command.env_clear().env("PATH", PATH).envs(variables).current_dir("/");
+        return command;
+    };
+    in_unit(systemd_run, check, limit, &variables)
+}
+
+/// The check in a transient unit: what is forbidden to the agent does not bind the integrator's code. The unit
+/// ends with the agent; killing systemd-run alone does not end it, so that it has a time limit of its own.
+fn in_unit(systemd_run: &Path, check: &Check, limit: Duration, variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(systemd_run);
     command
-        .env_clear()
-        .env("PATH", PATH)
-        .env("FWUPDATE_SLOT", context.slot.to_string())
-        .env("FWUPDATE_VERSION", &context.version)
-        .env("FWUPDATE_OPERATION", &context.operation)
-        .current_dir("/");
+        .args(["--quiet", "--collect", "--wait", "--pipe", "--service-type=exec"])
+        .arg(format!("--description=Health check {} of a firmware trial", check.name))
+        .arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()))
+        .args(["--property=KillSignal=SIGKILL", "--property=WorkingDirectory=/"])
+        .arg("--property=BindsTo=fwupdate.service")
+        .arg(format!("--setenv=PATH={PATH}"))
+        .args(variables.iter().map(|(name, value)| format!("--setenv={name}={value}")))
+        .arg("--")
+        .arg(&check.path);
+    if std::env::var_os("PATH").is_none() {
+        command.env("PATH", PATH);
+    }
     command
 }

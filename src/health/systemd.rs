@@ -18,13 +18,22 @@ const OUTPUT_LIMIT: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct Systemd {
     pub systemctl: PathBuf,
+    /// Starts each check in a unit of its own, outside the agent's sandbox. `None`: the agent is no service
+    /// itself, and its checks are its children.
+    pub systemd_run: Option<PathBuf>,
     /// Exists on a machine that systemd booted: sd_booted(3).
     pub booted: PathBuf,
 }
 
 impl Default for Systemd {
     fn default() -> Systemd {
-        Systemd { systemctl: "systemctl".into(), booted: "/run/systemd/system".into() }
+        // Set for a service of Type=notify.
+        let service = std::env::var_os("NOTIFY_SOCKET").is_some();
+        Systemd {
+            systemctl: "systemctl".into(),
+            systemd_run: service.then(|| "systemd-run".into()),
+            booted: "/run/systemd/system".into(),
+        }
     }
 }
 
@@ -50,6 +59,11 @@ impl Systemd {
             Some(_) if !state.is_empty() => Ok(Some(state)),
             _ => Err(self.failed(format!("is-active {unit} gave no answer"))),
         }
+    }
+
+    /// Starts a unit, and waits until it was started or could not be.
+    pub async fn start(&self, unit: &str) -> Result<(), HealthError> {
+        self.ask(&["start"], &[unit]).await.map(drop)
     }
 
     /// What `systemctl status` tells of a unit, for the evidence; empty when it tells nothing.

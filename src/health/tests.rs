@@ -23,7 +23,20 @@ case "$1" in
 list-units) cat "$here/failed" ;;
 is-active) state=$(cat "$here/$3"); echo "$state"; [ "$state" = active ] ;;
 status) echo "journal of $6" ;;
+start) echo "$3" >> "$here/started" ;;
 esac
+"#;
+
+/// Does what its options say, and keeps them in the file `units`.
+const SYSTEMD_RUN: &str = r#"#!/bin/sh
+echo "$*" >> "$(dirname "$0")/units"
+clean="env -i"
+while [ "$1" != -- ]; do
+    case "$1" in --setenv=*) clean="$clean ${1#--setenv=}" ;; --property=WorkingDirectory=*) cd "${1##*=}" ;; esac
+    shift
+done
+shift
+exec $clean "$@"
 "#;
 
 impl Gateway {
@@ -46,7 +59,7 @@ impl Gateway {
             version: "1.5.0".into(),
             operation: "op-1".into(),
             baseline: Some(BTreeSet::new()),
-            systemd: Systemd { systemctl, booted: root.path().to_owned() },
+            systemd: Systemd { systemctl, systemd_run: None, booted: root.path().to_owned() },
         };
         Gateway { root, settings, context, cloud: watch::channel(false).0 }
     }
@@ -286,4 +299,53 @@ async fn a_session_that_comes_ends_the_wait_at_once() {
     });
     tokio::time::timeout(Duration::from_secs(60), all).await.expect("waited for the pause").unwrap();
     assert!(matches!(&result[..], [Progress::Failing { check, .. }] if check == "cloud"));
+}
+
+/// The agent as a service under systemd.
+fn service() -> Gateway {
+    let mut gateway = Gateway::new();
+    let systemd_run = gateway.path("systemd-run");
+    write_script(&systemd_run, SYSTEMD_RUN);
+    gateway.context.systemd.systemd_run = Some(systemd_run);
+    fs::write(gateway.path("boot-complete.target"), "active").unwrap();
+    gateway
+}
+
+#[tokio::test]
+async fn a_service_runs_its_checks_in_units_that_end_with_it() {
+    let gateway = service();
+    let log = gateway.path("log").display().to_string();
+    gateway.check(
+        "required.d/10-a",
+        &format!("env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= | sort > {log}; pwd >> {log}"),
+    );
+    gateway.passes().await;
+    let seen = fs::read_to_string(log).unwrap();
+    let expected =
+        format!("FWUPDATE_OPERATION=op-1\nFWUPDATE_SLOT=B\nFWUPDATE_VERSION=1.5.0\nPATH={PATH}\n/\n");
+    assert_eq!(seen, expected);
+    let unit = fs::read_to_string(gateway.path("units")).unwrap();
+    for option in ["--wait", "--collect", "RuntimeMaxSec=60000ms", "BindsTo=fwupdate.service"] {
+        assert!(unit.contains(option), "{unit}");
+    }
+    gateway.check("required.d/10-a", "echo no modem; exit 4");
+    let (failure, _) = gateway.fails(1).await;
+    assert!(failure.message.contains("exit status: 4"), "{}", failure.message);
+    assert_eq!(evidence(&failure), ("required.d/10-a", "no modem\n"));
+}
+
+#[tokio::test]
+async fn what_stands_before_boot_complete_is_a_check() {
+    let gateway = service();
+    fs::write(gateway.path("boot-complete.target"), "inactive").unwrap();
+    let (failure, _) = gateway.fails(2).await;
+    assert_eq!(evidence(&failure).0, "boot-complete.target");
+    fs::write(gateway.path("failed"), "modem.service loaded failed failed A modem\n").unwrap();
+    let (failure, _) = gateway.fails(1).await;
+    assert!(failure.message.contains("it is inactive; failed units: modem.service"), "{}", failure.message);
+    assert_eq!(evidence(&failure).1, "journal of modem.service\n");
+    fs::write(gateway.path("boot-complete.target"), "active").unwrap();
+    gateway.passes().await;
+    let started = fs::read_to_string(gateway.path("started")).unwrap();
+    assert!(started.lines().count() >= 4 && started.lines().all(|line| line == "boot-complete.target"));
 }

@@ -225,7 +225,8 @@ impl Connection {
 
     /// Starts the end: what the hub still lacks gets a short time to leave.
     fn finish(&mut self, session: &mut Session) -> Result<(), End> {
-        if session.ready_at.is_none() {
+        // Before the twin was read there is nothing to report, but a call may wait for its answer.
+        if session.ready_at.is_none() && session.is_idle() {
             return Err(End::Stopped);
         }
         self.adopt_document();

@@ -278,6 +278,22 @@ async fn the_last_report_leaves_before_the_agent_stops() {
 }
 
 #[tokio::test]
+async fn an_answer_leaves_before_the_agent_stops_even_if_the_twin_was_never_read() {
+    let server = Server::start().await;
+    let mut agent = Agent::start(server.cloud(), json!({}));
+    let mut hub = server.accept().await;
+    hub.connack(ConnectReturnCode::Success, false).await;
+    hub.suback(SubscribeReasonCode::Success(QoS::AtLeastOnce)).await;
+    hub.published().await;
+    hub.publish("$iothub/methods/POST/firmwareApprove/?$rid=a1", b"{}").await;
+    agent.call().await.respond(200, json!({}));
+    agent.shutdown.cancel();
+    assert_eq!(hub.published().await.topic, "$iothub/methods/res/200/?$rid=a1");
+    assert_eq!(hub.read().await, Some(Packet::Disconnect));
+    soon(agent.task).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_busy_agent_does_not_hold_up_the_session() {
     let server = Server::start().await;
     let mut agent = Agent::at(server.cloud(), json!({"n": 1}), OffsetDateTime::UNIX_EPOCH, 1);

@@ -1,3 +1,5 @@
+//! The twin client over one connection: what is sent, in which order, and what each answer leads to.
+
 use super::*;
 use serde_json::json;
 

@@ -74,8 +74,10 @@ fn tear<T: Clone>(copies: &mut Copies<T>) {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Agent {
     Starting,
-    /// `copies` of `next` are still to be written before the effect.
+    /// `copies` of `next` are still to be written before the effect; `before` is what the agent goes back to
+    /// when a command's record cannot be saved.
     Saving {
+        before: Option<Box<Record>>,
         next: Record,
         effect: Option<Effect>,
         copies: u8,
@@ -106,11 +108,14 @@ struct World {
     proven: [bool; 2],
     /// Every copy of the record was lost once: the agent may know less than the world.
     amnesia: bool,
+    /// Copies of the record that were lost, torn ones included.
+    record_losses: u8,
     /// A copy of the environment was lost once; every copy was.
     lost: bool,
     lost_env: bool,
-    /// Operations that were asked for.
+    /// Operations that were asked for, and those whose record was saved before their caller was answered.
     asked: u8,
+    accepted: Vec<String>,
     /// What the hub has seen: operation, outcome.
     seen: Vec<(String, Outcome)>,
     /// Commits that really happened.
@@ -159,9 +164,11 @@ impl World {
             budget,
             proven: [true, true],
             amnesia: false,
+            record_losses: 0,
             lost: false,
             lost_env: false,
             asked: 0,
+            accepted: Vec::new(),
             seen: Vec::new(),
             commits: Vec::new(),
         }
@@ -198,8 +205,22 @@ impl World {
 
     /// Feeds an event to the machine; the agent saves what it says, then acts.
     fn feed(&self, record: &Record, event: Event) -> World {
+        let begins = matches!(event, Event::Requested(_) | Event::RollbackRequested(_));
         let (next, effect) = step(record, &self.boot(), event);
-        self.then(|world| world.agent = Some(Agent::Saving { next, effect, copies: 2 }))
+        // What is durable already is not saved again.
+        let saved = self.record.iter().all(|copy| copy.as_ref() == Some(&next));
+        self.then(|world| {
+            world.agent = Some(match effect {
+                Some(effect) if saved => Agent::Acting { record: next, effect, done: 0 },
+                None if saved => Agent::Waiting { record: next },
+                effect => Agent::Saving {
+                    before: begins.then(|| Box::new(record.clone())),
+                    next,
+                    effect,
+                    copies: 2,
+                },
+            });
+        })
     }
 
     fn write_env(&mut self, env: BootEnv) {
@@ -267,7 +288,7 @@ impl World {
         let mut next = match &self.agent {
             None => self.firmware(),
             Some(Agent::Starting) => vec![self.load()],
-            Some(Agent::Saving { next, effect, copies }) => self.save(next, effect, *copies),
+            Some(Agent::Saving { before, next, effect, copies }) => self.save(before, next, effect, *copies),
             Some(Agent::Acting { record, effect, done }) => self.act(record, effect, *done),
             Some(Agent::Waiting { record }) => self.wait(record),
         };
@@ -288,11 +309,26 @@ impl World {
         world.feed(&record, Event::Started)
     }
 
-    fn save(&self, next: &Record, effect: &Option<Effect>, copies: u8) -> Vec<World> {
+    fn save(
+        &self,
+        before: &Option<Box<Record>>,
+        next: &Record,
+        effect: &Option<Effect>,
+        copies: u8,
+    ) -> Vec<World> {
         let saved = self.then(|world| {
             write(&mut world.record, next.clone());
+            if let (1, Phase::Opening { operation }) = (copies, &next.phase) {
+                world.accepted.push(operation.id.clone());
+                world.accepted.dedup();
+            }
             world.agent = Some(match (copies, effect) {
-                (2, _) => Agent::Saving { next: next.clone(), effect: effect.clone(), copies: 1 },
+                (2, _) => Agent::Saving {
+                    before: before.clone(),
+                    next: next.clone(),
+                    effect: effect.clone(),
+                    copies: 1,
+                },
                 (_, Some(effect)) => Agent::Acting { record: next.clone(), effect: effect.clone(), done: 0 },
                 (_, None) => Agent::Waiting { record: next.clone() },
             });
@@ -300,10 +336,14 @@ impl World {
         let mut worlds = vec![saved];
         let torn = |world: &mut World| {
             tear(&mut world.record);
+            world.record_losses += 1;
             world.agent = None;
         };
         worlds.extend(self.fault(|b| &mut b.cuts).map(|world| world.then(torn)));
-        worlds.extend(self.fault(|b| &mut b.failures).map(|world| world.unsaved(next, effect)));
+        worlds.extend(self.fault(|b| &mut b.failures).map(|world| match before {
+            Some(before) => world.then(|w| w.agent = Some(Agent::Waiting { record: (**before).clone() })),
+            None => world.unsaved(next, effect),
+        }));
         worlds
     }
 
@@ -317,7 +357,7 @@ impl World {
             world.agent = Some(match effect {
                 Some(effect) => Agent::Acting { record: next.clone(), effect: effect.clone(), done: 0 },
                 // The driver goes on trying to save, and reports nothing until it could.
-                None => Agent::Saving { next: next.clone(), effect: None, copies: 2 },
+                None => Agent::Saving { before: None, next: next.clone(), effect: None, copies: 2 },
             });
         })
     }
@@ -350,6 +390,9 @@ impl World {
         if record.phase.operation().is_some() {
             let cancelled = Failure::new(Code::Cancelled, "cancelled");
             let cancel = |world: World| world.feed(record, Event::Abandoned(cancelled));
+            // Once armed it changes nothing, and the effect under way is not disturbed.
+            let disturbed = step(record, &self.boot(), Event::Abandoned(Failure::new(Code::Cancelled, "")));
+            assert!(record.phase.can_cancel() || disturbed == (record.clone(), None), "cancelled when armed");
             let possible = record.phase.can_cancel();
             worlds.extend(self.fault(|b| &mut b.cancels).filter(|_| possible).map(cancel));
         }
@@ -419,6 +462,9 @@ impl World {
         let primary = newest(&self.env).map(|env| env.primary);
         if self.budget_untouched_env() {
             assert_ne!(Some(plan.target), primary, "the primary slot would be written");
+            let env = newest(&self.env);
+            let named = env.is_some_and(|env| env.trial.is_some() || env.fallback == Some(plan.target));
+            assert!(!named, "a slot that the environment names would be written");
         }
         self.slots[index(plan.target)] = content;
         self.proven[index(plan.target)] = false;
@@ -447,7 +493,7 @@ impl World {
     /// Nothing to do: commands come in, reports go out.
     fn wait(&self, record: &Record) -> Vec<World> {
         let mut worlds = Vec::new();
-        if record.unreported {
+        if record.unreported > 0 {
             let delivered = self.deliver(record);
             worlds.push(delivered.feed(record, Event::Acknowledged));
             // The hub has it, its answer is lost; or the report itself is.
@@ -469,8 +515,8 @@ impl World {
 
     /// The hub sees the newest outcome, and remembers what it saw before.
     fn deliver(&self, record: &Record) -> World {
-        let last = record.last().expect("an outcome is unreported");
-        let durable = self.record.iter().flatten().any(|copy| copy.last() == Some(last));
+        let last = record.told().expect("an outcome is unreported");
+        let durable = self.record.iter().flatten().any(|copy| copy.history.contains(last));
         assert!(durable || self.budget.losses == 0 || self.amnesia, "reported before it was saved");
         let truth = self.commits.contains(&last.id);
         match last.result {
@@ -479,7 +525,9 @@ impl World {
             Outcome::Failed | Outcome::RolledBack => {
                 let there = Content::New(last.id.parse().unwrap_or(0)) == self.slot(self.booted);
                 let degraded = last.error.as_ref().is_some_and(|e| e.message.contains("did not return"));
-                assert!(!there || degraded, "failure reported from the new slot: {last:?}");
+                // Told late, after something else happened, it is still the truth about its operation.
+                let late = record.unreported > 1;
+                assert!(!there || degraded || late, "failure reported from the new slot: {last:?}");
             }
             Outcome::Unknown => {}
         }
@@ -499,7 +547,12 @@ impl World {
         let mut worlds = Vec::new();
         for copy in 0..2 {
             if self.record[copy].is_some() {
-                worlds.extend(self.fault(|b| &mut b.losses).map(|w| w.then(|w| w.record[copy] = None)));
+                worlds.extend(self.fault(|b| &mut b.losses).map(|world| {
+                    world.then(|w| {
+                        w.record[copy] = None;
+                        w.record_losses += 1;
+                    })
+                }));
             }
             if self.env[copy].is_some() {
                 worlds.extend(self.fault(|b| &mut b.losses).map(|world| {
@@ -517,7 +570,7 @@ impl World {
     /// Nothing is under way, and nothing waits to be told.
     fn settled(&self) -> bool {
         match &self.agent {
-            Some(Agent::Waiting { record }) => record.phase.is_idle() && !record.unreported,
+            Some(Agent::Waiting { record }) => record.phase.is_idle() && record.unreported == 0,
             _ => false,
         }
     }
@@ -623,6 +676,10 @@ fn comes_to_rest(world: &World, safe: &mut HashSet<u128>) {
             continue;
         }
         if world.settled() {
+            let told = |id: &String| world.seen.iter().any(|(seen, _)| seen == id);
+            let all = world.accepted.iter().all(told);
+            // One lost copy loses no operation; two may, although not at the same time.
+            assert!(all || world.record_losses > 1, "no outcome was reported of one of {:?}", world.accepted);
             assert_ne!(world.slot(world.booted), Content::Broken);
             safe.extend(path);
             return;
@@ -660,30 +717,31 @@ fn explore_all(name: &str, mut budget: Budget) {
 
 #[test]
 fn one_update_with_cuts_and_restarts() {
-    explore_all("cuts and restarts", Budget { cuts: 3, restarts: 1, silences: 1, ..NONE });
+    explore_all("cuts and restarts", Budget { cuts: 2, restarts: 1, silences: 1, ..NONE });
 }
 
 #[test]
 fn one_update_with_failures() {
-    explore_all("failures", Budget { failures: 2, cuts: 1, restarts: 1, cancels: 1, silences: 1, ..NONE });
+    explore_all("failures and cuts", Budget { failures: 2, cuts: 1, ..NONE });
+    explore_all("failures and restarts", Budget { failures: 2, restarts: 1, ..NONE });
 }
 
 #[test]
 fn one_update_with_losses() {
-    explore_all("losses", Budget { losses: 2, cuts: 2, silences: 1, ..NONE });
+    explore_all("losses", Budget { losses: 2, cuts: 1, ..NONE });
 }
 
 #[test]
 fn one_update_cancelled_at_every_phase() {
-    explore_all("cancels", Budget { cancels: 1, cuts: 2, restarts: 1, silences: 1, ..NONE });
+    explore_all("cancels", Budget { cancels: 1, cuts: 1, restarts: 1, silences: 1, ..NONE });
 }
 
 #[test]
 fn two_updates_in_a_row() {
-    explore_all("two updates", Budget { requests: 2, cuts: 1, failures: 1, silences: 1, ..NONE });
+    explore_all("two updates", Budget { requests: 2, cuts: 1, failures: 1, ..NONE });
 }
 
 #[test]
 fn rollbacks_on_request() {
-    explore_all("rollback", Budget { rollbacks: 1, cuts: 1, failures: 1, silences: 1, ..NONE });
+    explore_all("rollback", Budget { rollbacks: 1, cuts: 1, failures: 1, ..NONE });
 }

@@ -12,11 +12,12 @@ pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
         Event::Started | Event::Rebuilt => super::start::start(record, boot),
         Event::Requested(operation) => requested(record, *operation),
         Event::RollbackRequested(plan) => rollback_requested(record, boot, *plan),
+        Event::Desired { desired, operation } => desired_section(record, desired, operation),
         Event::Opened(plan) => opened(record, boot, *plan),
         Event::Failed(failure) => failed(record, boot, failure),
         Event::Abandoned(failure) => abandoned(record, boot, failure),
         Event::SaveFailed(failure) => save_failed(record, boot, failure),
-        Event::Acknowledged => with(record, |next| next.unreported = false),
+        Event::Acknowledged => with(record, |next| next.unreported = next.unreported.saturating_sub(1)),
         event => advanced(record, boot, event),
     }
 }
@@ -57,8 +58,22 @@ fn requested(record: &Record, operation: Operation) -> Step {
     }
     let (mut next, effect) =
         enter(record, Phase::Opening { operation: operation.clone() }, Effect::Open(operation));
+    next.supersede_desired();
     next.downloaded = 0;
+    next.progress = Progress::default();
     next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };
+    (next, effect)
+}
+
+/// Section and operation are remembered at once, so that no power cut makes the section act twice.
+fn desired_section(record: &Record, desired: Option<Desired>, operation: Option<Box<Operation>>) -> Step {
+    let Some(operation) = operation else { return with(record, |next| next.desired = desired) };
+    if !record.phase.is_idle() {
+        return (record.clone(), None);
+    }
+    let desired = desired.map(|desired| Desired { operation: Some(operation.id.clone()), ..desired });
+    let (mut next, effect) = requested(record, *operation);
+    next.desired = desired;
     (next, effect)
 }
 
@@ -68,7 +83,9 @@ fn rollback_requested(record: &Record, boot: &Boot, plan: Plan) -> Step {
         return (record.clone(), None);
     }
     let (mut next, effect) = arm(record, boot, plan, true);
+    next.supersede_desired();
     next.downloaded = 0;
+    next.progress = Progress::default();
     next.times.download_complete = None;
     (next, effect)
 }

@@ -148,7 +148,8 @@ class Checks:
             print(f"ok      {name}", flush=True)
 
     def verdict(self):
-        print(f"{self.passed} passed, {self.failed} failed", flush=True)
+        verdict = "ok" if self.failed == 0 else "FAILED"
+        print(f"test result: {verdict}. {self.passed} passed; {self.failed} failed", flush=True)
         return 0 if self.failed == 0 and self.passed > 0 else 1
 
 

@@ -9,8 +9,9 @@ import sys
 
 from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message, MethodResponse, ProxyOptions, X509
 from azure.iot.device.exceptions import ClientError, CredentialError
-from azure.iot.hub import IoTHubRegistryManager
+from azure.iot.hub import IoTHubJobManager, IoTHubRegistryManager
 from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification, Twin, TwinProperties
+from azure.iot.hub.protocol.models import JobRequest
 from msrest.exceptions import HttpOperationError
 
 from harness import Box, Checks, Hub, PortProxy, equal, eventually
@@ -143,6 +144,44 @@ def answers_a_method(scene):
     method = CloudToDeviceMethod(method_name="firmwareUpdate", payload={"fwPackageUri": "https://x/y"})
     answer = scene.service.invoke_device_method("gateway", method)
     equal((answer.status, answer.payload), (200, {"name": "firmwareUpdate", "got": {"fwPackageUri": "https://x/y"}}))
+
+
+def a_job_calls_a_method_on_selected_devices(scene):
+    jobs = IoTHubJobManager.from_connection_string(scene.hub.service)
+    method = CloudToDeviceMethod(method_name="firmwareUpdate", payload={"n": 1}, response_timeout_in_seconds=30)
+    request = JobRequest(
+        job_id="call",
+        type="scheduleDeviceMethod",
+        cloud_to_device_method=method,
+        query_condition="deviceId IN ['gateway', 'page-1']",
+        max_execution_time_in_seconds=60,
+    )
+    equal(jobs.create_scheduled_job("call", request).job_id, "call")
+    job = eventually(lambda: (lambda job: job.status == "completed" and job)(jobs.get_scheduled_job("call")))
+    counts = job.device_job_statistics
+    equal((counts.device_count, counts.succeeded_count, counts.failed_count), (2, 1, 1))
+    query = QuerySpecification(query="SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'call'")
+    rows = scene.service.protocol.query.get_twins(query, raw=True).response.json()
+    answer = rows[0]["outcome"]["deviceMethodResponse"]
+    equal((rows[0]["deviceId"], answer["status"], answer["payload"]["got"]), ("gateway", 200, {"n": 1}))
+    equal((rows[1]["deviceId"], rows[1]["error"]["code"]), ("page-1", "404103"))
+
+
+def a_job_that_is_scheduled_is_listed_and_cancelled(scene):
+    jobs = IoTHubJobManager.from_connection_string(scene.hub.service)
+    request = JobRequest(
+        job_id="later",
+        type="scheduleUpdateTwin",
+        update_twin=Twin(etag="*", tags={"late": True}),
+        query_condition="*",
+        start_time="2999-01-01T00:00:00Z",
+    )
+    equal(jobs.create_scheduled_job("later", request).status, "scheduled")
+    listed = jobs.query_scheduled_jobs("scheduleUpdateTwin", "scheduled").items
+    equal([job["jobId"] for job in listed], ["later"])
+    jobs.cancel_scheduled_job("later")
+    equal(jobs.get_scheduled_job("later").status, "cancelled")
+    equal(service_error(lambda: jobs.get_scheduled_job("none"))[0], 404)
 
 
 def the_device_s_own_status_is_passed_on(scene):
@@ -288,6 +327,8 @@ CHECKS = [
     refuses_a_twin_that_is_too_large,
     a_method_timeout_out_of_range_is_refused,
     answers_a_method,
+    a_job_calls_a_method_on_selected_devices,
+    a_job_that_is_scheduled_is_listed_and_cancelled,
     the_device_s_own_status_is_passed_on,
     a_device_that_does_not_answer_is_a_timeout,
     the_device_gets_its_twin,

@@ -92,6 +92,10 @@ struct Answer {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(fwupdate::pages::write::<Args>("1"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let args = Args::parse();
     match run(args.command).and_then(|answer| print(&answer, args.json)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,2 +1,127 @@
-//! To be written.
-fn main() {}
+//! `fwupdate-cloud`: what an operator, or a pipeline, does with a hub's gateways from afar.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 refused, 4 the hub or the gateway cannot be reached. Errors are one
+//! sentence on stderr, or `{"error":{"code","message"}}` with `--json`.
+
+mod args;
+mod error;
+mod rollout;
+mod service;
+// Both programs show the same documents, and alike; this one does not show all of them.
+#[allow(dead_code)]
+#[path = "../fwupdatectl/show.rs"]
+mod show;
+mod watch;
+
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::Value;
+
+use crate::args::{Args, Command, Invoke, Rollout};
+use crate::error::Error;
+use crate::service::Service;
+use crate::watch::{Style, Watch};
+
+fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(fwupdate::pages::write::<Args>("1"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = if args.json { error.json() } else { error.sentence() };
+            // Nobody is left to tell when stderr is closed too.
+            drop(writeln!(std::io::stderr(), "{text}"));
+            error.exit().into()
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Error> {
+    let file = args.connection_string_file.as_deref().ok_or_else(|| {
+        Error::Usage(
+            "--connection-string-file is missing: name a file with a service connection string".into(),
+        )
+    })?;
+    let service = Service::open(file, args.ca.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(perform(args, &service))
+}
+
+async fn perform(args: &Args, service: &Service) -> Result<(), Error> {
+    match &args.command {
+        Command::Invoke(invoke) => self::invoke(args, service, invoke).await,
+        Command::Watch(asked) => follow(args, service, &asked.device, asked.operation_id.clone()).await,
+        Command::Rollout(asked) => self::rollout(args, service, asked).await,
+        Command::Twin { device } => twin(args, service, device).await,
+    }
+}
+
+async fn invoke(args: &Args, service: &Service, invoke: &Invoke) -> Result<(), Error> {
+    let payload = Value::Object(invoke.update.payload());
+    let (connect, response) =
+        (Duration::from_secs(invoke.connect_timeout), Duration::from_secs(invoke.response_timeout));
+    let answer = service.invoke(&invoke.device, "firmwareUpdate", payload, connect, response).await?;
+    if answer.status != 200 {
+        return Err(Error::of_gateway(answer.status, &answer.payload));
+    }
+    let id = answer.payload.get("operationId").and_then(Value::as_str).map(str::to_owned);
+    if invoke.watch {
+        let id = id.ok_or_else(|| Error::failed("Internal", "the gateway names no operation to watch"))?;
+        return follow(args, service, &invoke.device, Some(id)).await;
+    }
+    if args.json {
+        return print(&format!("{:#}\n", answer.payload));
+    }
+    print(&format!("Accepted (operation {}).\n", id.as_deref().unwrap_or("-")))
+}
+
+async fn follow(args: &Args, service: &Service, device: &str, id: Option<String>) -> Result<(), Error> {
+    let style = match args.json {
+        true => Style::Json,
+        false if std::io::stdout().is_terminal() => Style::Bar,
+        false => Style::Lines,
+    };
+    let last = Watch { service, device, style }.until_done(id, &mut std::io::stdout()).await?;
+    match last.get("result").and_then(Value::as_str) {
+        Some("committed") => Ok(()),
+        _ => Err(Error::of_outcome(&last)),
+    }
+}
+
+async fn rollout(args: &Args, service: &Service, asked: &Rollout) -> Result<(), Error> {
+    let made = || format!("fwupdate-{:016x}", fastrand::u64(..));
+    let id = asked.update.operation_id().map_or_else(made, str::to_owned);
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    {
+        return Err(Error::Usage("--operation-id names the job: 1 to 64 letters, digits and dashes".into()));
+    }
+    let job = service.order_job(&id, rollout::order(&id, asked)).await?;
+    if asked.watch {
+        return rollout::follow(service, &id, args.json, &mut std::io::stdout()).await;
+    }
+    if args.json { print(&format!("{job:#}\n")) } else { Ok(rollout::ordered(&id, &mut std::io::stdout())?) }
+}
+
+async fn twin(args: &Args, service: &Service, device: &str) -> Result<(), Error> {
+    let twin = service.twin(device).await?;
+    if args.json {
+        return print(&format!("{twin:#}\n"));
+    }
+    let connection = twin.get("connectionState").and_then(Value::as_str).unwrap_or("unknown");
+    let reported = twin.pointer("/properties/reported").unwrap_or(&Value::Null);
+    print(&format!("{:<10}{device}, {}\n{}", "Gateway", connection.to_lowercase(), show::status(reported)))
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

@@ -14,6 +14,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(fwupdate::pages::write::<args::Args>("8"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let args = args::Args::parse();
     let mut stdout = std::io::stdout();
     match run::run(&args, &mut stdout).and_then(|code| Ok(stdout.flush().map(|()| code)?)) {

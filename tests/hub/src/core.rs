@@ -13,9 +13,11 @@ use tokio_util::task::TaskTracker;
 use crate::error::{HubError, Kind};
 use crate::faults::Faults;
 use crate::history::History;
+use crate::jobs::Jobs;
 use crate::live::{Live, Message};
 use crate::methods::Calls;
 use crate::mqtt::topics;
+use crate::query::Query;
 use crate::registry::{Entry, Identity, Registry};
 use crate::{clock, lock};
 
@@ -34,6 +36,7 @@ pub struct Core {
     pub calls: Calls,
     pub faults: Faults,
     pub history: History,
+    pub jobs: Jobs,
     /// The service policy `iothubowner`'s key, base64.
     pub service_key: String,
     /// The folder under `/files/`.
@@ -156,6 +159,19 @@ impl Core {
             map.insert("moduleId".into(), json!(module));
         }
         document
+    }
+
+    /// The devices that a query selects, by id.
+    pub fn select(&self, query: &Query) -> Result<Vec<String>, HubError> {
+        let mut registry = lock(&self.registry);
+        let devices = registry.list()?.into_iter().filter(|identity| identity.module.is_none());
+        let mut found = Vec::new();
+        for identity in devices {
+            if query.matches(&self.twin_document(registry.get(&identity)?)) {
+                found.push(identity.device);
+            }
+        }
+        Ok(found)
     }
 
     pub fn connection_state(&self, identity: &Identity) -> &'static str {

@@ -344,6 +344,7 @@ fn read_grub(path: &Path) -> io::Result<Option<Loaded>> {
 }
 
 /// A variable as the firmware would read it now; empty when it is not set, `None` when the environment is lost.
+#[allow(dead_code)]
 pub fn variable(environment: &Environment, name: &str) -> io::Result<Option<String>> {
     Ok(Loaded::read(environment)?.map(|loaded| loaded.variable(name)))
 }

@@ -10,8 +10,9 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -122,6 +123,17 @@ impl Gateway {
         Ok(Gateway { agent, dir, machine, device, reboots, process, booted, power_ons })
     }
 
+    /// Puts the slots on block devices, such as loop devices over the slots' files. The agent then sees the kernel's
+    /// own `/sys`.
+    pub fn use_devices(&mut self, devices: [PathBuf; 2]) -> Result<()> {
+        let [a, b] = devices.each_ref().map(|device| format!("{:?}", device.display().to_string()));
+        let text = format!("[slots]\na.device = {a}\nb.device = {b}\n\n[system]\nsys = \"/sys\"\n");
+        fs::write(self.dir.join("state/conf.d/40-devices.toml"), text)?;
+        self.machine.slots = devices;
+        self.machine.sys = PathBuf::from("/sys");
+        Ok(())
+    }
+
     /// Switches the gateway on: the firmware chooses a slot and the agent is started.
     pub fn power_on(&mut self) -> Result<Outcome> {
         let outcome = self.firmware(None)?;
@@ -190,22 +202,39 @@ impl Gateway {
 
     /// An orderly reboot: SIGTERM, then the firmware.
     pub async fn reboot(&mut self) -> Result<Outcome> {
-        self.shut_down().await?;
+        self.stop_agent().await?;
         self.power_on()
     }
 
     /// SIGTERM, and waits until the agent is gone; an error if it does not end well.
     pub async fn shut_down(&mut self) -> Result<()> {
-        let Some(mut child) = self.process.take() else { return Ok(()) };
+        match self.terminate().await? {
+            Some(status) if !status.success() => {
+                bail!("the agent ended with {status}; see {}", self.log_path().display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, also for an agent that may just have been started: one that does not listen to signals yet dies of
+    /// it, which systemd, too, takes for a good end.
+    pub async fn stop_agent(&mut self) -> Result<()> {
+        match self.terminate().await? {
+            Some(status) if !status.success() && status.signal() != Some(Signal::SIGTERM as i32) => {
+                bail!("the agent ended with {status}; see {}", self.log_path().display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How the agent ended on SIGTERM; `None` if there was none.
+    async fn terminate(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(mut child) = self.process.take() else { return Ok(None) };
         if let Some(pid) = child.id() {
             kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
         }
-        let status =
-            timeout(SHUTDOWN, child.wait()).await.context("the agent does not stop on SIGTERM")??;
-        if !status.success() {
-            bail!("the agent ended with {status}; see {}", self.log_path().display());
-        }
-        Ok(())
+        let ended = timeout(SHUTDOWN, child.wait()).await;
+        Ok(Some(ended.context("the agent does not stop on SIGTERM")??))
     }
 
     /// Waits until the agent asks for a reboot; the caller performs it. An error if the agent ends instead.

@@ -14,6 +14,7 @@ use crate::core::{Core, Tasks, Write};
 use crate::error::HubError;
 use crate::faults::Faults;
 use crate::history::{History, ReportedPatch, Telemetry, Witness};
+use crate::jobs::Jobs;
 use crate::live::Live;
 use crate::methods::{self, Answer, Call, Calls};
 use crate::registry::{Credentials, Entry, Identity, Registry};
@@ -75,6 +76,7 @@ impl Hub {
             calls: Calls::default(),
             faults: Faults::default(),
             history: History::default(),
+            jobs: Jobs::default(),
             service_key: setup.service_key.clone(),
             www: options.www,
             tasks: Tasks::default(),
@@ -152,6 +154,15 @@ impl Hub {
         let text = device_connection_string(&self.setup.host, &entry);
         lock(&self.core.registry).create(entry)?;
         Ok(text)
+    }
+
+    /// Deletes a device and registers it again with the same keys: its twin is empty then.
+    pub fn remake_device(&self, id: &str) -> Result<(), HubError> {
+        let identity = Identity::device(id);
+        let credentials = self.core.entry(&identity)?.credentials;
+        self.core.remove(&identity, None)?;
+        lock(&self.core.registry).create(Entry::new(identity, credentials))?;
+        Ok(())
     }
 
     pub fn device_connection_string(&self, id: &str) -> Result<String, HubError> {

@@ -30,6 +30,12 @@ enum What {
         #[command(subcommand)]
         what: Device,
     },
+    /// Four updates of a simulated gateway, told while they happen; the exit status is the verdict.
+    Demo {
+        /// Folder of fwupdated and fwupdate-bundle; without it, where this program lies.
+        #[arg(long, value_name = "FOLDER")]
+        programs: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -80,8 +86,9 @@ enum Device {
 }
 
 fn main() -> ExitCode {
-    start_log();
-    match run(Command::parse().what) {
+    let what = Command::parse().what;
+    start_log(default_filter(&what));
+    match run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fwupdate-hub: {error:#}");
@@ -91,17 +98,35 @@ fn main() -> ExitCode {
 }
 
 /// To stderr; `RUST_LOG` chooses what.
-fn start_log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "fwupdate_hub=info".into());
+fn start_log(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+}
+
+/// The demo tells its own story.
+fn default_filter(what: &What) -> &'static str {
+    match what {
+        What::Demo { .. } => "off",
+        _ => "fwupdate_hub=info",
+    }
 }
 
 fn run(what: What) -> Result<()> {
     match what {
         What::Serve(options) => serve(options),
         What::Device { what } => device(what),
+        What::Demo { programs } => demo(programs),
     }
+}
+
+#[tokio::main]
+async fn demo(programs: Option<PathBuf>) -> Result<()> {
+    let programs = match programs {
+        Some(programs) => programs,
+        None => std::env::current_exe()?.parent().context("this program lies in no folder")?.to_owned(),
+    };
+    fwupdate_hub::demo::run(&programs).await
 }
 
 #[tokio::main]

@@ -14,7 +14,7 @@ const DEPTH: usize = 64;
 /// What is wrong with a query's text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    #[error("only `SELECT * FROM devices [WHERE ..]` is imitated")]
+    #[error("only `SELECT * FROM devices [WHERE ..]` and `FROM devices.jobs` are imitated")]
     NotImitated,
     #[error("the query ends where {0} is expected")]
     Ends(&'static str),
@@ -30,9 +30,18 @@ pub enum QueryError {
     TooDeep,
 }
 
+/// What is queried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Devices,
+    /// `devices.jobs`: each device's part of each job.
+    Jobs,
+}
+
 /// A parsed query.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
+    source: Source,
     condition: Option<Condition>,
 }
 
@@ -79,19 +88,30 @@ enum Function {
 impl Query {
     pub fn parse(text: &str) -> Result<Query, QueryError> {
         let mut parser = Parser { tokens: tokens(text)?.into_iter().peekable(), depth: 0 };
-        let head = ["select", "*", "from", "devices"];
+        let head = ["select", "*", "from"];
         if !head.iter().all(|word| parser.take_word(word)) {
             return Err(QueryError::NotImitated);
         }
+        let source = if parser.take_word("devices") {
+            Source::Devices
+        } else if parser.take_word("devices.jobs") {
+            Source::Jobs
+        } else {
+            return Err(QueryError::NotImitated);
+        };
         let condition = if parser.take_word("where") { Some(parser.either()?) } else { None };
         match parser.tokens.next() {
-            None => Ok(Query { condition }),
+            None => Ok(Query { source, condition }),
             Some(_) if condition.is_none() => Err(QueryError::NotImitated),
             Some(token) => Err(unexpected("the end", &token)),
         }
     }
 
-    /// Whether a twin, as REST shows it, is selected.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Whether a twin or a row, as REST shows it, is selected.
     pub fn matches(&self, twin: &Value) -> bool {
         self.condition.as_ref().is_none_or(|condition| condition.holds(twin) == Some(true))
     }
@@ -399,7 +419,10 @@ fn operand(token: Token) -> Result<Operand, QueryError> {
     match token {
         Token::Literal(value) => Ok(Operand::Literal(value)),
         Token::Word(path) => {
-            let path = path.strip_prefix("devices.").unwrap_or(&path);
+            let path = ["devices.jobs.", "devices."]
+                .iter()
+                .find_map(|prefix| path.strip_prefix(prefix))
+                .unwrap_or(&path);
             Ok(Operand::Path(path.split('.').map(str::to_owned).collect()))
         }
         Token::Sign(_) => Err(unexpected("a property or a value", &token)),

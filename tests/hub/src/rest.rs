@@ -4,6 +4,7 @@ mod admin;
 mod cut;
 pub mod devices;
 mod files;
+mod jobs;
 mod service;
 mod twins;
 
@@ -52,7 +53,9 @@ pub fn router(core: Arc<Core>) -> Router {
         )
         .route("/twins/{device}/modules/{module}/methods", post(twins::invoke_module))
         .route("/statistics/{*rest}", any(service::not_imitated))
-        .route("/jobs/{*rest}", any(service::not_imitated))
+        .route("/jobs/v2/query", get(jobs::query))
+        .route("/jobs/v2/{id}", get(jobs::get).put(jobs::put))
+        .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
         .route("/configurations", any(service::not_imitated))
         .route("/configurations/{*rest}", any(service::not_imitated))
         .route("/messages/{*rest}", any(service::not_imitated))

@@ -15,7 +15,7 @@ use crate::core::{Core, Write};
 use crate::error::{HubError, Kind};
 use crate::lock;
 use crate::methods::{self, Call};
-use crate::query::Query;
+use crate::query::{Query, Source};
 use crate::registry::Identity;
 
 type Answer = Result<Json<Value>, HubError>;
@@ -96,7 +96,7 @@ async fn call(core: &Core, identity: &Identity, body: &[u8]) -> Answer {
     Ok(Json(json!({"status": answer.status, "payload": answer.payload})))
 }
 
-fn read_call(body: &Value) -> Result<Call, HubError> {
+pub(super) fn read_call(body: &Value) -> Result<Call, HubError> {
     let invalid = |message: &str| HubError::new(Kind::ArgumentInvalid, message);
     let name = body.get("methodName").and_then(Value::as_str).filter(|name| !name.is_empty());
     let mut call =
@@ -141,11 +141,14 @@ pub async fn query(
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let most = page_size(header("x-ms-max-item-count"))?;
     let after = continuation(header("x-ms-continuation"))?;
-    let mut found = matching(&core, &query, after.as_deref(), most + 1)?;
+    let (kind, mut found) = match query.source() {
+        Source::Devices => ("Twin", matching(&core, &query, after.as_deref(), most + 1)?),
+        Source::Jobs => ("DeviceJob", job_rows(&core, &query, after.as_deref(), most + 1)),
+    };
     let more = found.len() > most;
     found.truncate(most);
-    let last = found.last().and_then(|twin| twin.get("deviceId")).and_then(Value::as_str).map(str::to_owned);
-    let mut response = ([("x-ms-item-type", "Twin")], Json(found)).into_response();
+    let last = found.last().map(|row| place(query.source(), row));
+    let mut response = ([("x-ms-item-type", kind)], Json(found)).into_response();
     if let Some(token) =
         last.filter(|_| more).and_then(|id| data_encoding::BASE64.encode(id.as_bytes()).parse().ok())
     {
@@ -171,6 +174,22 @@ fn matching(core: &Core, query: &Query, after: Option<&str>, most: usize) -> Res
         }
     }
     Ok(found)
+}
+
+fn job_rows(core: &Core, query: &Query, after: Option<&str>, most: usize) -> Vec<Value> {
+    let mut rows = core.jobs.rows();
+    rows.retain(|row| query.matches(row) && after.is_none_or(|after| *place(Source::Jobs, row) > *after));
+    rows.truncate(most);
+    rows
+}
+
+/// What rows are ordered by: a page ends after it, the next begins.
+fn place(source: Source, row: &Value) -> String {
+    let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
+    match source {
+        Source::Devices => text("deviceId").to_owned(),
+        Source::Jobs => format!("{}/{}", text("jobId"), text("deviceId")),
+    }
 }
 
 fn page_size(header: Option<&str>) -> Result<usize, HubError> {

@@ -1,0 +1,3 @@
+if [ $1 -ge 1 ] && [ -d /run/systemd/system ]; then
+    systemctl try-restart fwupdate.service || :
+fi

@@ -1,0 +1,170 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use serde_json::{Map, Value};
+
+/// Updates gateways through Azure IoT Hub, or its local stand-in.
+///
+/// Exit status: 0 done, 1 failed, 2 usage, 3 refused, 4 the hub or the gateway cannot be reached.
+#[derive(Debug, Parser)]
+#[command(name = "fwupdate-cloud", version)]
+pub struct Args {
+    /// File with a service connection string: HostName=...;SharedAccessKeyName=...;SharedAccessKey=...
+    #[arg(long, value_name = "FILE", global = true)]
+    pub connection_string_file: Option<PathBuf>,
+    /// PEM file of a certificate authority to trust beside the system's.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub ca: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start an update on one gateway by the direct method firmwareUpdate.
+    Invoke(Invoke),
+    /// Follow an update to its outcome; the exit status is the outcome.
+    Watch(Watch),
+    /// Start an update on all gateways that a query selects, by a job of IoT Hub.
+    Rollout(Rollout),
+    /// Show what a gateway reports.
+    Twin {
+        #[arg(value_name = "DEVICE")]
+        device: String,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Invoke {
+    #[arg(value_name = "DEVICE")]
+    pub device: String,
+    #[command(flatten)]
+    pub update: Update,
+    /// Seconds to wait for a gateway that is not connected, at most 300.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub connect_timeout: u64,
+    /// Seconds to wait for the gateway's answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=300))]
+    pub response_timeout: u64,
+    /// Follow the update to its outcome, which is then the exit status.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Rollout {
+    /// The condition of the query, such as "tags.ring = 'canary'"; * selects all.
+    #[arg(long, value_name = "QUERY")]
+    pub query: String,
+    #[command(flatten)]
+    pub update: Update,
+    /// Start then (RFC 3339); without it, now.
+    #[arg(long, value_name = "TIME")]
+    pub start: Option<String>,
+    /// Seconds that the job may take to call all gateways.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=172_800))]
+    pub max_seconds: u64,
+    /// Seconds to wait for each gateway that is not connected, at most 300.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub connect_timeout: u64,
+    /// Show a live summary until every gateway has its outcome; the exit status is 0 when all committed.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Watch {
+    #[arg(value_name = "DEVICE")]
+    pub device: String,
+    /// The operation to follow; without it the one that runs, else the last one.
+    #[arg(long, value_name = "ID")]
+    pub operation_id: Option<String>,
+}
+
+/// The fields of firmwareUpdate.
+#[derive(Debug, ClapArgs)]
+pub struct Update {
+    /// https URL of the bundle.
+    #[arg(long, value_name = "URI")]
+    uri: String,
+    /// Fail unless the bundle has this version.
+    #[arg(long)]
+    version: Option<String>,
+    /// Fail unless the manifest has this SHA-256.
+    #[arg(long, value_name = "HEX")]
+    manifest_sha256: Option<String>,
+    /// Name the operation; the same id never starts twice.
+    #[arg(long, value_name = "ID")]
+    operation_id: Option<String>,
+    /// Fail before more bytes than this are downloaded.
+    #[arg(long, value_name = "BYTES")]
+    max_download_bytes: Option<u64>,
+    /// Accept an older version; the security floor still holds.
+    #[arg(long)]
+    allow_downgrade: bool,
+    /// Ignore quarantine and "already installed".
+    #[arg(long)]
+    force: bool,
+    /// Reboot no earlier (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    not_before: Option<String>,
+    /// Reboot by then regardless of windows (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    deadline: Option<String>,
+}
+
+impl Update {
+    /// The caller's id for the operation.
+    pub fn operation_id(&self) -> Option<&str> {
+        self.operation_id.as_deref()
+    }
+
+    /// The method's payload.
+    pub fn payload(&self) -> Map<String, Value> {
+        let mut fields = Map::new();
+        let mut put = |name: &str, value: Option<Value>| {
+            fields.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        let text = |value: &Option<String>| value.clone().map(Value::from);
+        put("fwPackageUri", Some(self.uri.clone().into()));
+        put("version", text(&self.version));
+        put("manifestSha256", text(&self.manifest_sha256));
+        put("operationId", text(&self.operation_id));
+        put("maxDownloadBytes", self.max_download_bytes.map(Value::from));
+        put("allowDowngrade", self.allow_downgrade.then_some(true.into()));
+        put("force", self.force.then_some(true.into()));
+        put("notBefore", text(&self.not_before));
+        put("deadline", text(&self.deadline));
+        fields
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn invoke_becomes_a_payload() {
+        let line = "fwupdate-cloud --connection-string-file f invoke gw --uri https://h/x.fwb --version 1.5.0 --force \
+                    --max-download-bytes 5 --watch";
+        let args = Args::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Invoke(invoke) = args.command else { panic!("{:?}", args.command) };
+        let expected = json!({"fwPackageUri": "https://h/x.fwb", "version": "1.5.0", "force": true, "maxDownloadBytes": 5});
+        assert_eq!(Value::Object(invoke.update.payload()), expected);
+        assert!(invoke.watch && invoke.connect_timeout == 0);
+    }
+
+    #[test]
+    fn timeouts_are_within_the_hubs_limits() {
+        for wrong in ["--connect-timeout 301", "--response-timeout 4"] {
+            let line = format!("fwupdate-cloud invoke gw --uri https://h/x {wrong}");
+            assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! One update for many gateways: an IoT Hub job calls firmwareUpdate on each, and their twins tell the rest.
+//!
+//! The job's id is every gateway's operation id, so that one query finds them all, and a gateway that is called
+//! twice starts once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::args::Rollout;
+use crate::error::Error;
+use crate::service::Service;
+
+/// Between two looks: a hub answers 20 queries a minute, and each look costs two and a read of the job.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// A hub on this machine has no such limit.
+const LOCAL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How one gateway stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stand {
+    /// Not called yet.
+    Waiting,
+    /// It runs, and is in this phase.
+    Running(String),
+    Committed,
+    /// It refused, could not be reached, or failed: with the code.
+    Failed(String),
+}
+
+/// What is known of the whole.
+#[derive(Debug, Default)]
+struct Summary {
+    stands: BTreeMap<String, Stand>,
+}
+
+/// The body of the job.
+pub fn order(id: &str, rollout: &Rollout) -> Value {
+    let mut payload = rollout.update.payload();
+    payload.insert("operationId".into(), id.into());
+    json!({
+        "jobId": id,
+        "type": "scheduleDeviceMethod",
+        "cloudToDeviceMethod": {
+            "methodName": "firmwareUpdate",
+            "payload": payload,
+            "responseTimeoutInSeconds": 30,
+            "connectTimeoutInSeconds": rollout.connect_timeout,
+        },
+        "queryCondition": condition(&rollout.query),
+        "startTime": rollout.start,
+        "maxExecutionTimeInSeconds": rollout.max_seconds,
+    })
+}
+
+/// A whole query is taken, too: jobs want its condition alone.
+fn condition(query: &str) -> &str {
+    let query = query.trim();
+    let head = "select * from devices where ";
+    match query.get(..head.len()) {
+        Some(start) if start.eq_ignore_ascii_case(head) => query.get(head.len()..).unwrap_or(query).trim(),
+        _ => query,
+    }
+}
+
+/// Follows the job to its end, then its gateways to theirs. An error when any of them did not commit.
+pub async fn follow(service: &Service, id: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
+    let mut shown = String::new();
+    loop {
+        let job = service.job(id).await?;
+        let status = job.get("status").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+        let rows =
+            service.query(&format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{id}'")).await?;
+        let twins = service.query(&of_operation(id)).await?;
+        let summary = Summary::of(&rows, &twins, id);
+        let line = if json { summary.json(&status).to_string() } else { summary.line(&status) };
+        if line != shown {
+            writeln!(out, "{line}")?;
+            out.flush()?;
+            shown = line;
+        }
+        if is_over(&status) && summary.is_over() {
+            return summary.verdict(&status, json, out);
+        }
+        tokio::time::sleep(if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }).await;
+    }
+}
+
+fn of_operation(id: &str) -> String {
+    let place = "properties.reported.fwupdate";
+    format!("SELECT * FROM devices WHERE {place}.operation.id = '{id}' OR {place}.last.id = '{id}'")
+}
+
+fn is_over(status: &str) -> bool {
+    matches!(status, "completed" | "failed" | "cancelled")
+}
+
+impl Summary {
+    fn of(rows: &[Value], twins: &[Value], id: &str) -> Summary {
+        let mut stands: BTreeMap<_, _> = rows
+            .iter()
+            .filter_map(|row| Some((row.get("deviceId")?.as_str()?.to_owned(), called(row))))
+            .collect();
+        for twin in twins {
+            let device = twin.get("deviceId").and_then(Value::as_str);
+            if let (Some(device), Some(stand)) = (device, reported(twin, id)) {
+                stands.insert(device.to_owned(), stand);
+            }
+        }
+        Summary { stands }
+    }
+
+    fn is_over(&self) -> bool {
+        self.stands.values().all(|stand| matches!(stand, Stand::Committed | Stand::Failed(_)))
+    }
+
+    fn count(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for stand in self.stands.values() {
+            *counts.entry(stand.name()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    fn line(&self, status: &str) -> String {
+        let counts: Vec<_> =
+            self.count().into_iter().map(|(name, count)| format!("{count} {name}")).collect();
+        format!("job {status}, {} gateways: {}", self.stands.len(), counts.join(", "))
+    }
+
+    fn json(&self, status: &str) -> Value {
+        json!({"job": status, "gateways": self.stands.len(), "counts": self.count()})
+    }
+
+    fn verdict(&self, status: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
+        let failed: Vec<_> = self
+            .stands
+            .iter()
+            .filter_map(|(device, stand)| match stand {
+                Stand::Failed(code) => Some((device, code)),
+                _ => None,
+            })
+            .collect();
+        if !json {
+            for (device, code) in &failed {
+                writeln!(out, "{device}: {code}")?;
+            }
+        }
+        let codes: BTreeSet<_> = failed.iter().map(|(_, code)| code.as_str()).collect();
+        match (failed.len(), status, self.stands.len()) {
+            (_, _, 0) => {
+                Err(Error::failed("NotFound", "the query selects no gateway: see `az iot hub query`"))
+            }
+            (0, "completed", _) => Ok(()),
+            (0, _, _) => Err(Error::failed("Cancelled", format!("the job ended as {status}"))),
+            (n, _, all) => {
+                let codes: Vec<_> = codes.into_iter().collect();
+                Err(Error::failed(
+                    "Internal",
+                    format!("{n} of {all} gateways did not commit: {}", codes.join(", ")),
+                ))
+            }
+        }
+    }
+}
+
+impl Stand {
+    fn name(&self) -> String {
+        match self {
+            Stand::Waiting => "waiting".into(),
+            Stand::Running(phase) => phase.clone(),
+            Stand::Committed => "committed".into(),
+            Stand::Failed(_) => "failed".into(),
+        }
+    }
+}
+
+/// What the job knows of a gateway: `devices.jobs`.
+fn called(row: &Value) -> Stand {
+    let code = |pointer: &str| row.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let status = row.pointer("/outcome/deviceMethodResponse/status").and_then(Value::as_i64);
+    match (row.get("status").and_then(Value::as_str), status) {
+        (_, Some(200)) => Stand::Running("accepted".into()),
+        (_, Some(status)) => {
+            let told = code("/outcome/deviceMethodResponse/payload/error/code");
+            Stand::Failed(told.unwrap_or_else(|| format!("status {status}")))
+        }
+        (Some(ended @ ("failed" | "cancelled")), None) => {
+            Stand::Failed(code("/error/code").unwrap_or_else(|| ended.to_owned()))
+        }
+        _ => Stand::Waiting,
+    }
+}
+
+/// What the gateway itself reports of the operation.
+fn reported(twin: &Value, id: &str) -> Option<Stand> {
+    let text = |pointer: &str| twin.pointer(pointer).and_then(Value::as_str);
+    if text("/properties/reported/fwupdate/operation/id") == Some(id) {
+        let phase = text("/properties/reported/fwupdate/operation/phase").unwrap_or("running");
+        return Some(Stand::Running(phase.to_owned()));
+    }
+    if text("/properties/reported/fwupdate/last/id") != Some(id) {
+        return None;
+    }
+    match text("/properties/reported/fwupdate/last/result") {
+        Some("committed") => Some(Stand::Committed),
+        result => {
+            let code = text("/properties/reported/fwupdate/last/error/code").or(result);
+            Some(Stand::Failed(code.unwrap_or("unknown").to_owned()))
+        }
+    }
+}
+
+/// Tells where to look when nobody waits.
+pub fn ordered(id: &str, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "Job {id} is ordered; each gateway's operation has the same id.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(device: &str, status: &str, answer: Value) -> Value {
+        json!({"deviceId": device, "status": status, "outcome": {"deviceMethodResponse": answer}})
+    }
+
+    fn twin(device: &str, fwupdate: Value) -> Value {
+        json!({"deviceId": device, "properties": {"reported": {"fwupdate": fwupdate}}})
+    }
+
+    #[test]
+    fn the_twin_knows_more_than_the_job() {
+        let rows = [
+            row("a", "completed", json!({"status": 200})),
+            row("b", "completed", json!({"status": 200})),
+            row("c", "completed", json!({"status": 409, "payload": {"error": {"code": "Busy"}}})),
+            json!({"deviceId": "d", "status": "failed", "error": {"code": "404103"}}),
+            json!({"deviceId": "e", "status": "pending"}),
+        ];
+        let twins = [
+            twin("a", json!({"last": {"id": "j", "result": "committed"}})),
+            twin("b", json!({"operation": {"id": "j", "phase": "staging"}, "last": {"id": "old"}})),
+        ];
+        let summary = Summary::of(&rows, &twins, "j");
+        let expected = "job running, 5 gateways: 1 committed, 2 failed, 1 staging, 1 waiting";
+        assert_eq!(summary.line("running"), expected);
+        assert!(!summary.is_over());
+        assert_eq!(summary.stands["c"], Stand::Failed("Busy".into()));
+        assert_eq!(summary.stands["d"], Stand::Failed("404103".into()));
+    }
+
+    #[test]
+    fn the_verdict_is_good_only_when_all_committed() {
+        let over = |result: &str| {
+            let twins = [twin("a", json!({"last": {"id": "j", "result": result}}))];
+            let summary = Summary::of(&[row("a", "completed", json!({"status": 200}))], &twins, "j");
+            assert!(summary.is_over());
+            summary.verdict("completed", true, &mut Vec::new())
+        };
+        assert!(over("committed").is_ok());
+        assert_eq!(over("rolledBack").unwrap_err().exit(), 1);
+        assert!(
+            Summary::default().verdict("completed", true, &mut Vec::new()).is_err(),
+            "nobody was selected"
+        );
+    }
+
+    #[test]
+    fn a_whole_query_becomes_its_condition() {
+        assert_eq!(condition("SELECT * FROM devices WHERE tags.ring = 'x'"), "tags.ring = 'x'");
+        assert_eq!(condition(" tags.ring = 'x' "), "tags.ring = 'x'");
+        assert_eq!(condition("*"), "*");
+    }
+}

@@ -1,0 +1,148 @@
+//! `fwupdate-cloud` at an operator's desk: against the hub, and through it the gateway.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::harness::{DEVICE, Setup, Spec, World};
+
+const CLOUD: &str = env!("CARGO_BIN_EXE_fwupdate-cloud");
+
+/// Runs the program with this connection string file, while the gateway lives on.
+async fn run(world: &mut World, file: PathBuf, args: &[&str]) -> Output {
+    let mut command = tokio::process::Command::new(CLOUD);
+    command.arg("--connection-string-file").arg(file).arg("--ca").arg(world.hub.ca_path()).args(args);
+    world.beside(command).await
+}
+
+async fn cloud(world: &mut World, args: &[&str]) -> Output {
+    let file = world.hub.dir().join("service.txt");
+    run(world, file, args).await
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn an_update_is_invoked_watched_and_shown() {
+    let settings = "[health]\ndeadline = \"3s\"\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let two = world.release("2.0.0");
+    let done =
+        cloud(&mut world, &["invoke", DEVICE, "--uri", &two.url, "--version", "2.0.0", "--watch"]).await;
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    assert!(out(&done).contains("committed: 1.0.0 -> 2.0.0"), "{}", out(&done));
+    let twin = cloud(&mut world, &["twin", DEVICE]).await;
+    assert!(out(&twin).contains("gw, connected") && out(&twin).contains("completed"), "{}", out(&twin));
+    let twin = cloud(&mut world, &["twin", DEVICE, "--json"]).await;
+    let twin: Value = serde_json::from_str(&out(&twin)).unwrap();
+    assert_eq!(twin["properties"]["reported"]["fwupdate"]["slots"]["B"]["version"], "2.0.0");
+
+    let bad = world.make(Spec { version: "3.0.0", health: "bad", ..Spec::default() });
+    let args = ["invoke", DEVICE, "--uri", &bad.url, "--operation-id", "mine", "--watch", "--json"];
+    let failed = cloud(&mut world, &args).await;
+    assert_eq!(failed.status.code(), Some(1), "{}", err(&failed));
+    let told: Value = serde_json::from_str(&err(&failed)).unwrap();
+    assert_eq!(told["error"]["code"], "HealthCheckFailed");
+    for line in out(&failed).lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+    // Watching afterwards tells the same outcome.
+    let watched = cloud(&mut world, &["watch", DEVICE, "--operation-id", "mine"]).await;
+    assert_eq!(watched.status.code(), Some(1));
+    assert!(err(&watched).contains("rolledBack"), "{}", err(&watched));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_gateways_refusals_are_told_apart() {
+    let settings = "[policy]\napproval = true\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let release = world.release("2.0.0");
+    let never = cloud(&mut world, &["watch", DEVICE]).await;
+    assert_eq!(never.status.code(), Some(1));
+    assert!(err(&never).contains("never reported an update"), "{}", err(&never));
+    let accepted = cloud(&mut world, &["invoke", DEVICE, "--uri", &release.url]).await;
+    assert_eq!(accepted.status.code(), Some(0), "{}", err(&accepted));
+    assert!(out(&accepted).starts_with("Accepted (operation "), "{}", out(&accepted));
+    world.phase("holding").await;
+    let busy = cloud(&mut world, &["invoke", DEVICE, "--uri", "https://x/other.fwb", "--json"]).await;
+    assert_eq!(busy.status.code(), Some(3));
+    assert_eq!(serde_json::from_str::<Value>(&err(&busy)).unwrap()["error"]["code"], "Busy");
+    let malformed = cloud(&mut world, &["invoke", DEVICE, "--uri", "http://x/plain.fwb"]).await;
+    assert_eq!(malformed.status.code(), Some(2), "{}", err(&malformed));
+    let answer = world.call("firmwareCancel", json!({})).await;
+    assert_eq!(answer.status, 200, "{}", answer.payload);
+    world.reported(|twin| twin["firmwareStatus"] == "cancelled").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_keeps_the_hub_from_helping_is_told_apart() {
+    let mut world = World::new().await;
+    world.hub.add_device("spare").unwrap();
+    let invoke = ["invoke", "spare", "--uri", "https://x/2.fwb"];
+    let offline = cloud(&mut world, &invoke).await;
+    assert_eq!(offline.status.code(), Some(4), "{}", err(&offline));
+    assert!(err(&offline).contains("not connected") && err(&offline).lines().count() == 1);
+    let unknown = cloud(&mut world, &["twin", "nobody"]).await;
+    assert_eq!(unknown.status.code(), Some(1), "{}", err(&unknown));
+
+    let good = world.hub.service_connection_string();
+    let key = good.split("SharedAccessKey=").nth(1).unwrap();
+    let with = |world: &World, text: String| {
+        let file = world.scratch().join("other.txt");
+        fs::write(&file, text).unwrap();
+        file
+    };
+    let wrong_key = good.replace(key, "d3JvbmcgIGtleQ==");
+    let nowhere = good.replace(&format!(":{}", world.hub.https_addr().port()), ":1");
+    for (text, exit, said) in [
+        (wrong_key, 3, "refuses the connection string"),
+        (nowhere, 4, "cannot be reached"),
+        ("HostName=x;DeviceId=gw;SharedAccessKey=a2V5".to_owned(), 2, "device's connection string"),
+    ] {
+        let file = with(&world, text);
+        let output = run(&mut world, file, &["twin", DEVICE]).await;
+        assert_eq!(output.status.code(), Some(exit), "{}", err(&output));
+        assert!(err(&output).contains(said), "{}", err(&output));
+        assert!(!err(&output).contains(key), "the key is shown");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_rollout_calls_all_that_the_query_selects_and_tells_what_became_of_them() {
+    let mut world = World::new().await;
+    let two = world.release("2.0.0");
+    let rollout = |query: &'static str, id: &'static str| {
+        ["rollout", "--query", query, "--uri", &two.url, "--operation-id", id, "--watch", "--json"]
+    };
+    let done = cloud(&mut world, &rollout("deviceId = 'gw'", "ring-one")).await;
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    let told: Vec<Value> = out(&done).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = told.last().unwrap();
+    assert_eq!(*last, json!({"job": "completed", "gateways": 1, "counts": {"committed": 1}}));
+    assert_eq!(world.outcome("ring-one").await["toVersion"], "2.0.0");
+
+    // One is not connected, the other has this version: neither commits.
+    world.hub.add_device("spare").unwrap();
+    let failed = cloud(&mut world, &rollout("*", "ring-two")).await;
+    assert_eq!(failed.status.code(), Some(1), "{}", err(&failed));
+    let told: Value = serde_json::from_str(&err(&failed)).unwrap();
+    let message = told["error"]["message"].as_str().unwrap();
+    assert!(message.contains("2 of 2") && message.contains("404103, AlreadyInstalled"), "{message}");
+    let twice = cloud(&mut world, &rollout("*", "ring-two")).await;
+    assert_eq!(twice.status.code(), Some(3), "a job's id is used once: {}", err(&twice));
+    let nobody = cloud(&mut world, &rollout("tags.ring = 'none'", "ring-three")).await;
+    assert_eq!(nobody.status.code(), Some(1), "{}", err(&nobody));
+    assert!(err(&nobody).contains("no gateway"), "{}", err(&nobody));
+    world.finish().await;
+}

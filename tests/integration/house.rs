@@ -1,0 +1,185 @@
+//! The rules of the house that no compiler keeps: who imports whom, that every file says what it is for, and that
+//! every error code is explained to those who meet it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Values and decisions.
+const CORE: [&str; 8] = ["bundle", "command", "failure", "machine", "manifest", "plan", "report", "slot"];
+/// Settings, and what several edges need of the system.
+const GROUND: [&str; 4] = ["clock", "config", "device", "tls"];
+const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];
+/// What a core without I/O and without a clock never says.
+const IMPURE: [&str; 8] =
+    ["tokio", "std::fs", "std::net", "std::process", "std::env", "SystemTime", "Instant", "now_utc"];
+
+/// A file of Rust, by its path below the project's folder.
+struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    fn all(folder: &str) -> Vec<Source> {
+        let mut found = Vec::new();
+        collect(&project().join(folder), &mut found);
+        assert!(found.len() > 10, "the sources are not in {folder}");
+        found
+    }
+
+    /// The top-level module that it belongs to; `None` for programs and for `lib.rs`.
+    fn module(&self) -> Option<String> {
+        let path = self.path.strip_prefix(project().join("src")).unwrap();
+        let first = path.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs").to_owned();
+        (first != "bin" && first != "lib").then_some(first)
+    }
+
+    /// The top-level modules that it names as `crate::...`.
+    fn imports(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for (at, prefix) in self.text.match_indices("crate::") {
+            let rest = &self.text[at + prefix.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => found.extend(group_heads(group)),
+                None => found.extend(identifier(rest)),
+            }
+        }
+        found
+    }
+
+    /// Without the tests below the code.
+    fn product(&self) -> &str {
+        self.text.split("#[cfg(test)]\nmod tests {").next().unwrap()
+    }
+
+    /// Declares `other` as a module that only tests have.
+    fn keeps_for_tests(&self, other: &Source) -> bool {
+        let name = other.path.file_stem().unwrap().to_str().unwrap();
+        ["", "pub(crate) "].iter().any(|p| self.text.contains(&format!("#[cfg(test)]\n{p}mod {name};")))
+            && self.module() == other.module()
+    }
+}
+
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn collect(folder: &Path, found: &mut Vec<Source>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(Source { text: fs::read_to_string(&path).unwrap(), path });
+        }
+    }
+}
+
+fn identifier(text: &str) -> Option<String> {
+    let word: String = text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    (!word.is_empty()).then_some(word)
+}
+
+/// The first name of each item of a `use crate::{...}` group, nested groups left aside.
+fn group_heads(text: &str) -> Vec<String> {
+    let (mut depth, mut item, mut heads) = (0, String::new(), Vec::new());
+    for c in text.chars() {
+        match (c, depth) {
+            ('{', _) => depth += 1,
+            ('}', 0) => break,
+            ('}', _) => depth -= 1,
+            (',', 0) => heads.extend(identifier(std::mem::take(&mut item).trim())),
+            _ if depth == 0 => item.push(c),
+            _ => {}
+        }
+    }
+    heads.extend(identifier(item.trim()));
+    heads
+}
+
+/// What a module may import beside itself; `None` for one that has no place yet.
+fn allowed(module: &str) -> Option<Vec<&'static str>> {
+    let settings = ["config"];
+    match module {
+        "report" => Some(CORE.to_vec()),
+        // Makes man pages out of what it is given.
+        "pages" => Some(Vec::new()),
+        _ if CORE.contains(&module) => Some([&CORE[..], &settings].concat()),
+        _ if GROUND.contains(&module) => Some([&CORE[..], &GROUND].concat()),
+        _ if EDGES.contains(&module) => Some([&CORE[..], &GROUND].concat()),
+        "agent" => Some([&CORE[..], &GROUND, &EDGES].concat()),
+        _ => None,
+    }
+}
+
+#[test]
+fn imports_run_one_way() {
+    let modules: BTreeSet<&str> = [&CORE[..], &GROUND, &EDGES, &["agent"]].concat().into_iter().collect();
+    for source in Source::all("src") {
+        let Some(module) = source.module() else { continue };
+        let allowed = allowed(&module).unwrap_or_else(|| {
+            panic!("{module} has no place: core, ground or edge? docs/architecture.md and this file say")
+        });
+        for import in source.imports().into_iter().filter(|name| modules.contains(name.as_str())) {
+            let fine = import == module || allowed.contains(&import.as_str());
+            assert!(fine, "{} may not import {import}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn the_core_does_no_io_and_has_no_clock() {
+    let sources = Source::all("src");
+    let core = |source: &&Source| source.module().is_some_and(|module| CORE.contains(&module.as_str()));
+    let product = |source: &&Source| !sources.iter().any(|other| other.keeps_for_tests(source));
+    for source in sources.iter().filter(core).filter(product) {
+        for word in IMPURE {
+            assert!(!source.product().contains(word), "{} uses {word}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn the_stand_in_shares_no_code_with_the_agent() {
+    for source in Source::all("tests/hub") {
+        for word in ["fwupdate::", "extern crate fwupdate;"] {
+            assert!(!source.text.contains(word), "{} uses the agent's crate", source.path.display());
+        }
+    }
+    let manifest = fs::read_to_string(project().join("tests/hub/Cargo.toml")).unwrap();
+    let depends = manifest.lines().any(|line| line.split(['=', '.']).next().unwrap().trim() == "fwupdate");
+    assert!(!depends, "fwupdate-hub depends on the agent's crate");
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for folder in ["src", "tests"] {
+        for source in Source::all(folder) {
+            assert!(source.text.starts_with("//! "), "{} does not open with //!", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn every_error_code_is_explained() {
+    let code = fs::read_to_string(project().join("src/failure.rs")).unwrap();
+    let variants = code.split_once("pub enum Code {").unwrap().1.split_once("\n}").unwrap().0;
+    let codes: Vec<&str> = variants
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(','))
+        .filter(|name| name.chars().all(char::is_alphanumeric))
+        .collect();
+    assert!(codes.len() >= 27 && codes.contains(&"Internal"), "{codes:?}");
+    let help = fs::read_to_string(project().join("docs/troubleshooting.md")).unwrap();
+    for code in codes {
+        assert!(help.contains(&format!("`{code}`")), "{code} is not in docs/troubleshooting.md");
+    }
+}
+
+#[test]
+fn groups_of_imports_are_read() {
+    let text = "use crate::{hub, stage::{self, Meter}, \n store};\nuse crate::plan::plan;\n".to_owned();
+    let source = Source { path: PathBuf::new(), text };
+    assert_eq!(source.imports().into_iter().collect::<Vec<_>>(), ["hub", "plan", "stage", "store"]);
+}

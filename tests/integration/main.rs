@@ -1,0 +1,31 @@
+//! The agent as its users meet it: the real programs, a real hub over TLS, a simulated gateway. One binary.
+
+// Clippy exempts only functions marked as tests; the helpers beside them are tests no less.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+/// Bad input: each with its error code, and nothing lost.
+mod bad;
+/// What every test ends with: was each report that the hub ever got true?
+mod checker;
+/// `fwupdate-cloud`, and all that may stand in its way.
+mod cloud;
+/// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.
+mod commands;
+/// Kill -9 at two hundred random instants.
+mod crash;
+/// A real root file system on real block devices.
+mod debian;
+/// What the desired properties ask for.
+mod desired;
+/// Loop devices under the gateway's slots.
+mod devices;
+/// A hub, a gateway and releases for one test. Start reading here.
+mod harness;
+/// The rules of the house: imports, opening words, documented codes.
+mod house;
+/// Updates that must not stay.
+mod rollback;
+/// The tutorial's service app, unmodified, sees an update through.
+mod tutorial;
+/// A good update, there and back.
+mod update;

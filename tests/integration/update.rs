@@ -1,0 +1,119 @@
+//! A good update, there and back, on both boot loaders; what it costs; what it waits for.
+
+use std::fs;
+
+use fwupdate_hub::firmware::Slot;
+use fwupdate_hub::gateway::Bootloader;
+use serde_json::json;
+
+use crate::harness::{DEVICE, Setup, Spec, World};
+
+async fn there_and_back(bootloader: Bootloader) {
+    let mut world = World::with(Setup { bootloader, ..Setup::default() }).await;
+    let first = world.release("2.0.0");
+    let second = world.release("3.0.0");
+
+    let last = world.install(&first).await;
+    assert_eq!(last["result"], "committed", "{last}");
+    assert_eq!((&last["fromVersion"], &last["toVersion"]), (&"1.0.0".into(), &"2.0.0".into()));
+    assert_eq!(world.booted(), Slot::B);
+    assert!(world.holds(Slot::B, &first));
+    let twin = world.twin();
+    assert_eq!(twin["firmwareStatus"], "completed");
+    for time in ["downloadComplete", "startedApplyingImage", "lastFirmwareUpdate", "logTime"] {
+        assert!(twin[time].as_str().is_some_and(|time| time.ends_with('Z')), "{time} in {twin}");
+    }
+    assert_eq!(twin["fwupdate"]["slots"]["B"]["state"], "booted");
+    assert_eq!(twin["fwupdate"]["slots"]["A"]["state"], "proven");
+
+    let last = world.install(&second).await;
+    assert_eq!(last["result"], "committed", "{last}");
+    assert_eq!((world.booted(), &last["fromVersion"]), (Slot::A, &"2.0.0".into()));
+    assert!(world.holds(Slot::A, &second));
+    assert_eq!(world.gateway.power_ons(), 3);
+
+    let phases: Vec<_> = world
+        .hub
+        .history(DEVICE)
+        .iter()
+        .filter_map(|report| report.patch["fwupdate"]["operation"]["phase"].as_str().map(str::to_owned))
+        .collect();
+    for phase in ["staging", "trying"] {
+        assert!(phases.iter().any(|seen| seen == phase), "{phase} in {phases:?}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn there_and_back_with_uboot() {
+    there_and_back(Bootloader::Uboot).await;
+}
+
+#[tokio::test]
+async fn there_and_back_with_grub() {
+    there_and_back(Bootloader::Grub).await;
+}
+
+/// The largest count of received bytes that was ever reported for this operation.
+fn received(world: &World, id: &str) -> u64 {
+    let (mut twin, mut most) = (json!({}), 0);
+    for report in world.hub.history(DEVICE) {
+        crate::checker::merge(&mut twin, &report.patch);
+        let operation = &twin["fwupdate"]["operation"];
+        if operation["id"] == id {
+            most = most.max(operation["downloadedBytes"].as_u64().unwrap());
+        }
+    }
+    most
+}
+
+#[tokio::test]
+async fn received_bytes_are_counted_over_restarts_and_against_the_budget() {
+    let settings = "[download]\nrate_limit = \"1MiB\"\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let release = world.make(Spec { size: 4 << 20, noise: 2 << 20, ..Spec::default() });
+    let size = fs::metadata(&release.bundle).unwrap().len();
+
+    let small = json!({"fwPackageUri": release.url, "maxDownloadBytes": size / 2});
+    let id = world.update(small).await;
+    let last = world.outcome(&id).await;
+    assert_eq!(
+        (&last["result"], &last["error"]["code"]),
+        (&"failed".into(), &"DataBudgetExceeded".into()),
+        "{last}"
+    );
+    assert!(
+        world.hub.faults().count(&release.name).body_bytes < size / 2,
+        "the budget was known to be too small"
+    );
+
+    world.hub.faults().reset_counts();
+    let id = world.update(json!({"fwPackageUri": release.url, "maxDownloadBytes": size * 2})).await;
+    world.reported(|twin| twin["fwupdate"]["operation"]["percent"].as_u64() >= Some(40)).await;
+    let before = received(&world, &id);
+    assert!(before > 0 && before < size, "{before} of {size}");
+    world.crash().await;
+    assert_eq!(world.outcome(&id).await["result"], "committed");
+    let requested: u64 = world.hub.faults().log().iter().map(|request| request.length).sum();
+    let counted = received(&world, &id);
+    // The end of the file is padding that nobody fetches.
+    assert!(counted > size - 4096 && counted <= requested, "{counted} of {size}, requested {requested}");
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn an_update_waits_for_approval_also_over_a_restart() {
+    let settings = "[policy]\napproval = true\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let release = world.release("2.0.0");
+    let id = world.update(json!({"fwPackageUri": release.url})).await;
+    world.phase("holding").await;
+    assert_eq!(world.twin()["firmwareStatus"], "downloading");
+    world.power_cut().await;
+    assert_eq!(world.booted(), Slot::A);
+    let answer = world.call("firmwareApprove", json!({"operationId": id})).await;
+    assert_eq!(answer.status, 200, "{}", answer.payload);
+    assert_eq!(world.outcome(&id).await["result"], "committed");
+    assert_eq!(world.booted(), Slot::B);
+    world.finish_disturbed().await;
+}

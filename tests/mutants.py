@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Breaks the machine's rules one at a time and lets the crash explorer look for the harm.
+
+The machine is pure, so it is copied into a crate of its own that compiles in seconds. Each break must be caught;
+one that is not means that the explorer would not notice that rule broken. Prints the table of docs/testing.md.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CRATE = ROOT / "target" / "mutants"
+
+# The only thing the machine takes from the manifest.
+DIGEST = """
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Digest(pub [u8; 32]);
+"""
+
+BREAKS = [
+    ("success is recorded before the commit is written", "machine/step.rs",
+     "enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))",
+     "committed(record, boot, &plan)"),
+    ("preparing is left out: the slot is written as it is found", "machine/step.rs",
+     "enter(record, Phase::Preparing { plan: plan.clone() }, Effect::Prepare(plan.clone()));",
+     "enter(record, Phase::Staging { plan: plan.clone() }, Effect::Stage(plan.clone()));"),
+    ("arming names the new slot primary", "machine.rs",
+     "BootEnv { primary: !self.target, trial: Some(trial), fallback: None }",
+     "BootEnv { primary: self.target, trial: Some(trial), fallback: None }"),
+    ("a trial is armed again when the agent starts in it", "machine/start.rs",
+     "            trying(record, boot, plan)\n        }\n        // An environment",
+     "            arm(record, boot, plan, true)\n        }\n        // An environment"),
+    ("the reboot is ordered again under a new boot id", "machine/start.rs",
+     "Phase::Rebooting { boot_id, .. } if as_armed && boot_id == boot.boot_id => {",
+     "Phase::Rebooting { .. } if plan.tries > 0 => {"),
+    ("a power cut in the new slot counts as committed", "machine/start.rs",
+     "            let failure = fell_back(&plan, seen.boots, trial.tries);\n            roll_back(record, plan, failure)",
+     "            committed(record, boot, &plan)"),
+    ("a lost environment is rebuilt from what is booted, proven or not", "machine/start.rs",
+     "let on_trial = mine && begun || !proven(booted) && proven(!booted);",
+     "let on_trial = false && begun && mine && proven(booted);"),
+    ("a save that fails while arming leaves the environment as it is", "machine/step.rs",
+     "Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),\n        phase if",
+     "Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),\n"
+     "        Phase::Arming { plan, .. } => ended_before_arming(record, boot, &plan, failure),\n        phase if"),
+    ("a new outcome takes the place of one that was not acknowledged", "machine.rs",
+     "self.unreported = (self.unreported + 1).min(HISTORY);", "self.unreported = 1;"),
+    ("cancelling works after arming", "machine/step.rs",
+     "        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. } => {\n"
+     "            ended_before_arming(record, boot, plan, failure)",
+     "        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. }\n"
+     "        | Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } | Phase::Trying { plan, .. } => {\n"
+     "            ended_before_arming(record, boot, plan, failure)"),
+    ("the way back is not ordered when the record of it was lost", "machine/start.rs",
+     "enter(record, Phase::RollingBack { plan, failure, tried: true, rebooted }, Effect::Reboot)",
+     "{ let _ = rebooted; ended_before_arming(record, boot, &plan, failure) }"),
+]
+
+
+def crate():
+    shutil.rmtree(CRATE / "src", ignore_errors=True)
+    (CRATE / "src").mkdir(parents=True)
+    (CRATE / "Cargo.toml").write_text("""[package]
+name = "mutants"
+version = "0.0.0"
+edition = "2024"
+[dependencies]
+serde = { version = "1", features = ["derive"] }
+serde_json = "1"
+time = { version = "0.3", features = ["serde", "formatting", "parsing"] }
+[profile.dev]
+opt-level = 2
+[workspace]
+""")
+    (CRATE / "src" / "lib.rs").write_text(
+        "pub mod failure;\npub mod machine;\npub mod manifest;\npub mod slot;\n")
+    (CRATE / "src" / "manifest.rs").write_text(DIGEST)
+    restore()
+
+
+def restore():
+    for name in ["failure.rs", "slot.rs", "machine.rs"]:
+        shutil.copy(ROOT / "src" / name, CRATE / "src" / name)
+    shutil.copytree(ROOT / "src" / "machine", CRATE / "src" / "machine", dirs_exist_ok=True)
+    # Its own tests need a fixture and a real digest; the explorer is what is asked here.
+    machine = CRATE / "src" / "machine.rs"
+    machine.write_text(re.split(r"#\[cfg\(test\)\]\nmod tests", machine.read_text())[0])
+
+
+def explore():
+    """Runs the explorer: (caught, what it said)."""
+    command = ["cargo", "test", "--quiet", "--lib", "explorer", "--", "--test-threads", "2"]
+    done = subprocess.run(command, cwd=CRATE, capture_output=True, text=True, errors="replace")
+    output = done.stdout + done.stderr
+    if "could not compile" in output:
+        sys.exit(output)
+    said = re.search(r"panicked at [^\n]*\n([^\n]*)", output)
+    return done.returncode != 0, said.group(1)[:90] if said else "nothing"
+
+
+def main():
+    crate()
+    caught, said = explore()
+    if caught:
+        sys.exit(f"the explorer fails on the machine as it is: {said}")
+    missed = 0
+    print("| the rule that was broken | what the explorer said |\n|---|---|")
+    for name, file, good, bad in BREAKS:
+        path = CRATE / "src" / file
+        text = path.read_text()
+        if good not in text:
+            sys.exit(f"{file} no longer holds what {name!r} replaces")
+        path.write_text(text.replace(good, bad, 1))
+        caught, said = explore()
+        missed += not caught
+        print(f"| {name} | {said if caught else '**missed**'} |", flush=True)
+        restore()
+    print(f"test result: {'ok' if missed == 0 else 'FAILED'}. {len(BREAKS) - missed} passed; {missed} failed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

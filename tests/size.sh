@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The daemon's size, and its memory when idle: connected to the local hub, with nothing to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --quiet --release --bin fwupdated --bin fwupdatectl
+cargo build --quiet -p fwupdate-hub
+daemon=target/release/fwupdated
+
+dir=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$dir"' EXIT
+mkdir "$dir/keys"
+truncate -s 8M "$dir/a.img" "$dir/b.img"
+mkfifo "$dir/ready"
+target/debug/fwupdate-hub serve --dir "$dir/hub" --mqtt-port 0 --https-port 0 >"$dir/ready" 2>"$dir/hub.log" &
+read -r _ _ mqtt _ <"$dir/ready"
+target/debug/fwupdate-hub device add idle --dir "$dir/hub" >"$dir/connection-string"
+chmod 600 "$dir/connection-string"
+cat >"$dir/fwupdate.toml" <<EOF
+compatible = "desk"
+cloud = { connection_string_file = "$dir/connection-string", ca_file = "$dir/hub/ca.pem", port = ${mqtt##*:} }
+slots = { a = { device = "$dir/a.img" }, b = { device = "$dir/b.img" } }
+bootloader = { kind = "uboot", config = "$dir/fw_env.config" }
+trust = { keys = "$dir/keys" }
+state = { dir = "$dir/state" }
+system = { run = "$dir/run" }
+EOF
+"$daemon" --config "$dir/fwupdate.toml" 2>"$dir/agent.log" &
+agent=$!
+connected() { target/release/fwupdatectl --socket "$dir/run/control.sock" doctor --json 2>/dev/null | grep -q 'session is open'; }
+for _ in $(seq 600); do connected && break || sleep 0.1; done
+connected || { cat "$dir/agent.log" >&2; echo "the agent did not connect" >&2; exit 1; }
+
+stat -c 'fwupdated  %s bytes, stripped' "$daemon"
+awk '/^VmRSS|^RssAnon/ { printf "%-10s %.1f MiB\n", $1, $2 / 1024 }' "/proc/$agent/status"

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Builds the Debian 12 root that all images of the virtual gateway are made from: systemd, an initial RAM disk
+# and the two newest cloud kernels, so that an update can change the kernel. Neither loop devices nor KVM are
+# used. As root, for mmdebstrap's mode "root".
+#
+#   base.sh OUT.tar
+set -eu
+
+out=$1
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+
+kernels=$(apt-cache search --names-only '^linux-image-[0-9.]+-[0-9]+-cloud-amd64$' | cut -d' ' -f1 | sort -V | tail -2)
+test "$(echo "$kernels" | wc -l)" = 2 || { echo "base.sh: two cloud kernels are needed: run apt-get update" >&2; exit 1; }
+
+# What the gateway's disk, network and file systems need; a cloud kernel has these as modules.
+mkdir "$dir/initramfs-tools"
+printf '%s\n' virtio_pci virtio_blk virtio_net ext4 crc32c_generic > "$dir/initramfs-tools/modules"
+# No documentation: images are copied and hashed at the speed of an emulated processor.
+cat > "$dir/dpkg.cfg" <<CFG
+path-exclude=/usr/share/doc/*
+path-exclude=/usr/share/man/*
+path-exclude=/usr/share/locale/*
+path-exclude=/usr/share/i18n/*
+CFG
+
+mmdebstrap --quiet --format=tar --mode=root --variant=minbase --skip=cleanup/reproducible \
+    --dpkgopt="$dir/dpkg.cfg" --aptopt='Apt::Install-Recommends "false"' \
+    --include="systemd systemd-sysv udev dbus kmod busybox initramfs-tools e2fsprogs zstd $(echo $kernels)" \
+    --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"' \
+    --essential-hook="copy-in $dir/initramfs-tools/modules /etc/initramfs-tools" \
+    --essential-hook='printf "MODULES=list\nBUSYBOX=y\nCOMPRESS=lz4\nCOMPRESS=gzip\nFSTYPE=ext4\n" > "$1/etc/initramfs-tools/conf.d/gateway"' \
+    --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/usr/lib/x86_64-linux-gnu/gconv "$1"/var/log/*' \
+    bookworm "$out.part" /etc/apt/sources.list.d/debian.sources
+mv "$out.part" "$out"

@@ -1,0 +1,188 @@
+//! The emulated machine: QEMU without KVM, its console, and a shell in the running system.
+//!
+//! Writes of the guest go to a throw-away overlay and, with every flush, to a log (QEMU's blklogwrites). When
+//! power is cut, the disk becomes what `disklog` makes of that log.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::disklog::{self, Loss};
+use crate::images::{Bootloader, call};
+
+/// A disk and what was seen of its machine over all power cycles.
+#[derive(Debug)]
+pub struct Machine {
+    bootloader: Bootloader,
+    /// The disk as it is while the power is off.
+    pub disk: PathBuf,
+    dir: PathBuf,
+    console: watch::Sender<String>,
+    running: Option<Child>,
+    memory: u32,
+}
+
+impl Machine {
+    /// A machine over `disk`, off; `dir` is its own.
+    pub fn new(bootloader: Bootloader, disk: PathBuf, dir: PathBuf) -> Result<Machine> {
+        if bootloader == Bootloader::Grub {
+            fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", dir.join("vars.fd"))?;
+        }
+        let (console, _) = watch::channel(String::new());
+        Ok(Machine { bootloader, disk, dir, console, running: None, memory: 448 })
+    }
+
+    pub async fn power_on(&mut self) -> Result<()> {
+        ensure!(self.running.is_none(), "the machine is on");
+        let (overlay, log) = (self.dir.join("overlay.qcow2"), self.dir.join("writes.log"));
+        for path in [&overlay, &log, &self.dir.join("shell"), &self.dir.join("qmp")] {
+            if path.exists() {
+                fs::remove_file(path)?;
+            }
+        }
+        fs::File::create(&log)?;
+        call(
+            std::process::Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+                .args([&self.disk, &overlay]),
+        )?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "Westmere",
+            "-smp",
+            "2",
+            "-nodefaults",
+            "-display",
+            "none",
+        ]);
+        command.args(["-m", &self.memory.to_string()]);
+        match self.bootloader {
+            Bootloader::Uboot => command.args(["-M", "pc", "-bios", "/usr/lib/u-boot/qemu-x86/u-boot.rom"]),
+            Bootloader::Grub => command.args(["-M", "q35"]).args([
+                "-drive",
+                "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+                "-drive",
+                &format!("if=pflash,format=raw,file={}", self.dir.join("vars.fd").display()),
+            ]),
+        };
+        let blockdev = format!(
+            "driver=blklogwrites,node-name=disk,log-sector-size=512,log-super-update-interval=1,\
+             log.driver=file,log.filename={},log.cache.no-flush=on,file.driver=qcow2,file.file.driver=file,\
+             file.file.filename={},file.file.cache.no-flush=on",
+            log.display(),
+            overlay.display()
+        );
+        command
+            .args(["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=disk"])
+            .args([
+                "-netdev",
+                "user,id=net",
+                "-device",
+                "virtio-net-pci,netdev=net",
+                "-device",
+                "virtio-rng-pci",
+            ])
+            .args(["-serial", "stdio", "-serial"])
+            .arg(format!("unix:{},server=on,wait=off", self.dir.join("shell").display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(self.dir.join("qemu.log"))?)
+            .kill_on_drop(true);
+        let mut child = command.spawn().context("qemu-system-x86_64")?;
+        let output = child.stdout.take().context("no console")?;
+        self.console.send_modify(|text| text.push_str("\n[power on]\n"));
+        tokio::spawn(keep(output, self.console.clone(), self.dir.join("console.log")));
+        self.running = Some(child);
+        Ok(())
+    }
+
+    /// How much the console has shown: a place to search from.
+    pub fn mark(&self) -> usize {
+        self.console.borrow().len()
+    }
+
+    /// Waits until the console shows `text` after `from`.
+    pub async fn expect(&self, from: usize, text: &str, patience: Duration) -> Result<()> {
+        let mut console = self.console.subscribe();
+        let seen = console.wait_for(|shown| shown.get(from..).is_some_and(|shown| shown.contains(text)));
+        match timeout(patience, seen).await {
+            Ok(seen) => drop(seen.context("the console ended")?),
+            Err(_) => bail!("{text:?} did not appear on the console within {} s", patience.as_secs()),
+        }
+        Ok(())
+    }
+
+    /// Runs one command line in the running system; its output.
+    pub async fn shell(&self, line: &str) -> Result<String> {
+        let conversation = async {
+            let mut stream = UnixStream::connect(self.dir.join("shell")).await?;
+            stream.write_all(format!("echo '[begin]'; {line}\n").as_bytes()).await?;
+            let mut lines = BufReader::new(stream).lines();
+            let mut output: Option<String> = None;
+            while let Some(line) = lines.next_line().await? {
+                match (&mut output, line.trim_end()) {
+                    (_, "[begin]") => output = Some(String::new()),
+                    (Some(output), line) if line.starts_with("[exit ") => {
+                        ensure!(line == "[exit 0]", "{line}: {output}");
+                        return Ok(std::mem::take(output));
+                    }
+                    (Some(output), line) => {
+                        output.push_str(line);
+                        output.push('\n');
+                    }
+                    (None, _) => {}
+                }
+            }
+            bail!("the shell ended")
+        };
+        timeout(Duration::from_secs(90), conversation)
+            .await
+            .with_context(|| format!("no answer to {line:?}"))?
+    }
+
+    /// Cuts the power: QEMU is killed, and of what was written since the last flush the disk keeps what `loss`
+    /// leaves. Returns how many writes and flushes there were.
+    pub async fn cut(&mut self, loss: &mut Loss) -> Result<disklog::Summary> {
+        let mut child = self.running.take().context("the machine is off")?;
+        child.kill().await?;
+        self.console.send_modify(|text| text.push_str("\n[power cut]\n"));
+        disklog::apply(&self.dir.join("writes.log"), &self.disk, loss)
+    }
+
+    /// Waits until the running system has switched itself off, which loses nothing.
+    pub async fn off(&mut self, patience: Duration) -> Result<()> {
+        let mut child = self.running.take().context("the machine is off")?;
+        timeout(patience, child.wait()).await.context("the machine does not switch itself off")??;
+        disklog::apply(&self.dir.join("writes.log"), &self.disk, &mut Loss::Nothing)?;
+        Ok(())
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Keeps the console for conditions and, in a file, for people.
+async fn keep(mut output: tokio::process::ChildStdout, console: watch::Sender<String>, path: PathBuf) {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).ok();
+    let mut buffer = vec![0; 4096];
+    while let Ok(count @ 1..) = output.read(&mut buffer).await {
+        let bytes = buffer.get(..count).unwrap_or_default();
+        console.send_modify(|text| text.push_str(&String::from_utf8_lossy(bytes)));
+        if let Some(Err(error)) = file.as_mut().map(|file| file.write_all(bytes)) {
+            eprintln!("console.log: {error}");
+        }
+    }
+}
