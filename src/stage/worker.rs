@@ -127,6 +127,24 @@ struct Pending {
     zero: bool,
 }
 
+/// How many of the first parts come from one place: neighbouring blocks that have arrived, or chunks that lie
+/// side by side in the seed too, which are read at once.
+fn run_length(parts: &[Part]) -> usize {
+    let mut next = None;
+    let joins = |part: &&Part| match part.origin {
+        Origin::Fetch => next.is_none() && !part.block.is_empty(),
+        Origin::Seed(block) => {
+            let joined = next.is_none_or(|next| next == block);
+            next = block.checked_add(part.chunk.length / BLOCK);
+            joined
+        }
+        _ => false,
+    };
+    let first_is_seed = parts.first().is_some_and(|part| matches!(part.origin, Origin::Seed(_)));
+    let same = |part: &&Part| matches!(part.origin, Origin::Seed(_)) == first_is_seed;
+    parts.iter().take_while(same).take_while(joins).count().max(1)
+}
+
 /// One thread's tools.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -164,8 +182,7 @@ impl Worker {
         let (mut next, mut pending) = (0, Pending::default());
         while let Some(part) = group.parts.get(next) {
             let rest = group.parts.get(next..).unwrap_or_default();
-            let arrived = |part: &&Part| part.origin == Origin::Fetch && !part.block.is_empty();
-            let count = rest.iter().take_while(arrived).count().max(1);
+            let count = run_length(rest);
             let run = rest.get(..count).unwrap_or_default();
             let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
             if needed && !self.fill(run, start)? {
@@ -209,7 +226,13 @@ impl Worker {
             Origin::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
                 let read = seed.map(|seed| seed.read(rest, u64::from(*block) * u64::from(BLOCK)));
-                matches!(read, Some(Ok(()))) && ChunkDigest::of(rest) == chunk.digest
+                let mut left: &[u8] = rest;
+                let mut right = |part: &Part| {
+                    let (content, after) = left.split_at((part.chunk.length as usize).min(left.len()));
+                    left = after;
+                    ChunkDigest::of(content) == part.chunk.digest
+                };
+                matches!(read, Some(Ok(()))) && run.iter().all(&mut right)
             }
             Origin::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
