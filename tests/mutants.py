@@ -36,10 +36,6 @@ BREAKS = [
     ("a lost environment is rebuilt from what is booted, proven or not", "machine/start.rs",
      "let on_trial = mine && begun || !proven(booted) && proven(!booted);",
      "let on_trial = false && begun && mine && proven(booted);"),
-    ("a save that fails while arming leaves the environment as it is", "machine/step.rs",
-     "Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),\n        phase if",
-     "Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),\n"
-     "        Phase::Arming { plan, .. } => ended_before_arming(record, boot, &plan, failure),\n        phase if"),
     ("a new outcome takes the place of one that was not acknowledged", "machine.rs",
      "self.unreported = (self.unreported + 1).min(HISTORY);", "self.unreported = 1;"),
     ("cancelling works after arming", "machine/step.rs",
