@@ -188,7 +188,9 @@ impl Connection {
             self.perform(session, action)?;
         }
         if let Some(by) = session.closing {
-            let done = session.is_idle() && self.twin.is_settled();
+            // Before the twin was read there is nothing to report, but a call may wait for its answer.
+            let told = session.ready_at.is_none() || self.twin.is_settled();
+            let done = session.is_idle() && told;
             return Ok((done || now >= by).then_some(End::Stopped));
         }
         if !session.is_subscribed() && now >= session.handshake_by() {
@@ -225,8 +227,7 @@ impl Connection {
 
     /// Starts the end: what the hub still lacks gets a short time to leave.
     fn finish(&mut self, session: &mut Session) -> Result<(), End> {
-        // Before the twin was read there is nothing to report, but a call may wait for its answer.
-        if session.ready_at.is_none() && session.is_idle() {
+        if !session.accepted {
             return Err(End::Stopped);
         }
         self.adopt_document();
