@@ -525,7 +525,7 @@ mod tests {
     fn bad_queries_are_explained() {
         let parse = |text: &str| Query::parse(text).unwrap_err();
         assert_eq!(parse("SELECT deviceId FROM devices"), QueryError::NotImitated);
-        assert_eq!(parse("SELECT * FROM devices.jobs"), QueryError::NotImitated);
+        assert_eq!(parse("SELECT * FROM devices.modules"), QueryError::NotImitated);
         assert_eq!(parse("SELECT * FROM devices WHERE"), QueryError::Ends("a condition"));
         assert_eq!(parse("SELECT * FROM devices WHERE a = "), QueryError::Ends("a value"));
         assert_eq!(parse("SELECT * FROM devices WHERE (a = 1"), QueryError::Ends(")"));
