@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Buf;
 use futures_util::StreamExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +20,11 @@ use super::worker::{Group, Part, Sink, Worker};
 use super::{Progress, StageError};
 use crate::bundle::{BundleError, Chunk, Index};
 
-/// Range requests in flight: hides a round trip, and bounds what a kill loses to so many unfinished groups.
-const IN_FLIGHT: usize = 2;
+/// Range requests in flight at most: hides the round trips of many small ones.
+const IN_FLIGHT: usize = 4;
+/// What the requests in flight may bring in all, KiB: bounds memory, and what a kill loses. A longer request than
+/// half of it counts as half, so that two are in flight always.
+const WINDOW: usize = 4096;
 /// Groups that may wait for a thread. A group is up to 2 MiB, and all memory is groups.
 const QUEUE: usize = 1;
 
@@ -95,7 +98,8 @@ async fn pass(
     let workers: Vec<_> = (0..shared.threads).map(worker).collect();
     drop(queue);
     let waiting = Waiting::default();
-    let fetch = Fetch { bundle, shared, origins, positions: positions.clone(), jobs: &jobs, waiting };
+    let window = Semaphore::new(WINDOW);
+    let fetch = Fetch { bundle, shared, origins, positions: positions.clone(), jobs: &jobs, waiting, window };
     let feed = async { tokio::try_join!(feed_local(&shared.index, origins, positions, &jobs), fetch.run(),) };
     let fed = tokio::select! {
         fed = feed => fed.map(drop),
@@ -155,6 +159,7 @@ struct Fetch<'a> {
     positions: Range<usize>,
     jobs: &'a mpsc::Sender<Group>,
     waiting: Waiting,
+    window: Semaphore,
 }
 
 impl Fetch<'_> {
@@ -173,6 +178,8 @@ impl Fetch<'_> {
     /// Cuts one range into blocks as its bytes arrive.
     async fn fetch(&self, run: Run) -> Result<(), StageError> {
         let (bundle, shared) = (self.bundle, self.shared);
+        let share = ((run.span.end - run.span.start) / 1024).clamp(1, WINDOW as u64 / 2);
+        let _share = self.window.acquire_many(share as u32).await.map_err(|_| stopped())?;
         let mut range = bundle.remote().range(run.span.start, run.span.end);
         let (mut at, mut bytes) = (run.span.start, bytes::Bytes::new());
         for position in run.chunks {

@@ -14,6 +14,7 @@ folder, certificate, key = sys.argv[1:]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         path = os.path.join(folder, os.path.basename(self.path))
