@@ -26,7 +26,8 @@ system = { run = "$dir/run" }
 EOF
 "$daemon" --config "$dir/fwupdate.toml" 2>"$dir/agent.log" &
 agent=$!
-connected() { target/release/fwupdatectl --socket "$dir/run/control.sock" doctor --json 2>/dev/null | grep -q 'session is open'; }
+# doctor fails on a desk, where the running slot is not known; what it says of the hub counts.
+connected() { { target/release/fwupdatectl --socket "$dir/run/control.sock" doctor --json 2>/dev/null || true; } | grep -q "session is open"; }
 for _ in $(seq 600); do connected && break || sleep 0.1; done
 connected || { cat "$dir/agent.log" >&2; echo "the agent did not connect" >&2; exit 1; }
 
