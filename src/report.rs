@@ -1,4 +1,4 @@
-//! Record + progress -> reported properties, in the shapes of docs/contract.md. Pure: the same record gives
+//! Record + progress -> reported properties, in the shapes of docs/interface.md. Pure: the same record gives
 //! the same report, and a report says nothing that the record does not hold.
 
 use serde_json::{Map, Value, json};

@@ -3,7 +3,7 @@
 //! The model has two copies of the record and two of the environment, slots whose content is known, a
 //! bootloader and a hub. From every state every next thing happens: the step itself, a power cut (also one
 //! that tears the write under way), a restart of the agent, a failed save or effect, a copy lost, a cancel, a
-//! report delivered with or without its acknowledgement; faults come out of a budget. What design.md promises
+//! report delivered with or without its acknowledgement; faults come out of a budget. What docs/architecture.md promises
 //! is asserted in every state that is reached, and from every state the gateway must find back to idle when
 //! nothing more goes wrong.
 
@@ -455,7 +455,7 @@ impl World {
         }
     }
 
-    /// The writer's own refusal (design.md rule 4) is part of what is checked: it must never be needed.
+    /// The writer's own refusal is part of what is checked: it must never be needed.
     fn touch(&mut self, plan: &Plan, content: Content) {
         assert_ne!(plan.target, self.booted, "the running slot would be written");
         // An environment that lost its newest copy after Preparing may name the old primary again.

@@ -5,7 +5,7 @@
 #
 #   images.sh [FOLDER]     needs root, mmdebstrap, e2fsprogs, squashfs-tools, erofs-utils
 set -eu
-dir=${1:-/work/cache}
+dir=${1:-/var/tmp/fwupdate-bench}
 size=${IMAGE_SIZE:-768M}
 mirror=${MIRROR:-http://deb.debian.org/debian}
 security=${SECURITY_MIRROR:-http://deb.debian.org/debian-security}
