@@ -95,12 +95,7 @@ fn serve_control(gateway: &Gateway, calls: mpsc::Sender<control::Call>) -> JoinH
     tokio::spawn(async move {
         match listener {
             Ok(listener) => control::serve(listener, calls).await,
-            Err(error) => {
-                tracing::error!(%error, "no local control");
-                // The driver must not take a closed channel for a caller.
-                std::future::pending::<()>().await;
-                drop(calls);
-            }
+            Err(error) => tracing::error!(%error, "no local control"),
         }
     })
 }
@@ -114,7 +109,6 @@ fn connect(
 ) -> Option<JoinHandle<()>> {
     let Some(cloud) = gateway.settings.cloud.clone() else {
         tracing::warn!("no [cloud] is configured: only fwupdatectl can start an update");
-        agent.keep_events(events);
         return None;
     };
     let (interval, floor) = (gateway.settings.report.interval, gateway.now(&agent.record));
@@ -142,8 +136,6 @@ struct Agent {
     /// The desired section that is not dealt with yet; within, `None` says that the twin holds none.
     section: Option<Option<Section>>,
     reboot: bool,
-    /// Keeps the event channel open when there is no hub.
-    spare: std::cell::OnceCell<mpsc::Sender<hub::Event>>,
 }
 
 struct Running {
@@ -174,13 +166,8 @@ impl Agent {
             publisher,
             section: None,
             reboot: false,
-            spare: std::cell::OnceCell::new(),
         };
         (agent, documents)
-    }
-
-    fn keep_events(&self, events: mpsc::Sender<hub::Event>) {
-        self.spare.get_or_init(|| events);
     }
 
     /// Answers, works and reports until there is a reason to leave.
@@ -196,6 +183,7 @@ impl Agent {
             if self.reboot {
                 return Exit::Reboot;
             }
+            // A channel that is closed (no hub, no socket) only takes its branch out.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Exit::Stopped,
@@ -211,7 +199,7 @@ impl Agent {
     /// The effect ended.
     fn done(&mut self, event: Event) {
         self.work = None;
-        self.count_bytes(0);
+        self.take_bytes();
         self.note_progress();
         match &event {
             Event::Failed(failure) => {
@@ -365,7 +353,7 @@ impl Agent {
             if let Err(error) = task.await {
                 tracing::error!(%error, "an effect ended badly");
             }
-            self.count_bytes(0);
+            self.take_bytes();
         }
     }
 
@@ -379,7 +367,7 @@ impl Agent {
 
     async fn tick(&mut self) {
         systemd::feed_watchdog();
-        self.count_bytes(SPENT_STEP);
+        self.save_bytes();
         if self.unsaved.is_some() && self.save().is_ok() {
             tracing::info!("the record can be saved again");
             self.look();
@@ -389,17 +377,22 @@ impl Agent {
         self.end_at_deadline().await;
     }
 
-    /// Takes what was received into the record, and saves it at every `step` bytes.
-    fn count_bytes(&mut self, step: u64) {
-        if self.record.phase.is_idle() {
+    /// Takes what was received into the record; the step that follows saves it.
+    fn take_bytes(&mut self) {
+        if !self.record.phase.is_idle() {
+            self.record.downloaded = self.meter.spent().max(self.record.downloaded);
+        }
+    }
+
+    /// While an effect runs, what it receives is saved at every few MiB.
+    fn save_bytes(&mut self) {
+        let before = self.record.downloaded;
+        if self.record.phase.is_idle() || self.meter.spent() <= before.saturating_add(SPENT_STEP) {
             return;
         }
-        let spent = self.meter.spent();
-        if spent > self.record.downloaded.saturating_add(step) {
-            self.record.downloaded = spent;
-            if let Err(failure) = self.save() {
-                tracing::warn!(%failure, "the received bytes are not saved");
-            }
+        self.take_bytes();
+        if let Err(failure) = self.save() {
+            tracing::warn!(%failure, "the received bytes are not saved");
         }
     }
 
