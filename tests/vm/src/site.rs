@@ -97,6 +97,20 @@ impl Site {
         }
     }
 
+    /// Waits until no operation runs; the reported properties then.
+    pub async fn at_rest(&self) -> Result<Value> {
+        let rests = |reported: &Value| {
+            reported.pointer("/fwupdate").is_some() && reported.pointer("/fwupdate/operation").is_none()
+        };
+        self.hub.wait_reported(DEVICE, PATIENCE, rests).await.context("it never comes to rest")
+    }
+
+    /// Switches the gateway off in good order, which loses nothing.
+    pub async fn power_off(&mut self) -> Result<()> {
+        self.machine.shell("nohup systemctl poweroff > /dev/null 2>&1 &").await?;
+        self.machine.off(PATIENCE).await
+    }
+
     /// The values that `firmwareStatus` has had, in order, without repeats.
     pub fn statuses(&self) -> Vec<String> {
         let history = self.hub.history(DEVICE);
