@@ -17,8 +17,8 @@ use crate::images::{Bootloader, call};
 
 const MIB: usize = 1 << 20;
 /// Where things lie on the disk (image/disk.sh): offset and length, bytes.
-const ENVIRONMENT: (usize, usize) = (MIB, MIB);
-const ESP: (usize, usize) = (2 * MIB, 64 * MIB);
+pub const ENVIRONMENT: (usize, usize) = (MIB, MIB);
+pub const ESP: (usize, usize) = (2 * MIB, 64 * MIB);
 pub const SLOT_A: (usize, usize) = (66 * MIB, 224 * MIB);
 pub const SLOT_B: (usize, usize) = (290 * MIB, 224 * MIB);
 const DATA: (usize, usize) = (514 * MIB, 32 * MIB);

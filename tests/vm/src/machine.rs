@@ -42,6 +42,11 @@ impl Machine {
     }
 
     pub async fn power_on(&mut self) -> Result<()> {
+        self.power_on_with(None).await
+    }
+
+    /// Powers on a machine whose disk fails the first write that touches the sector `bad` of 512 bytes.
+    pub async fn power_on_with(&mut self, bad: Option<u64>) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on");
         let (overlay, log) = (self.dir.join("overlay.qcow2"), self.dir.join("writes.log"));
         for path in [&overlay, &log, &self.dir.join("shell"), &self.dir.join("qmp")] {
@@ -79,11 +84,22 @@ impl Machine {
         };
         let blockdev = format!(
             "driver=blklogwrites,node-name=disk,log-sector-size=512,log-super-update-interval=1,\
-             log.driver=file,log.filename={},log.cache.no-flush=on,file.driver=qcow2,file.file.driver=file,\
-             file.file.filename={},file.file.cache.no-flush=on",
+             log.driver=file,log.filename={},log.cache.no-flush=on,file={}",
             log.display(),
+            if bad.is_some() { "faulty" } else { "written" },
+        );
+        let written = format!(
+            "driver=qcow2,node-name=written,file.driver=file,file.filename={},file.cache.no-flush=on",
             overlay.display()
         );
+        command.args(["-blockdev", &written]);
+        if let Some(bad) = bad {
+            let rule = "event=none,inject-error.0.iotype=write,inject-error.0.errno=5,inject-error.0.once=on";
+            let faulty = format!(
+                "driver=blkdebug,node-name=faulty,image=written,inject-error.0.{rule},inject-error.0.sector={bad}"
+            );
+            command.args(["-blockdev", &faulty]);
+        }
         command
             .args(["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=disk"])
             .args([
@@ -159,6 +175,11 @@ impl Machine {
         child.kill().await?;
         self.console.send_modify(|text| text.push_str("\n[power cut]\n"));
         disklog::apply(&self.dir.join("writes.log"), &self.disk, loss)
+    }
+
+    /// Stops the machine; nothing that was written is lost.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.cut(&mut Loss::Nothing).await.map(drop)
     }
 
     /// Waits until the running system has switched itself off, which loses nothing.

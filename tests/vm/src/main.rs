@@ -4,6 +4,7 @@
 //! agent from its .deb. The hub is the stand-in, in this process. Everything that waits, waits for a condition.
 
 mod disklog;
+mod environment;
 mod examine;
 mod failures;
 mod images;
@@ -47,6 +48,8 @@ enum What {
         #[arg(default_value = "")]
         only: String,
     },
+    /// A boot environment that is torn, lost or cannot be written; a proven slot without kernel.
+    Environment,
     /// Replay every write of one update to prefixes, and examine the disk after each.
     Replay {
         #[arg(long, default_value_t = 1000)]
@@ -101,6 +104,7 @@ async fn run(args: Args) -> Result<()> {
     match args.what {
         What::Story => story::run(&workshop).await,
         What::Failures { only } => failures::run(&workshop, &only).await,
+        What::Environment => environment::run(&workshop).await,
         What::Replay { prefixes, boots, seed } => replay::run(&workshop, prefixes, boots, seed).await,
         What::PowerCut { cuts, seed, table } => powercut::run(&workshop, cuts, seed, table.as_deref()).await,
     }
