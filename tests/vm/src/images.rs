@@ -61,6 +61,7 @@ impl Workshop {
         let deb =
             deb.canonicalize().with_context(|| format!("{}: run `make packages` first", deb.display()))?;
         let base = dir.join("base.tar");
+        let _alone = alone(&dir)?;
         if !base.exists() {
             call(Command::new(source.join("image/base.sh")).arg(&base))?;
         }
@@ -96,10 +97,10 @@ impl Workshop {
         digest.update(format!("{}{:?}{:?}", self.inputs, self.bootloader, spec));
         let name = format!("{}-{}-{}.img", self.bootloader.name(), spec.version, hex(&digest.finalize()));
         let image = self.dir.join(name);
+        let _alone = alone(&self.dir)?;
         if image.exists() {
             return Ok(image);
         }
-        // A name of its own: another run may make another image at the same time.
         let change = image.with_extension("change");
         fs::write(&change, spec.change)?;
         let kernel = spec.kernel.to_string();
@@ -116,6 +117,7 @@ impl Workshop {
     pub fn release(&self, spec: Spec) -> Result<Release> {
         let image = self.image(spec)?;
         let bundle = image.with_extension("fwb");
+        let _alone = alone(&self.dir)?;
         if !bundle.exists() {
             let part = image.with_extension("part");
             call(
@@ -139,6 +141,13 @@ impl Workshop {
                 .args([slot_a, data, out]),
         )
     }
+}
+
+/// Waits until no other run makes images in `dir`; the next one waits until the file is closed.
+fn alone(dir: &Path) -> Result<fs::File> {
+    let file = fs::File::create(dir.join("lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// A program of this workspace: beside this one, or built for release.
