@@ -15,10 +15,10 @@ use crate::images::{Release, Workshop};
 use crate::site::{PATIENCE, Site, text};
 use crate::story;
 
-/// Longest time from power-on, or from the call, to the cut: about what an update takes with its reboot.
-const LONGEST: Duration = Duration::from_secs(75);
+/// Longest time from power-on, or from the call, to the cut: about as long as staging, or a reboot with its trial, takes.
+const LONGEST: Duration = Duration::from_secs(50);
 /// Cuts within one update; after that it is left alone to end.
-const CUTS_PER_UPDATE: usize = 3;
+const CUTS_PER_UPDATE: usize = 4;
 
 /// One cut.
 struct Cut {
