@@ -168,6 +168,19 @@ impl Machine {
             .with_context(|| format!("no answer to {line:?}"))?
     }
 
+    /// Waits until the machine has used `work` more of processor time, or for `patience`.
+    pub async fn works(&self, work: Duration, patience: Duration) -> Result<()> {
+        let pid = self.running.as_ref().and_then(Child::id).context("the machine is off")?;
+        let until = processor_time(pid)? + work;
+        let used = async {
+            while processor_time(pid)? < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        timeout(patience, used).await.unwrap_or(Ok(()))
+    }
+
     /// Cuts the power: QEMU is killed, and of what was written since the last flush the disk keeps what `loss`
     /// leaves. Returns how many writes and flushes there were.
     pub async fn cut(&mut self, loss: &mut Loss) -> Result<disklog::Summary> {
@@ -193,6 +206,14 @@ impl Machine {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// What a process has used so far (proc(5), /proc/PID/stat: utime and stime, in ticks of 1/100 s).
+fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(") ").context("no fields in stat")?.1.split(' ');
+    let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// Keeps the console for conditions and, in a file, for people.

@@ -15,10 +15,13 @@ use crate::images::{Release, Workshop};
 use crate::site::{PATIENCE, Site, text};
 use crate::story;
 
-/// Longest time from power-on, or from the call, to the cut: about as long as staging, or a reboot with its trial, takes.
-const LONGEST: Duration = Duration::from_secs(50);
+/// Longest work from power-on, or from the call, to the cut, as seconds of the emulator's processor time: about what
+/// a boot and most of an update take. Processor time, so that a busy host does not move all cuts into the boot.
+const LONGEST: Duration = Duration::from_secs(35);
+/// A machine that waits for something uses no processor time; it is cut after this long.
+const IDLE: Duration = Duration::from_secs(90);
 /// Cuts within one update; after that it is left alone to end.
-const CUTS_PER_UPDATE: usize = 4;
+const CUTS_PER_UPDATE: usize = 6;
 
 /// One cut.
 struct Cut {
@@ -97,8 +100,7 @@ impl Campaign {
 
     /// Cuts the power, examines what is left, and boots it.
     async fn cut(&mut self, seed: u64, after: Duration, loss: &mut Loss) -> Result<Cut> {
-        // The instant is what is random here: this sleep is the experiment, and no condition is waited for.
-        tokio::time::sleep(after).await;
+        self.site.machine.works(after, IDLE).await?;
         let summary = self.site.machine.cut(loss).await?;
         let found = self.examiner.examine(&fs::read(&self.site.machine.disk)?)?;
         let cut = Cut {
@@ -132,7 +134,7 @@ impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "seed {}: cut after {:.1} s in phase {}; {} writes since power-on, {} of them not flushed, {} lost or torn",
+            "seed {}: cut after {:.1} s of work in phase {}; {} writes since power-on, {} of them not flushed, {} lost or torn",
             self.seed,
             self.after.as_secs_f32(),
             self.phase,
