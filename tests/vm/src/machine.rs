@@ -67,7 +67,7 @@ impl Machine {
             "-cpu",
             "Westmere",
             "-smp",
-            "2",
+            "1",
             "-nodefaults",
             "-display",
             "none",
