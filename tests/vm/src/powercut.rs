@@ -17,11 +17,11 @@ use crate::story;
 
 /// Longest work from power-on, or from the call, to the cut, as seconds of the emulator's processor time: about what
 /// a boot and most of an update take. Processor time, so that a busy host does not move all cuts into the boot.
-const LONGEST: Duration = Duration::from_secs(35);
+const LONGEST: Duration = Duration::from_secs(25);
 /// A machine that waits for something uses no processor time; it is cut after this long.
 const IDLE: Duration = Duration::from_secs(90);
 /// Cuts within one update; after that it is left alone to end.
-const CUTS_PER_UPDATE: usize = 6;
+const CUTS_PER_UPDATE: usize = 3;
 
 /// One cut.
 struct Cut {
