@@ -48,6 +48,7 @@ pub struct Workshop {
     pub dir: PathBuf,
     pub bootloader: Bootloader,
     source: PathBuf,
+    base: PathBuf,
     deb: PathBuf,
     /// Digest of the package, the scripts and the base.
     inputs: String,
@@ -60,10 +61,11 @@ impl Workshop {
         let dir = dir.canonicalize()?;
         let deb =
             deb.canonicalize().with_context(|| format!("{}: run `make packages` first", deb.display()))?;
-        let base = dir.join("base.tar");
+        let script = source.join("image/base.sh");
+        let base = dir.join(format!("base-{}.tar", hex(&Sha256::digest(fs::read(&script)?))));
         let _alone = alone(&dir)?;
         if !base.exists() {
-            call(Command::new(source.join("image/base.sh")).arg(&base))?;
+            call(Command::new(script).arg(&base))?;
         }
         let mut inputs = Sha256::new();
         inputs.update(fs::read(&deb)?);
@@ -74,7 +76,7 @@ impl Workshop {
         }
         inputs.update(fs::metadata(&base)?.len().to_le_bytes());
         let inputs = hex(&inputs.finalize());
-        let workshop = Workshop { dir, bootloader, source, deb, inputs };
+        let workshop = Workshop { dir, bootloader, source, base, deb, inputs };
         workshop.keys()?;
         Ok(workshop)
     }
@@ -106,7 +108,7 @@ impl Workshop {
         let kernel = spec.kernel.to_string();
         call(
             Command::new(self.source.join("image/rootfs.sh"))
-                .args([self.dir.join("base.tar"), self.deb.clone(), self.dir.join("pub")])
+                .args([&self.base, &self.deb, &self.dir.join("pub")])
                 .args([self.bootloader.name(), spec.version, &kernel])
                 .args([&image, &change]),
         )?;

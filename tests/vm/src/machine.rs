@@ -110,6 +110,9 @@ impl Machine {
                 "-device",
                 "virtio-rng-pci",
             ])
+            // For people who look into a machine that hangs.
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", self.dir.join("qmp").display()))
             .args(["-serial", "stdio", "-serial"])
             .arg(format!("unix:{},server=on,wait=off", self.dir.join("shell").display()))
             .stdin(Stdio::null())
