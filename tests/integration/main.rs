@@ -23,8 +23,12 @@ mod devices;
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.
 mod house;
+/// The provisioning service assigns the hub, and another one later.
+mod provision;
 /// Updates that must not stay.
 mod rollback;
+/// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
+mod transport;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.
