@@ -10,11 +10,12 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::configurations::{self, Configurations};
 use crate::core::{Core, Tasks, Write};
 use crate::error::HubError;
 use crate::faults::Faults;
 use crate::history::{History, ReportedPatch, Telemetry, Witness};
-use crate::jobs::Jobs;
+use crate::jobs::{self, Jobs};
 use crate::live::Live;
 use crate::methods::{self, Answer, Call, Calls};
 use crate::registry::{Credentials, Entry, Identity, Registry};
@@ -76,11 +77,14 @@ impl Hub {
             calls: Calls::default(),
             faults: Faults::default(),
             history: History::default(),
-            jobs: Jobs::default(),
+            jobs: Jobs::open(&options.dir)?,
+            configurations: Configurations::open(&options.dir)?,
             service_key: setup.service_key.clone(),
             www: options.www,
             tasks: Tasks::default(),
         });
+        jobs::resume(&core);
+        core.tasks.spawn(configurations::keep_applied(core.clone()));
         let devices = core.clone();
         server::accept(&core, mqtt_listener, certificates.mqtt, move |stream, peer| {
             let core = devices.clone();
@@ -153,6 +157,7 @@ impl Hub {
     fn add(&self, entry: Entry) -> Result<String, HubError> {
         let text = device_connection_string(&self.setup.host, &entry);
         lock(&self.core.registry).create(entry)?;
+        self.core.live.changed();
         Ok(text)
     }
 
