@@ -32,6 +32,9 @@ pub enum Command {
     Watch(Watch),
     /// Start an update on all gateways that a query selects, by a job of IoT Hub.
     Rollout(Rollout),
+    /// Automatic device configurations: an update for every gateway that fits a condition, now or later.
+    #[command(subcommand)]
+    Config(Config),
     /// Show what a gateway reports.
     Twin {
         #[arg(value_name = "DEVICE")]
@@ -84,6 +87,54 @@ pub struct Watch {
     /// The operation to follow; without it the one that runs, else the last one.
     #[arg(long, value_name = "ID")]
     pub operation_id: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Make a configuration, or change all of it but its content.
+    Apply(Box<Apply>),
+    /// Show a configuration with its metrics.
+    Show {
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Show live counts until every gateway has its outcome; the exit status is 0 when all committed.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// List all configurations.
+    List,
+    /// Delete a configuration: no further gateway is told.
+    Delete {
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Also take the update back, by a job, from gateways that were told; what is armed goes on.
+        #[arg(long)]
+        cancel: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Apply {
+    /// JSON file with a whole configuration; without it, --id, --query, --uri and --version say what it holds.
+    #[arg(value_name = "FILE", conflicts_with_all = ["id", "query", "uri"])]
+    pub file: Option<PathBuf>,
+    /// Name of the configuration: lower-case letters, digits, dashes and dots.
+    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    pub id: Option<String>,
+    /// Which gateways it is for, such as "tags.ring = 'canary'"; * selects all.
+    #[arg(long, value_name = "CONDITION", required_unless_present = "file")]
+    pub query: Option<String>,
+    /// Of several configurations that fit a gateway, the highest priority holds.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "file")]
+    pub priority: u32,
+    /// A label of the configuration; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", conflicts_with = "file")]
+    pub labels: Vec<String>,
+    #[command(flatten)]
+    pub update: Option<Update>,
+    /// Then show live counts, as `config show --watch` does.
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// The fields of firmwareUpdate.

@@ -4,6 +4,7 @@
 //! sentence on stderr, or `{"error":{"code","message"}}` with `--json`.
 
 mod args;
+mod config;
 mod error;
 mod rollout;
 mod service;
@@ -60,6 +61,7 @@ async fn perform(args: &Args, service: &Service) -> Result<(), Error> {
         Command::Invoke(invoke) => self::invoke(args, service, invoke).await,
         Command::Watch(asked) => follow(args, service, &asked.device, asked.operation_id.clone()).await,
         Command::Rollout(asked) => self::rollout(args, service, asked).await,
+        Command::Config(asked) => config::perform(service, asked, args.json, &mut std::io::stdout()).await,
         Command::Twin { device } => twin(args, service, device).await,
     }
 }

@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::args::Rollout;
 use crate::error::Error;
@@ -50,13 +52,22 @@ pub fn order(id: &str, rollout: &Rollout) -> Value {
             "connectTimeoutInSeconds": rollout.connect_timeout,
         },
         "queryCondition": condition(&rollout.query),
-        "startTime": rollout.start,
+        "startTime": rollout.start.clone().unwrap_or_else(now),
         "maxExecutionTimeInSeconds": rollout.max_seconds,
     })
 }
 
+/// Jobs have a time at which they start.
+pub fn now() -> String {
+    OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .ok()
+        .and_then(|now| now.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
+
 /// A whole query is taken, too: jobs want its condition alone.
-fn condition(query: &str) -> &str {
+pub fn condition(query: &str) -> &str {
     let query = query.trim();
     let head = "select * from devices where ";
     match query.get(..head.len()) {
@@ -84,8 +95,13 @@ pub async fn follow(service: &Service, id: &str, json: bool, out: &mut impl Writ
         if is_over(&status) && summary.is_over() {
             return summary.verdict(&status, json, out);
         }
-        tokio::time::sleep(if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }).await;
+        tokio::time::sleep(interval(service)).await;
     }
+}
+
+/// The pause between two looks.
+pub fn interval(service: &Service) -> Duration {
+    if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }
 }
 
 fn of_operation(id: &str) -> String {
