@@ -13,6 +13,7 @@ mod method;
 mod outbox;
 mod sas;
 mod session;
+mod telemetry;
 mod topics;
 mod twin;
 
@@ -25,6 +26,7 @@ pub use connection::run;
 pub use error::HubError;
 pub use method::MethodCall;
 pub use sas::service_token;
+pub use telemetry::Message;
 
 /// What the agent is told.
 #[derive(Debug)]

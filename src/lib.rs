@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod command;
 pub mod desired;
 pub mod failure;
+pub mod lifecycle;
 pub mod machine;
 pub mod manifest;
 pub mod plan;

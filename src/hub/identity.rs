@@ -34,6 +34,14 @@ pub(super) fn resource(cloud: &Cloud) -> String {
     }
 }
 
+/// The same within the hub, where messages are sent to.
+pub(super) fn messages(cloud: &Cloud) -> String {
+    match &cloud.module_id {
+        Some(module) => format!("devices/{}/modules/{module}", cloud.device_id),
+        None => format!("devices/{}", cloud.device_id),
+    }
+}
+
 /// The host to connect to, for TCP and TLS.
 pub(super) fn address(cloud: &Cloud) -> &str {
     cloud.gateway.as_deref().unwrap_or(&cloud.host)
@@ -64,6 +72,7 @@ mod tests {
         let cloud = cloud(None, None);
         assert_eq!(client_id(&cloud), "dev-1");
         assert_eq!(resource(&cloud), "myhub.azure-devices.net/devices/dev-1");
+        assert_eq!(messages(&cloud), "devices/dev-1");
         assert_eq!(address(&cloud), "myhub.azure-devices.net");
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(
@@ -79,6 +88,7 @@ mod tests {
         let cloud = cloud(Some("updater"), Some("edge.local"));
         assert_eq!(client_id(&cloud), "dev-1/updater");
         assert_eq!(resource(&cloud), "myhub.azure-devices.net/devices/dev-1/modules/updater");
+        assert_eq!(messages(&cloud), "devices/dev-1/modules/updater");
         assert_eq!(address(&cloud), "edge.local");
         assert!(user_name(&cloud).starts_with("myhub.azure-devices.net/dev-1/updater/?api-version="));
     }

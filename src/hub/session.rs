@@ -1,5 +1,6 @@
 //! One MQTT session: its client, the calls that wait for answers, and its deadlines.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
@@ -34,6 +35,10 @@ pub(super) struct Session {
     pub ready_at: Option<Instant>,
     /// Set when the agent stops: the last moment for what is still to be sent.
     pub closing: Option<Instant>,
+    /// Whether each publish that has not left yet is telemetry.
+    queued: VecDeque<bool>,
+    /// The packet id of the telemetry under way.
+    telemetry: Option<u16>,
     started: Instant,
     /// The token's life, if there is a token.
     token: Option<Duration>,
@@ -56,6 +61,8 @@ impl Session {
             subscribed: 0,
             ready_at: None,
             closing: None,
+            queued: VecDeque::new(),
+            telemetry: None,
             started: Instant::now(),
             token,
         };
@@ -95,9 +102,30 @@ impl Session {
         times.into_iter().flatten().min().unwrap_or_else(|| now + Duration::from_secs(3600))
     }
 
-    pub fn reply(&self, reply: Reply) {
+    /// Queues a message; `false`: the hub stopped acknowledging.
+    pub fn publish(&mut self, topic: String, body: Vec<u8>, telemetry: bool) -> bool {
+        let queued = self.client.try_publish(topic, QoS::AtLeastOnce, false, body).is_ok();
+        if queued {
+            self.queued.push_back(telemetry);
+        }
+        queued
+    }
+
+    /// A message left with this packet id: messages leave in the order in which they were queued.
+    pub fn left(&mut self, packet: u16) {
+        if self.queued.pop_front() == Some(true) {
+            self.telemetry = Some(packet);
+        }
+    }
+
+    /// Whether this acknowledgement is that of the telemetry under way.
+    pub fn acknowledges_telemetry(&mut self, packet: u16) -> bool {
+        self.telemetry.take_if(|under_way| *under_way == packet).is_some()
+    }
+
+    pub fn reply(&mut self, reply: Reply) {
         let topic = topics::method_response(reply.status, &reply.rid);
-        if self.client.try_publish(topic, QoS::AtLeastOnce, false, reply.body).is_err() {
+        if !self.publish(topic, reply.body, false) {
             tracing::warn!("the answer to a method call could not be sent");
         }
     }
@@ -160,6 +188,18 @@ mod tests {
         assert_eq!(session.wake_at(at, None), by);
         let soon = start + Duration::from_secs(1);
         assert_eq!(session.wake_at(start, Some(soon)), soon);
+    }
+
+    #[test]
+    fn only_the_acknowledgement_of_telemetry_counts_as_one() {
+        // Its event loop is there, or nothing could be queued.
+        let (mut session, _events) = Session::new(MqttOptions::new("dev-1", "localhost", 1), None);
+        for telemetry in [false, true, false] {
+            assert!(session.publish("t".into(), Vec::new(), telemetry));
+        }
+        (1..4).for_each(|packet| session.left(packet));
+        assert!(!session.acknowledges_telemetry(1) && !session.acknowledges_telemetry(3));
+        assert!(session.acknowledges_telemetry(2) && !session.acknowledges_telemetry(2));
     }
 
     #[test]

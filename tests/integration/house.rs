@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Values and decisions.
-const CORE: [&str; 9] =
-    ["bundle", "command", "desired", "failure", "machine", "manifest", "plan", "report", "slot"];
+const CORE: [&str; 10] =
+    ["bundle", "command", "desired", "failure", "lifecycle", "machine", "manifest", "plan", "report", "slot"];
 /// Settings, and what several edges need of the system.
 const GROUND: [&str; 4] = ["clock", "config", "device", "tls"];
 const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];

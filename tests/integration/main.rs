@@ -25,6 +25,8 @@ mod harness;
 mod house;
 /// Updates that must not stay.
 mod rollback;
+/// Lifecycle events as device-to-cloud messages.
+mod telemetry;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.

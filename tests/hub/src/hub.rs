@@ -213,6 +213,16 @@ impl Hub {
             .flatten()
     }
 
+    /// Waits until the device's messages are as `wanted` says; `false` if that takes longer than `patience`.
+    pub async fn wait_telemetry(
+        &self,
+        id: &str,
+        patience: Duration,
+        wanted: impl Fn(&[Telemetry]) -> bool,
+    ) -> bool {
+        self.wait_until(patience, || wanted(&self.telemetry(id))).await
+    }
+
     async fn wait_until(&self, patience: Duration, holds: impl Fn() -> bool) -> bool {
         let mut changes = self.core.live.watch();
         let waiting = async {
