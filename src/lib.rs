@@ -28,6 +28,9 @@ pub mod stage;
 pub mod store;
 pub mod tls;
 
+// What the command-line programs share.
+pub mod cli;
+
 // Build step: man pages and completions of the programs.
 #[cfg(feature = "pages")]
 pub mod pages;

@@ -132,6 +132,30 @@ async fn a_rollout_calls_all_that_the_query_selects_and_tells_what_became_of_the
     assert_eq!(*last, json!({"job": "completed", "gateways": 1, "counts": {"committed": 1}}));
     assert_eq!(world.outcome("ring-one").await["toVersion"], "2.0.0");
 
+    let shown = cloud(&mut world, &["job", "ring-one", "--json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&out(&shown)).unwrap(), *last);
+    let later = [
+        "rollout",
+        "--query",
+        "*",
+        "--uri",
+        &two.url,
+        "--operation-id",
+        "later",
+        "--start",
+        "2999-01-01T00:00:00Z",
+    ];
+    assert_eq!(cloud(&mut world, &later).await.status.code(), Some(0));
+    let cancelled = cloud(&mut world, &["job", "later", "--cancel"]).await;
+    assert!(
+        out(&cancelled).starts_with("job cancelled, 0 gateways"),
+        "{}{}",
+        out(&cancelled),
+        err(&cancelled)
+    );
+    assert_eq!(cloud(&mut world, &["job", "later", "--watch"]).await.status.code(), Some(1));
+    assert_eq!(cloud(&mut world, &["job", "none"]).await.status.code(), Some(1));
+
     // One is not connected, the other has this version: neither commits.
     world.hub.add_device("spare").unwrap();
     let failed = cloud(&mut world, &rollout("*", "ring-two")).await;

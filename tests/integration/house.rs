@@ -104,8 +104,8 @@ fn allowed(module: &str) -> Option<Vec<&'static str>> {
     let settings = ["config"];
     match module {
         "report" => Some(CORE.to_vec()),
-        // Makes man pages out of what it is given.
-        "pages" => Some(Vec::new()),
+        // They know what they are given, and nothing of the agent.
+        "cli" | "pages" => Some(Vec::new()),
         _ if CORE.contains(&module) => Some([&CORE[..], &settings].concat()),
         _ if GROUND.contains(&module) => Some([&CORE[..], &GROUND].concat()),
         _ if EDGES.contains(&module) => Some([&CORE[..], &GROUND].concat()),

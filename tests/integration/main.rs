@@ -25,6 +25,8 @@ mod harness;
 mod house;
 /// Updates that must not stay.
 mod rollback;
+/// A back end on Azure's SDK for services runs a fleet.
+mod sdk;
 /// Lifecycle events as device-to-cloud messages.
 mod telemetry;
 /// The tutorial's service app, unmodified, sees an update through.

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{Apply, Config};
 use crate::error::Error;
+use crate::patience::Patience;
 use crate::rollout::{condition, interval};
 use crate::service::Service;
 
@@ -84,9 +85,9 @@ async fn apply(service: &Service, asked: &Apply, json: bool, out: &mut impl Writ
 
 /// The document that the hub shall hold.
 fn wanted(asked: &Apply) -> Result<Value, Error> {
-    let mut wanted = match (&asked.file, &asked.id, &asked.query) {
+    let mut wanted = match (&asked.file, &asked.id, &asked.query, &asked.uri) {
         (Some(file), ..) => from_file(file)?,
-        (None, Some(id), Some(query)) => from_arguments(id, query, asked)?,
+        (None, Some(id), Some(query), Some(uri)) => from_arguments(id, query, uri, asked)?,
         _ => return Err(Error::Usage("name a FILE, or --id, --query, --uri and --version".into())),
     };
     let version = update(&wanted).and_then(|update| text(update, "/version")).map(str::to_owned);
@@ -115,14 +116,13 @@ fn from_file(file: &Path) -> Result<Value, Error> {
     Ok(Value::Object(fields))
 }
 
-fn from_arguments(id: &str, query: &str, asked: &Apply) -> Result<Value, Error> {
-    let update = asked.update.as_ref().map(|update| update.payload()).unwrap_or_default();
-    for field in ["fwPackageUri", "version"] {
-        if !update.contains_key(field) {
-            let message = "give --uri and --version: gateways that run the version already then do nothing";
-            return Err(Error::Usage(message.into()));
-        }
+fn from_arguments(id: &str, query: &str, uri: &str, asked: &Apply) -> Result<Value, Error> {
+    let mut update = asked.options.fields();
+    if !update.contains_key("version") {
+        let message = "give --version, too: gateways that run it already then do nothing";
+        return Err(Error::Usage(message.into()));
     }
+    update.insert("fwPackageUri".into(), uri.into());
     let label = |label: &String| {
         let (key, value) = label.split_once('=')?;
         Some((key.to_owned(), Value::from(value)))
@@ -245,17 +245,18 @@ async fn follow(service: &Service, found: &Value, json: bool, out: &mut impl Wri
         Error::Usage(format!("{id} names no version of firmware, so there is nothing to watch"))
     })?;
     let target = text(found, "/targetCondition").map_or("*", condition);
-    let mut shown = String::new();
+    let (mut shown, mut patience) = (String::new(), Patience::default());
     loop {
-        let counts = Counts::ask(service, target, version).await?;
-        let line = if json { counts.json(id).to_string() } else { counts.line(id) };
-        if line != shown {
-            writeln!(out, "{line}")?;
-            out.flush()?;
-            shown = line;
-        }
-        if counts.is_over() {
-            return counts.verdict(id);
+        if let Some(counts) = patience.forgive(Counts::ask(service, target, version).await)? {
+            let line = if json { counts.json(id).to_string() } else { counts.line(id) };
+            if line != shown {
+                writeln!(out, "{line}")?;
+                out.flush()?;
+                shown = line;
+            }
+            if counts.is_over() {
+                return counts.verdict(id);
+            }
         }
         tokio::time::sleep(interval(service)).await;
     }

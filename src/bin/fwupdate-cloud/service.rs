@@ -128,6 +128,10 @@ impl Service {
         self.send(Method::GET, &format!("jobs/v2/{}", encoded(id)), None, TIMEOUT).await
     }
 
+    pub async fn cancel_job(&self, id: &str) -> Result<Value, Error> {
+        self.send(Method::POST, &format!("jobs/v2/{}/cancel", encoded(id)), None, TIMEOUT).await
+    }
+
     /// An automatic device configuration; `None`: there is none of this id.
     pub async fn configuration(&self, id: &str) -> Result<Option<Value>, Error> {
         match self.send(Method::GET, &format!("configurations/{}", encoded(id)), None, TIMEOUT).await {

@@ -56,6 +56,8 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/twins/{device}/modules/{module}/methods", post(twins::invoke_module))
         .route("/statistics/devices", get(query::device_statistics))
         .route("/statistics/service", get(query::service_statistics))
+        .route("/jobs", any(service::not_imitated))
+        .route("/jobs/{id}", any(service::not_imitated))
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", get(jobs::get).put(jobs::put))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
