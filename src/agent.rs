@@ -380,6 +380,7 @@ impl Agent {
             self.look();
             self.publish();
         }
+        self.publish_waiting();
         self.publish_progress();
         self.end_at_deadline().await;
     }

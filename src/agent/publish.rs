@@ -114,11 +114,12 @@ impl Publisher {
         }
     }
 
-    /// Rises when the phase, the outcome or the fitness for updates changed.
+    /// Rises when the phase, what it waits for, the outcome or the fitness for updates changed.
     fn milestone(&mut self, record: &Record) -> u64 {
         let last = record.told().map(|last| (&last.id, last.result, last.finished_at));
         let desired = record.desired.as_ref().map(|desired| desired.digest);
-        let key = format!("{} {last:?} {desired:?} {:?}", record.phase.name(), self.view.degraded);
+        let view = (&self.view.degraded, &self.view.waiting);
+        let key = format!("{} {last:?} {desired:?} {view:?}", record.phase.name());
         if key != self.milestone.0 {
             self.milestone = (key, self.milestone.1 + 1);
         }
@@ -132,8 +133,10 @@ impl Agent {
         if !matches!(self.record.phase, Phase::Staging { .. }) {
             self.publisher.staging_since = None;
         }
-        self.publisher.view.progress = None;
         let saved = self.saved.clone();
+        let staging = matches!(saved.phase, Phase::Staging { .. });
+        self.publisher.view.progress = staging
+            .then(|| Progress { eta_seconds: self.eta(saved.progress.percent), ..Progress::of(&saved) });
         self.publisher.events(&saved, self.gateway.now(&saved));
         self.publisher.publish(&saved);
     }
@@ -159,6 +162,15 @@ impl Agent {
         }
         self.publisher.view.progress = Some(progress);
         self.publisher.tell_watchers(&self.saved);
+    }
+
+    /// Tells what the effect under way waits for, when that changes.
+    pub(super) fn publish_waiting(&mut self) {
+        let waiting = self.work.as_ref().and_then(|_| self.meter.waiting());
+        if waiting != self.publisher.view.waiting {
+            self.publisher.view.waiting = waiting;
+            self.publish();
+        }
     }
 
     /// Takes how far staging has come into the record.
@@ -216,9 +228,14 @@ fn message(event: &lifecycle::Event) -> Message {
     Message { id, correlation: event.operation.clone(), properties, body: event.body.clone() }
 }
 
+/// What is news: times and the time left alone are none.
 fn without_time(body: &Map<String, Value>) -> Map<String, Value> {
     let mut body = body.clone();
     body.remove("logTime");
+    let operation = body.get_mut("fwupdate").and_then(|ours| ours.get_mut("operation"));
+    if let Some(operation) = operation.and_then(Value::as_object_mut) {
+        operation.remove("etaSeconds");
+    }
     body
 }
 

@@ -13,9 +13,14 @@ use fwupdate_hub::{Hub, Options};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// Says nothing of the agent: how pages are made from a command definition.
+#[cfg(feature = "pages")]
+#[path = "../../../src/pages.rs"]
+mod pages;
+
 /// A local stand-in for Azure IoT Hub.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "fwupdate-hub", version)]
 struct Command {
     #[command(subcommand)]
     what: What,
@@ -86,6 +91,10 @@ enum Device {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(pages::write::<Command>("1"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let what = Command::parse().what;
     start_log(default_filter(&what));
     match run(what) {
