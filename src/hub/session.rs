@@ -8,8 +8,10 @@ use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Netwo
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use super::dial::Line;
 use super::method::Reply;
 use super::topics;
+use crate::config::Seat;
 
 /// For TCP, TLS and CONNACK together, and again for the subscriptions.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(30);
@@ -35,6 +37,9 @@ pub(super) struct Session {
     pub ready_at: Option<Instant>,
     /// Set when the agent stops: the last moment for what is still to be sent.
     pub closing: Option<Instant>,
+    /// At which hub, and as whom.
+    pub seat: Seat,
+    pub line: Line,
     /// Whether each publish that has not left yet is telemetry.
     queued: VecDeque<bool>,
     /// The packet id of the telemetry under way.
@@ -46,12 +51,13 @@ pub(super) struct Session {
 
 impl Session {
     /// Nothing is connected before the event loop is polled.
-    pub fn new(options: MqttOptions, token: Option<Duration>) -> (Session, EventLoop) {
-        let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
-        let mut network = NetworkOptions::new();
-        network.set_tcp_nodelay(true);
-        network.set_connection_timeout(HANDSHAKE_WITHIN.as_secs());
-        eventloop.set_network_options(network);
+    pub fn new(
+        options: MqttOptions,
+        seat: Seat,
+        line: Line,
+        token: Option<Duration>,
+    ) -> (Session, EventLoop) {
+        let (client, eventloop) = new_client(options);
         let (calls, answers) = mpsc::unbounded_channel();
         let session = Session {
             client,
@@ -61,6 +67,8 @@ impl Session {
             subscribed: 0,
             ready_at: None,
             closing: None,
+            seat,
+            line,
             queued: VecDeque::new(),
             telemetry: None,
             started: Instant::now(),
@@ -129,22 +137,32 @@ impl Session {
             tracing::warn!("the answer to a method call could not be sent");
         }
     }
+}
 
-    /// Says goodbye, so that the hub does not take the end for a failure.
-    pub async fn close(&self, packets: &mut (impl Packets + Unpin)) {
-        if self.client.try_disconnect().is_err() {
-            return;
-        }
-        let flushed = async {
-            while let Some(Ok(event)) = packets.next().await {
-                if event == Event::Outgoing(Outgoing::Disconnect) {
-                    return;
-                }
+/// Connects when it is first polled.
+pub(super) fn new_client(options: MqttOptions) -> (AsyncClient, EventLoop) {
+    let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(HANDSHAKE_WITHIN.as_secs());
+    eventloop.set_network_options(network);
+    (client, eventloop)
+}
+
+/// Sends DISCONNECT, so that the other side does not take the end for a failure.
+pub(super) async fn say_goodbye(client: &AsyncClient, packets: &mut (impl Packets + Unpin)) {
+    if client.try_disconnect().is_err() {
+        return;
+    }
+    let flushed = async {
+        while let Some(Ok(event)) = packets.next().await {
+            if event == Event::Outgoing(Outgoing::Disconnect) {
+                return;
             }
-        };
-        if timeout(CLOSE_WITHIN, flushed).await.is_err() {
-            tracing::debug!("the connection was dropped without a DISCONNECT");
         }
+    };
+    if timeout(CLOSE_WITHIN, flushed).await.is_err() {
+        tracing::debug!("the connection was dropped without a DISCONNECT");
     }
 }
 
@@ -163,7 +181,14 @@ mod tests {
     use serde_json::json;
 
     fn session(life: Option<Duration>) -> Session {
-        Session::new(MqttOptions::new("dev-1", "localhost", 1), life).0
+        connected(life).0
+    }
+
+    fn connected(life: Option<Duration>) -> (Session, EventLoop) {
+        let (host, device_id) = ("hub".to_owned(), "dev-1".to_owned());
+        let seat = Seat { host, gateway: None, device_id, module_id: None };
+        let line = Line { address: "localhost:1".into(), identity: "dev-1".into(), proxy: None };
+        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, line, life)
     }
 
     #[test]
@@ -193,7 +218,7 @@ mod tests {
     #[test]
     fn only_the_acknowledgement_of_telemetry_counts_as_one() {
         // Its event loop is there, or nothing could be queued.
-        let (mut session, _events) = Session::new(MqttOptions::new("dev-1", "localhost", 1), None);
+        let (mut session, _events) = connected(None);
         for telemetry in [false, true, false] {
             assert!(session.publish("t".into(), Vec::new(), telemetry));
         }

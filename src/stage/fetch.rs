@@ -21,7 +21,7 @@ use super::StageError;
 use super::hosts::{Hosts, Resolver};
 use super::meter::Meter;
 use super::web::{Seen, Trouble, Web, chain, passing};
-use crate::config::Download;
+use crate::config::{Download, Proxy};
 use crate::manifest::Digest;
 
 /// Pauses between attempts: drawn between nothing and a bound that starts here, doubles, and ends there.
@@ -82,12 +82,16 @@ impl Http {
         allowed_hosts: &[String],
         download: Download,
     ) -> Result<Http, StageError> {
-        let hosts = Arc::new(Hosts::new(allowed_hosts));
-        let client = reqwest::Client::builder()
+        let hosts = Arc::new(Hosts::new(allowed_hosts, download.proxy.clone()));
+        // Never the library's own reading of the environment: the settings have it already.
+        let mut builder = reqwest::Client::builder().no_proxy();
+        if let Some(proxy) = client_proxy(&download.proxy) {
+            builder = builder.proxy(proxy);
+        }
+        let client = builder
             .use_preconfigured_tls(tls)
             .http1_only()
             .https_only(true)
-            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .dns_resolver(Arc::new(Resolver(hosts.clone())))
             .connect_timeout(download.stall_timeout)
@@ -97,6 +101,27 @@ impl Http {
             .map_err(|error| StageError::Client(chain(&error)))?;
         Ok(Http { client, hosts, download, first_pause: FIRST_PAUSE })
     }
+
+    /// The address of the proxy on the way to `url`, if there is one: for messages.
+    pub(super) fn proxy(&self, url: &Url) -> Option<String> {
+        let via = self.download.proxy.to(url.host_str()?, url.port_or_known_default()?)?;
+        Some(via.address())
+    }
+}
+
+/// The proxy as the HTTP client wants it, which asks for each URL anew.
+fn client_proxy(rule: &Proxy) -> Option<reqwest::Proxy> {
+    let login = rule.login().cloned();
+    rule.host()?;
+    let rule = rule.clone();
+    let proxy = reqwest::Proxy::custom(move |url| {
+        let via = rule.to(url.host_str()?, url.port_or_known_default()?)?;
+        Some(format!("http://{}", via.address()))
+    });
+    Some(match login {
+        Some((user, password)) => proxy.basic_auth(user.expose(), password.expose()),
+        None => proxy,
+    })
 }
 
 /// One bundle, opened for reading by ranges.

@@ -161,7 +161,10 @@ impl Web {
                 let reason = format!("its certificate is not trusted ({fault}); add its CA to ca_file");
                 StageError::Download { url: redact(url), reason }.into()
             }
-            _ => passing(chain(error)),
+            _ => match self.http.proxy(url) {
+                Some(proxy) => passing(format!("through the proxy {proxy}: {}", chain(error))),
+                None => passing(chain(error)),
+            },
         }
     }
 

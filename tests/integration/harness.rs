@@ -55,11 +55,16 @@ pub struct Setup {
     pub slot_size: u64,
     /// Switched on, and connected to the hub.
     pub on: bool,
+    /// Who the gateway is at the hub: `device` or `device/module`.
+    pub device: &'static str,
+    /// Known to the hub, and has a connection string. If not, the test says how it gets its place.
+    pub registered: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { bootloader: Bootloader::Uboot, settings: String::new(), slot_size: SLOT, on: true }
+        let (bootloader, settings) = (Bootloader::Uboot, String::new());
+        Setup { bootloader, settings, slot_size: SLOT, on: true, device: DEVICE, registered: true }
     }
 }
 
@@ -100,6 +105,7 @@ pub struct Release {
 pub struct World {
     pub hub: Hub,
     pub gateway: Gateway,
+    device: &'static str,
     releases: Vec<Release>,
     dir: TempDir,
 }
@@ -116,6 +122,15 @@ impl World {
         let options = Options { www: Some(www), ..Options::ephemeral(dir.path().join("hub")) };
         let hub = Hub::start(options).await.unwrap();
         keygen(dir.path());
+        let cloud = match (setup.registered, setup.device.split_once('/')) {
+            (false, _) => Cloud::unregistered(&hub, setup.device),
+            (true, None) => Cloud::register(&hub, setup.device).unwrap(),
+            (true, Some((device, module))) => {
+                hub.add_device(device).unwrap();
+                let connection_string = Some(hub.add_module(device, module).unwrap());
+                Cloud { connection_string, ..Cloud::unregistered(&hub, setup.device) }
+            }
+        };
         let factory = build_image(dir.path(), &Spec { version: "1.0.0", ..Spec::default() });
         let gateway = Gateway::new(Parts {
             dir: dir.path().join("gateway"),
@@ -124,18 +139,23 @@ impl World {
             slot_size: setup.slot_size,
             bootloader: setup.bootloader,
             keys: dir.path().join("trusted"),
-            cloud: Some(Cloud::register(&hub, DEVICE).unwrap()),
+            cloud: Some(cloud),
             settings: setup.settings,
         });
         let gateway = gateway.unwrap();
         gateway.add_check("10-app", &health_check(&gateway.root())).unwrap();
-        hub.watch_reports(DEVICE, witness(&gateway));
-        let mut world = World { hub, gateway, releases: Vec::new(), dir };
+        hub.watch_reports(setup.device, witness(&gateway));
+        let mut world = World { hub, gateway, device: setup.device, releases: Vec::new(), dir };
         if setup.on {
-            world.gateway.power_on().unwrap();
-            world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+            world.switch_on().await;
         }
         world
+    }
+
+    /// Switches the gateway on, and waits until it is connected and idle.
+    pub async fn switch_on(&mut self) {
+        self.gateway.power_on().unwrap();
+        self.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     }
 
     /// The folder behind `/files/`.
@@ -182,7 +202,7 @@ impl World {
     pub async fn call(&self, method: &str, payload: Value) -> Answer {
         let call = Call { connect_timeout: LIMIT, ..Call::new(method, Some(payload)) };
         self.hub
-            .invoke(DEVICE, call)
+            .invoke(self.device, call)
             .await
             .unwrap_or_else(|error| panic!("{method}: {error}\n{}", self.gateway.log()))
     }
@@ -221,7 +241,7 @@ impl World {
 
     /// The reported properties now.
     pub fn twin(&self) -> Value {
-        self.hub.twin(DEVICE).unwrap()["properties"]["reported"].clone()
+        self.hub.twin(self.device).unwrap()["properties"]["reported"].clone()
     }
 
     /// No session with the hub from now on, until the faults are cleared.
@@ -246,7 +266,7 @@ impl World {
     /// it would time out as in Azure.
     pub async fn kill(&mut self) {
         self.gateway.kill().await.unwrap();
-        assert!(self.hub.wait_connected(DEVICE, false, LIMIT).await);
+        assert!(self.hub.wait_connected(self.device, false, LIMIT).await);
     }
 
     /// The agent crashes, and is started again as by systemd.
@@ -304,6 +324,22 @@ impl World {
         }
     }
 
+    /// Waits until `fwupdatectl doctor` says something like `word` of the hub; the agent may still be starting.
+    pub async fn doctor_says_of_the_hub(&mut self, word: &str) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let output = self.ctl(&["doctor", "--json"]).await;
+            let doctor: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let mut findings = doctor["findings"].as_array().into_iter().flatten();
+            let said = findings.find(|finding| finding["check"] == "hub").map(|finding| &finding["message"]);
+            if said.and_then(Value::as_str).is_some_and(|said| said.contains(word)) {
+                return;
+            }
+            let late = tokio::time::Instant::now() > deadline;
+            assert!(!late, "doctor does not say {word:?} but {said:?}\n{}", self.gateway.log());
+        }
+    }
+
     /// The slot that is booted.
     pub fn booted(&self) -> Slot {
         booted_slot(&self.gateway.machine().proc).unwrap()
@@ -327,7 +363,7 @@ impl World {
 
     async fn end(mut self, patches: Option<usize>) {
         self.gateway.shut_down().await.unwrap();
-        checker::check(&self.hub.history(DEVICE), patches);
+        checker::check(&self.hub.history(self.device), patches);
         let reported = self.twin();
         let last = &reported["fwupdate"]["last"];
         let committed = |release: &&Release| release.version == last["toVersion"];

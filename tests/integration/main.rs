@@ -23,12 +23,16 @@ mod devices;
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.
 mod house;
+/// The provisioning service assigns the hub, and another one later.
+mod provision;
 /// Updates that must not stay.
 mod rollback;
 /// A back end on Azure's SDK for services runs a fleet.
 mod sdk;
 /// Lifecycle events as device-to-cloud messages.
 mod telemetry;
+/// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
+mod transport;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.

@@ -6,7 +6,7 @@ tests/interop/venv.sh
 cargo build --quiet -p fwupdate-hub
 hub="${CARGO_TARGET_DIR:-target}/debug/fwupdate-hub"
 verdict=0
-for part in sdks service_app; do
+for part in sdks provisioning service_app; do
     target/venv/bin/python -B -W ignore "tests/interop/$part.py" "$hub" || verdict=1
 done
 exit $verdict

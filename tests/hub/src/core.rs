@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::configurations::{Configurations, Standing};
+use crate::dps::Dps;
 use crate::error::{HubError, Kind};
 use crate::faults::Faults;
 use crate::history::History;
@@ -38,6 +39,7 @@ pub struct Core {
     pub faults: Faults,
     pub history: History,
     pub jobs: Jobs,
+    pub dps: Dps,
     pub configurations: Configurations,
     /// The service policy `iothubowner`'s key, base64.
     pub service_key: String,
