@@ -133,8 +133,10 @@ impl Agent {
         if !matches!(self.record.phase, Phase::Staging { .. }) {
             self.publisher.staging_since = None;
         }
-        self.publisher.view.progress = None;
         let saved = self.saved.clone();
+        let staging = matches!(saved.phase, Phase::Staging { .. });
+        self.publisher.view.progress = staging
+            .then(|| Progress { eta_seconds: self.eta(saved.progress.percent), ..Progress::of(&saved) });
         self.publisher.events(&saved, self.gateway.now(&saved));
         self.publisher.publish(&saved);
     }
@@ -226,9 +228,14 @@ fn message(event: &lifecycle::Event) -> Message {
     Message { id, correlation: event.operation.clone(), properties, body: event.body.clone() }
 }
 
+/// What is news: times and the time left alone are none.
 fn without_time(body: &Map<String, Value>) -> Map<String, Value> {
     let mut body = body.clone();
     body.remove("logTime");
+    let operation = body.get_mut("fwupdate").and_then(|ours| ours.get_mut("operation"));
+    if let Some(operation) = operation.and_then(Value::as_object_mut) {
+        operation.remove("etaSeconds");
+    }
     body
 }
 

@@ -93,6 +93,8 @@ async fn received_bytes_are_counted_over_restarts_and_against_the_budget() {
     world.reported(|twin| twin["fwupdate"]["operation"]["percent"].as_u64() >= Some(40)).await;
     let before = received(&world, &id);
     assert!(before > 0 && before < size, "{before} of {size}");
+    let eta = |twin: &serde_json::Value| twin["fwupdate"]["operation"]["etaSeconds"].is_u64();
+    assert!(world.hub.history(DEVICE).iter().any(|report| eta(&report.patch)), "the time left is never told");
     world.crash().await;
     assert_eq!(world.outcome(&id).await["result"], "committed");
     let requested: u64 = world.hub.faults().log().iter().map(|request| request.length).sum();

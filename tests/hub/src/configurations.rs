@@ -1,31 +1,32 @@
 //! Automatic device configurations: a part of the desired properties for every device that a condition selects.
 //!
-//! Rules: Azure's "Automatic device and module management". Where several configurations name the same path, the one
-//! of the highest priority is written, and the newest of equals; when it goes, the next one takes its place. What no
-//! configuration names any more stays as it is. Azure looks every five minutes, the stand-in at once.
-//! A path is written when another configuration than before has it: what a service writes there in between stays.
+//! Rules: Azure's "Automatic device and module management". This file keeps and shows them; `apply` brings the devices
+//! in line.
 
 #![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is absent")]
+
+mod apply;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use self::apply::apply;
+pub use self::apply::keep_applied;
 use crate::core::{Core, match_etag};
 use crate::error::{HubError, Kind};
 use crate::query::{Query, Source};
-use crate::registry::{Entry, Identity};
 use crate::{clock, disk, lock};
 
 /// Azure's limit for a hub.
 const MOST: usize = 100;
 /// Azure's limit for a configuration.
-const MOST_METRICS: usize = 10;
+const MOST_METRICS: usize = 5;
 
 /// One configuration, as it is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -207,7 +208,7 @@ fn update(kept: &mut Configuration, wanted: Configuration, body: &Value) -> Resu
     Ok(())
 }
 
-/// Forgets a configuration; what it wrote stays unless another one takes its place.
+/// Forgets a configuration; where no other one takes its place, what it wrote stays.
 pub fn delete(core: &Core, id: &str, if_match: Option<&str>) -> Result<(), HubError> {
     core.configurations.change(|all| {
         match_etag(if_match, &all.get(id).ok_or_else(|| unknown(id))?.etag())?;
@@ -313,125 +314,9 @@ fn unknown(id: &str) -> HubError {
     HubError::new(Kind::ConfigurationNotFound, format!("there is no configuration {id}"))
 }
 
-/// Applies configurations whenever anything changed, until the hub stops.
-pub async fn keep_applied(core: Arc<Core>) {
-    let mut changes = core.live.watch();
-    loop {
-        apply(&core);
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Brings every device in line with the configurations that target it.
-pub fn apply(core: &Core) {
-    let pass = lock(&core.configurations.pass);
-    let ranked = core.configurations.ranked();
-    // Nobody ever made one: storms of connections need not look at every device.
-    if ranked.is_empty() && !core.configurations.file.exists() {
-        return;
-    }
-    // Listed anew for each pass: devices come and go, also by other processes.
-    let devices = lock(&core.registry).list().unwrap_or_default();
-    for identity in devices.iter().filter(|identity| identity.module.is_none()) {
-        if let Err(error) = apply_to(core, identity, &ranked) {
-            tracing::warn!(%identity, "configurations cannot be applied: {error}");
-        }
-    }
-    drop(pass);
-}
-
-fn apply_to(core: &Core, identity: &Identity, ranked: &[(Configuration, Query)]) -> Result<(), HubError> {
-    let mut registry = lock(&core.registry);
-    let entry = registry.get(identity)?;
-    if ranked.is_empty() && entry.configurations.is_empty() {
-        return Ok(());
-    }
-    let standings = standings(core, entry, ranked);
-    if standings == entry.configurations {
-        return Ok(());
-    }
-    let patch = patch(entry, &standings, ranked);
-    let notice = registry.update(identity, |entry| {
-        entry.configurations = standings;
-        let desired = json!({"properties": {"desired": patch}});
-        let changed = patch.as_object().is_some_and(|patch| !patch.is_empty());
-        Ok(if changed { entry.twin.patch(&desired, &clock::now())? } else { None })
-    })?;
-    core.tell(registry.get(identity)?, notice);
-    core.live.changed();
-    Ok(())
-}
-
-/// Which configurations target a device, and which paths each of them has.
-fn standings(core: &Core, entry: &Entry, ranked: &[(Configuration, Query)]) -> BTreeMap<String, Standing> {
-    let twin = core.twin_document(entry);
-    let mut taken = Vec::new();
-    let mut found = BTreeMap::new();
-    for (one, _) in ranked.iter().filter(|(_, query)| query.matches(&twin)) {
-        let free: Vec<_> = one.device_content.keys().filter(|path| !taken.contains(*path)).cloned().collect();
-        taken.extend(free.iter().cloned());
-        found.insert(one.id.clone(), Standing { created: one.created.clone(), paths: free });
-    }
-    found
-}
-
-/// What has to be merged into the desired properties for paths that change hands.
-fn patch(entry: &Entry, standings: &BTreeMap<String, Standing>, ranked: &[(Configuration, Query)]) -> Value {
-    let mut patch = json!({});
-    // The lowest first: where one path lies within another, the higher priority is written last.
-    for (one, _) in ranked.iter().rev() {
-        let Some(standing) = standings.get(&one.id) else { continue };
-        let before = entry.configurations.get(&one.id).filter(|before| before.created == standing.created);
-        let had = |path: &String| before.is_some_and(|before| before.paths.contains(path));
-        for path in standing.paths.iter().filter(|path| !had(path)) {
-            let below: Vec<&str> = path.split('.').skip(2).collect();
-            let (first, rest) = below.split_first().unwrap_or((&"", &[]));
-            let old = entry.twin.desired.properties.get(*first);
-            let old = old.and_then(|value| rest.iter().try_fold(value, |value, part| value.get(*part)));
-            let wanted = one.device_content.get(path).unwrap_or(&Value::Null);
-            if old != Some(wanted) {
-                put_at(&mut patch, &below, replacing(old, wanted));
-            }
-        }
-    }
-    patch
-}
-
-/// The merge patch that makes `new` of `old`: what is not in `new` is deleted.
-fn replacing(old: Option<&Value>, new: &Value) -> Value {
-    let (Some(Value::Object(old)), Value::Object(new)) = (old, new) else { return new.clone() };
-    let gone = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-    let kept = new.iter().map(|(key, value)| (key.clone(), replacing(old.get(key), value)));
-    Value::Object(gone.chain(kept).collect())
-}
-
-fn put_at(tree: &mut Value, path: &[&str], value: Value) {
-    let Some((first, rest)) = path.split_first() else {
-        *tree = value;
-        return;
-    };
-    if !tree.is_object() {
-        *tree = json!({});
-    }
-    if let Some(map) = tree.as_object_mut() {
-        put_at(map.entry((*first).to_owned()).or_insert(Value::Null), rest, value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_section_is_replaced_and_not_merged() {
-        let old = json!({"a": 1, "b": {"c": 1, "d": 2}});
-        let patch = replacing(Some(&old), &json!({"b": {"c": 3}}));
-        assert_eq!(patch, json!({"a": null, "b": {"c": 3, "d": null}}));
-        assert_eq!(replacing(Some(&json!(1)), &json!({"x": 1})), json!({"x": 1}));
-        assert_eq!(replacing(None, &json!([1])), json!([1]));
-    }
 
     #[test]
     fn ids_and_contents_are_azure_s() {

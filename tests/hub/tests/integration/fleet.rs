@@ -179,6 +179,32 @@ async fn the_highest_priority_wins_and_the_next_one_follows() {
 }
 
 #[tokio::test]
+async fn from_a_device_that_no_longer_fits_it_is_taken_back() {
+    let site = Site::new().await;
+    let mut d = site.connect("d").await;
+    d.subscribe(DESIRED).await;
+    tag(&site, "d", "canary").await;
+    put(&site, "low", configuration("tags.ring != 'none'", 1, json!({"version": "1"}))).await;
+    assert_eq!(d.message().await.1["fwupdate"], json!({"version": "1"}));
+    put(&site, "high", configuration("tags.ring = 'canary'", 9, json!({"version": "2"}))).await;
+    assert_eq!(d.message().await.1["fwupdate"], json!({"version": "2"}));
+    tag(&site, "d", "rest").await;
+    assert_eq!(d.message().await.1["fwupdate"], json!({"version": "1"}), "the next one holds");
+    tag(&site, "d", "none").await;
+    assert_eq!(d.message().await.1["fwupdate"], Value::Null);
+    assert_eq!(wanted(&site, "d"), json!({}));
+    let narrowed = configuration("deviceId = 'nobody'", 9, json!({"version": "2"}));
+    tag(&site, "d", "canary").await;
+    assert_eq!(d.message().await.1["fwupdate"], json!({"version": "2"}));
+    site.hub.patch_desired("d", json!({"other": 1})).unwrap();
+    assert_eq!(d.message().await.1["other"], 1);
+    let (status, _, shown) = site.service_if("PUT", "/configurations/high", Some(narrowed), Some("*")).await;
+    assert_eq!((status, &shown["systemMetrics"]["results"]["targetedCount"]), (200, &json!(0)));
+    assert_eq!(d.message().await.1["fwupdate"], json!({"version": "1"}));
+    assert_eq!(wanted(&site, "d"), json!({"fwupdate": {"version": "1"}, "other": 1}));
+}
+
+#[tokio::test]
 async fn devices_that_come_to_fit_are_told_and_what_a_service_writes_stays() {
     let site = Site::new().await;
     let mut d = site.connect("d").await;
