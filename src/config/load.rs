@@ -148,8 +148,14 @@ fn cloud(inputs: &Inputs, warnings: &mut Vec<Warning>) -> Result<Option<Cloud>, 
         auth,
         ca_file: inputs.path("cloud.ca_file")?,
         keep_alive: inputs.span("cloud.keep_alive", 5 * SECOND, KEEP_ALIVE_LIMIT)?,
-        token_ttl: inputs.span("cloud.token_ttl", 5 * 60 * SECOND, 365 * DAY)?,
+        token_ttl: inputs.span("cloud.token_ttl", 3 * SECOND, 365 * DAY)?,
+        reconnect: reconnect(inputs)?,
     }))
+}
+
+fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
+    let first = inputs.span("cloud.reconnect_first", SECOND, DAY)?;
+    Ok(Reconnect { first, longest: inputs.span("cloud.reconnect_longest", first, DAY)? })
 }
 
 /// Without a connection string, the credentials beside it are a mistake and not "no cloud".

@@ -32,6 +32,8 @@ use crate::tls;
 
 /// The hub drops a silent client after 1.5 times its keep-alive, and no later than after 1767 s.
 const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=1177;
+/// Least and longest pause before a request that the hub put off is sent again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(100));
 /// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
 const PACKET_LIMIT: usize = 512 * 1024;
 
@@ -41,7 +43,7 @@ const PACKET_LIMIT: usize = 512 * 1024;
 /// `interval` is the least time between two reports of one milestone. `clock_floor` is a time that is known to
 /// have passed: tokens and certificates are dated by the later of it and the system's clock. The newest of
 /// `documents` is what the twin shall say. Never returns for an error: those are reported and retried, with
-/// pauses of 1 to 100 seconds.
+/// pauses of a second to `cloud.reconnect.longest`.
 pub async fn run(
     cloud: Cloud,
     interval: Duration,
@@ -50,7 +52,7 @@ pub async fn run(
     events: mpsc::Sender<Event>,
     shutdown: CancellationToken,
 ) {
-    let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(100));
+    let backoff = Backoff::of_sessions(cloud.reconnect.first, cloud.reconnect.longest);
     Connection::new(cloud, interval, clock_floor, documents, events, shutdown, backoff).run().await;
 }
 
@@ -101,7 +103,7 @@ impl Connection {
             documents_end: false,
             events,
             shutdown,
-            twin: Twin::new(fastrand::u64(..), interval, backoff.clone(), document),
+            twin: Twin::new(fastrand::u64(..), interval, Backoff::new(RETRY.0, RETRY.1), document),
             outbox: Outbox::default(),
             backoff,
             online: false,
@@ -363,7 +365,8 @@ impl Connection {
             return Ok(String::new());
         };
         let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
-        let now = self.now().unix_timestamp();
+        // Whole seconds: begun ones count, or the token would end before its time.
+        let now = self.now().unix_timestamp().saturating_add(1);
         let token = sas::token(&identity::resource(&self.cloud), key, now.saturating_add(life))?;
         Ok(token.expose().to_owned())
     }

@@ -56,6 +56,10 @@ mod tests {
             ca_file: None,
             keep_alive: Duration::from_secs(60),
             token_ttl: Duration::from_secs(3600),
+            reconnect: crate::config::Reconnect {
+                first: Duration::from_secs(1),
+                longest: Duration::from_secs(1),
+            },
         }
     }
 

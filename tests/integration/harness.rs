@@ -34,6 +34,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::checker;
+use crate::relay::Relay;
 
 /// No wait takes longer, however busy the machine is.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -55,11 +56,19 @@ pub struct Setup {
     pub slot_size: u64,
     /// Switched on, and connected to the hub.
     pub on: bool,
+    /// The way to the hub leads through [`World::relay`].
+    pub relay: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { bootloader: Bootloader::Uboot, settings: String::new(), slot_size: SLOT, on: true }
+        Setup {
+            bootloader: Bootloader::Uboot,
+            settings: String::new(),
+            slot_size: SLOT,
+            on: true,
+            relay: false,
+        }
     }
 }
 
@@ -101,7 +110,19 @@ pub struct World {
     pub hub: Hub,
     pub gateway: Gateway,
     releases: Vec<Release>,
+    /// The name under which the gateway knows the hub, which may move.
+    pub relay: Option<Relay>,
+    unchecked: Unchecked,
     dir: TempDir,
+}
+
+/// A test that ends without having its reports checked has proven nothing: it fails.
+struct Unchecked(bool);
+
+impl Drop for Unchecked {
+    fn drop(&mut self) {
+        assert!(!self.0 || std::thread::panicking(), "the test did not end with World::finish");
+    }
 }
 
 impl World {
@@ -117,6 +138,9 @@ impl World {
         let hub = Hub::start(options).await.unwrap();
         keygen(dir.path());
         let factory = build_image(dir.path(), &Spec { version: "1.0.0", ..Spec::default() });
+        let mut cloud = Cloud::register(&hub, DEVICE).unwrap();
+        let relay = if setup.relay { Some(Relay::to(hub.mqtt_addr()).await) } else { None };
+        cloud.mqtt_port = relay.as_ref().map_or(cloud.mqtt_port, Relay::port);
         let gateway = Gateway::new(Parts {
             dir: dir.path().join("gateway"),
             agent: AGENT.into(),
@@ -124,13 +148,13 @@ impl World {
             slot_size: setup.slot_size,
             bootloader: setup.bootloader,
             keys: dir.path().join("trusted"),
-            cloud: Some(Cloud::register(&hub, DEVICE).unwrap()),
+            cloud: Some(cloud),
             settings: setup.settings,
         });
         let gateway = gateway.unwrap();
         gateway.add_check("10-app", &health_check(&gateway.root())).unwrap();
         hub.watch_reports(DEVICE, witness(&gateway));
-        let mut world = World { hub, gateway, releases: Vec::new(), dir };
+        let mut world = World { hub, gateway, releases: Vec::new(), relay, unchecked: Unchecked(true), dir };
         if setup.on {
             world.gateway.power_on().unwrap();
             world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
@@ -327,6 +351,7 @@ impl World {
 
     async fn end(mut self, patches: Option<usize>) {
         self.gateway.shut_down().await.unwrap();
+        self.unchecked.0 = false;
         checker::check(&self.hub.history(DEVICE), patches);
         let reported = self.twin();
         let last = &reported["fwupdate"]["last"];

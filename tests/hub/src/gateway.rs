@@ -401,6 +401,8 @@ fn settings(dir: &Path, parts: &Parts) -> String {
                 ("connection_string_file", at("state/connection")),
                 ("port", cloud.mqtt_port.to_string()),
                 ("ca_file", quoted(&cloud.ca_file)),
+                // One gateway needs no spreading, and its user waits.
+                ("reconnect_first", "\"2s\"".into()),
             ],
         );
     }

@@ -64,6 +64,7 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/admin/faults", get(admin::faults).put(admin::put_faults).delete(admin::clear_faults))
         .route("/admin/counters", get(admin::counters).delete(admin::reset_counters))
         .route("/admin/connections", axum::routing::delete(admin::drop_connections))
+        .route("/admin/trace", get(admin::trace).put(admin::start_trace))
         .route("/admin/history/{device}", get(admin::history))
         .route("/admin/telemetry/{device}", get(admin::telemetry))
         .layer(from_fn_with_state(core.clone(), service::authorise_admin));
