@@ -2,37 +2,47 @@
 
 VM := nice -n 5 target/debug/fwupdate-vm --deb target/debian/fwupdate-agent.deb
 VM_CUTS ?= 100
+VM_PREFIXES ?= 1000
+BOOTLOADERS ?= uboot grub
 
-.PHONY: packages packages-check vm vm-short vm-powercut msrv
+.PHONY: deb packages packages-check vm vm-short vm-powercut vm-replay msrv
 
-packages: ## fwupdate-agent and fwupdate-tools as .deb and .rpm, in target/debian and target/generate-rpm
+deb: ## fwupdate-agent and fwupdate-tools as .deb in target/debian
 	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --locked
-	@command -v cargo-generate-rpm >/dev/null || $(CARGO) install cargo-generate-rpm --locked
-	@command -v pandoc >/dev/null || { echo "make packages: apt-get install pandoc"; exit 1; }
+	@command -v pandoc >/dev/null || { echo "make deb: apt-get install pandoc"; exit 1; }
 	$(CARGO) build --release --bins -p fwupdate -p fwupdate-hub
 	packaging/pages.sh
 	mkdir -p target/debian
 	$(CARGO) deb -q --no-build -p fwupdate -o target/debian/
 	$(CARGO) deb -q --no-build -p fwupdate --variant tools -o target/debian/
 	ln -sf "$$(cd target/debian && ls -t fwupdate-agent_*.deb | head -1)" target/debian/fwupdate-agent.deb
+	ln -sf "$$(cd target/debian && ls -t fwupdate-tools_*.deb | head -1)" target/debian/fwupdate-tools.deb
+
+packages: deb ## fwupdate-agent and fwupdate-tools as .deb and .rpm, in target/debian and target/generate-rpm
+	@command -v cargo-generate-rpm >/dev/null || $(CARGO) install cargo-generate-rpm --locked
 	$(CARGO) generate-rpm
 	$(CARGO) generate-rpm --variant tools
 
-packages-check: packages ## lintian, then install, upgrade, remove and purge in a Debian root (as root)
+packages-check: setup packages ## lintian, rpmlint, and the packages' life in a Debian root (as root)
 	packaging/check.sh
 
-vm: packages ## real boots on both bootloaders: A to B to A, every failure, cuts of the first boot (as root; about an hour)
+vm: setup deb ## real boots on both bootloaders: A to B to A, every failure, a bad environment (as root; about an hour)
 	$(CARGO) build -q -p fwupdate-vm
-	for bootloader in uboot grub; do $(VM) --bootloader $$bootloader story && $(VM) --bootloader $$bootloader failures || exit 1; done
+	for bootloader in $(BOOTLOADERS); do for what in story failures environment; do \
+	    $(VM) --bootloader $$bootloader $$what || exit 1; done; done
 
-vm-short: packages ## one update there and back on each bootloader (as root)
-	$(CARGO) build -q -p fwupdate-vm
-	for bootloader in uboot grub; do $(VM) --bootloader $$bootloader story || exit 1; done
+vm-short: setup deb ## on both bootloaders: A to B to A, replayed; a failed check; 6 power cuts (as root; part of `make test`)
+	tests/vm/short.sh
 
-vm-powercut: packages ## VM_CUTS power cuts at random instants on each bootloader; the table goes to docs/crash-campaign.md
+vm-powercut: setup deb ## VM_CUTS power cuts at random instants on each bootloader; the table goes to docs/crash-campaign.md
 	$(CARGO) build -q -p fwupdate-vm
-	for bootloader in uboot grub; do \
+	for bootloader in $(BOOTLOADERS); do \
 	    $(VM) --bootloader $$bootloader power-cut --cuts $(VM_CUTS) --table docs/crash-campaign.md || exit 1; done
+
+vm-replay: setup deb ## VM_PREFIXES prefixes of two updates' writes on each bootloader, examined; a sample is booted
+	$(CARGO) build -q -p fwupdate-vm
+	for bootloader in $(BOOTLOADERS); do \
+	    $(VM) --bootloader $$bootloader replay --prefixes $(VM_PREFIXES) || exit 1; done
 
 msrv: ## everything that runs on the device builds with the oldest Rust that is promised: Debian 12's 1.85
 	packaging/msrv.sh

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Examines the packages that `make packages` made: lintian, rpmlint where it is installed, and the life of the agent's
+# Examines the packages that `make packages` (or `make deb`) made: lintian, rpmlint where it is installed, and the life of the agent's
 # package in a Debian root: install, configure, upgrade, remove, purge. As root.
 set -eu
 
@@ -20,6 +20,7 @@ mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus bookwor
 run() { chroot "$root" "$@"; }
 cp "$agent" "$root/tmp/agent.deb"
 
+echo "ok      lintian, rpmlint where it is, and the unit's exposure"
 # Installed: enabled, and as shipped it says what is to be filled in.
 run dpkg -i /tmp/agent.deb
 run getent group fwupdate > /dev/null || fail "no group fwupdate"
@@ -32,6 +33,7 @@ run /usr/lib/systemd/system-generators/fwupdate-generator /tmp/g /tmp/g /tmp/g |
 run journalctl --update-catalog && run journalctl --list-catalog | grep -q 'A firmware update has started' ||
     fail "the catalogue is not read"
 
+echo "ok      install"
 # Upgraded: settings, state and a disabled timer stay as they are.
 cp packaging/examples/uboot-emmc.toml "$root/etc/fwupdate.toml"
 mkdir -p "$root/var/lib/fwupdate"
@@ -46,6 +48,7 @@ cmp -s packaging/examples/uboot-emmc.toml "$root/etc/fwupdate.toml" || fail "an 
 test "$(cat "$root/var/lib/fwupdate/record.0")" = state || fail "an upgrade lost the state"
 test "$(run systemctl is-enabled fwupdate-deadman.timer || :)" = disabled || fail "an upgrade enabled the timer"
 
+echo "ok      upgrade"
 # Removed: settings and state stay. Purged: what the package and the agent made is gone, credentials are not.
 run dpkg -r fwupdate-agent
 test -e "$root/etc/fwupdate.toml" && test -e "$root/var/lib/fwupdate/record.0" || fail "removing took too much"
@@ -53,4 +56,24 @@ run dpkg -P fwupdate-agent
 test ! -e "$root/etc/fwupdate.toml" && test ! -e "$root/var/lib/fwupdate/record.0" || fail "purging left something"
 test "$(cat "$root/var/lib/fwupdate/connection-string")" = secret || fail "purging took credentials"
 left=$(find "$root/etc/systemd" "$root/usr/lib" -name '*fwupdate*') && test -z "$left" || fail "left behind: $left"
-echo "packages: lintian, install, upgrade, remove and purge are right"
+echo "ok      remove and purge"
+
+# The same life by rpm, where `make packages` made them and rpm is installed.
+rpm=$(ls -t target/generate-rpm/fwupdate-agent-*.rpm 2> /dev/null | head -1 || :)
+if [ -n "$rpm" ] && command -v rpm > /dev/null; then
+    # What it requires is there, from Debian's packages, of which rpm knows nothing.
+    rpm() { command rpm --root "$root" --nodeps "$@"; }
+    cp "$rpm" "$root/tmp/agent.rpm"
+    rpm -i "$root/tmp/agent.rpm"
+    test "$(run systemctl is-enabled fwupdate.service)" = enabled || fail "rpm: fwupdate.service is not enabled"
+    run getent group fwupdate > /dev/null || fail "rpm: no group fwupdate"
+    cp packaging/examples/uboot-emmc.toml "$root/etc/fwupdate.toml"
+    echo state > "$root/var/lib/fwupdate/record.0"
+    rpm -U --replacepkgs --replacefiles "$root/tmp/agent.rpm"
+    cmp -s packaging/examples/uboot-emmc.toml "$root/etc/fwupdate.toml" || fail "rpm: an upgrade changed the settings"
+    rpm -e fwupdate-agent
+    test ! -e "$root/usr/sbin/fwupdated" || fail "rpm: the agent is still there"
+    test "$(cat "$root/var/lib/fwupdate/record.0")" = state || fail "rpm: removing took the state"
+    echo "ok      rpm: install, upgrade and remove"
+fi
+echo "test result: ok. 1 passed; 0 failed"

@@ -6,12 +6,13 @@ set -eu
 cd "$(dirname "$0")/.."
 out=$PWD/target/pages
 rm -rf "$out"
-${CARGO:-cargo} build --quiet --features pages --target-dir target/pages-build --bins
+${CARGO:-cargo} build --quiet --features pages,fwupdate-hub/pages --target-dir target/pages-build --bins -p fwupdate -p fwupdate-hub
 programs=target/pages-build/debug
 FWUPDATE_PAGES=$out/agent $programs/fwupdated
 FWUPDATE_PAGES=$out/agent $programs/fwupdatectl
 FWUPDATE_PAGES=$out/tools $programs/fwupdate-bundle
 FWUPDATE_PAGES=$out/tools $programs/fwupdate-cloud
+FWUPDATE_PAGES=$out/tools $programs/fwupdate-hub
 mkdir -p "$out/agent/man5"
 {
     printf '# NAME\n\nfwupdate.toml - settings of the firmware update agent\n\n'

@@ -136,6 +136,8 @@ struct Agent {
     /// The desired section that is not dealt with yet; within, `None` says that the twin holds none.
     section: Option<Option<Section>>,
     reboot: bool,
+    /// Why there is no session with the hub, while there is none.
+    no_session: Option<String>,
 }
 
 struct Running {
@@ -166,6 +168,7 @@ impl Agent {
             publisher,
             section: None,
             reboot: false,
+            no_session: None,
         };
         (agent, documents)
     }
@@ -373,6 +376,7 @@ impl Agent {
             self.look();
             self.publish();
         }
+        self.publish_waiting();
         self.publish_progress();
         self.end_at_deadline().await;
     }
@@ -412,10 +416,12 @@ impl Agent {
         match event {
             hub::Event::Connected => {
                 tracing::info!("connected to the hub");
+                self.no_session = None;
                 self.gateway.cloud.send_replace(true);
             }
             hub::Event::Disconnected { reason } => {
                 tracing::warn!(%reason, "no session with the hub");
+                self.no_session = Some(reason);
                 self.gateway.cloud.send_replace(false);
             }
             hub::Event::Method(call) => self.method(call).await,

@@ -3,12 +3,15 @@
 //! `fragments` reads each layer's files and checks their keys, `inputs` merges them and reads typed values,
 //! `load` validates; this file is what the rest of the agent sees.
 
+mod cloud;
 mod connection;
+mod dps;
 mod error;
 mod fragments;
 mod inputs;
 mod keys;
 mod load;
+mod proxy;
 mod render;
 mod units;
 
@@ -16,8 +19,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::{ConfigError, Warning};
-pub use fragments::Options;
+pub use fragments::{Environment, Options};
 pub use load::{Board, Loaded, load, load_board, outside_slots};
+pub use proxy::{Proxy, Via};
 pub use render::render;
 
 /// Everything that an integrator can decide, validated.
@@ -41,14 +45,12 @@ pub struct Settings {
 /// How the hub is reached, and as whom.
 #[derive(Debug, Clone)]
 pub struct Cloud {
-    /// Hub host name as in user name and SAS (`myhub.azure-devices.net`).
-    pub host: String,
-    /// Host to connect to instead (`GatewayHostName`), for TCP and TLS.
-    pub gateway: Option<String>,
-    pub port: u16,
-    pub device_id: String,
-    pub module_id: Option<String>,
+    pub place: Place,
     pub auth: Auth,
+    pub transport: Transport,
+    /// TCP port of the hub, for this transport.
+    pub port: u16,
+    pub proxy: Proxy,
     /// PEM bundle trusted for the hub and for downloads, beside the system's roots.
     pub ca_file: Option<PathBuf>,
     /// MQTT keep-alive; at most 1177 s.
@@ -67,10 +69,74 @@ pub struct Reconnect {
     pub longest: Duration,
 }
 
+/// Who knows where the gateway belongs.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// The connection string says it.
+    Known(Seat),
+    /// The Device Provisioning Service is asked.
+    Assigned(Dps),
+}
+
+/// A place at a hub: which hub, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// Hub host name as in user name and SAS (`myhub.azure-devices.net`).
+    pub host: String,
+    /// Host to connect to instead (`GatewayHostName`), for TCP and TLS.
+    pub gateway: Option<String>,
+    pub device_id: String,
+    pub module_id: Option<String>,
+}
+
+impl Seat {
+    /// Whether these can be the names of a hub, a device and a module.
+    pub fn is_plausible(&self) -> bool {
+        let hosts = [Some(&self.host), self.gateway.as_ref()];
+        let ids = [Some(&self.device_id), self.module_id.as_ref()];
+        hosts.into_iter().flatten().all(|host| connection::is_host(host))
+            && ids.into_iter().flatten().all(|id| connection::is_id(id))
+    }
+}
+
+/// What is packed into what on the way to the hub and to the provisioning service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// MQTT in TLS.
+    Mqtt,
+    /// MQTT in WebSocket in TLS.
+    WebSocket,
+}
+
+impl Transport {
+    /// The port that Azure listens on.
+    pub fn port(self) -> u16 {
+        match self {
+            Transport::Mqtt => 8883,
+            Transport::WebSocket => 443,
+        }
+    }
+}
+
+/// How the Device Provisioning Service is asked. [`Cloud::auth`] is the proof of identity to it and to the hub
+/// that it assigns.
+#[derive(Debug, Clone)]
+pub struct Dps {
+    /// Host name of the service.
+    pub endpoint: String,
+    pub port: u16,
+    pub id_scope: String,
+    pub registration_id: String,
+    /// A JSON object for a custom allocation policy, as it stands in the request.
+    pub payload: Option<serde_json::Value>,
+    /// The file that remembers what was assigned.
+    pub cache: PathBuf,
+}
+
 /// Proof of identity towards the hub.
 #[derive(Debug, Clone)]
 pub enum Auth {
-    /// Base64 device key.
+    /// Base64 key of the device; a group's key was turned into the device's own when the settings were read.
     SharedKey(Secret),
     /// PEM files; read again at each connect.
     X509 { certificate: PathBuf, key: PathBuf },
@@ -132,6 +198,7 @@ pub struct Trust {
 
 #[derive(Debug, Clone)]
 pub struct Download {
+    pub proxy: Proxy,
     /// How long transient errors are retried.
     pub patience: Duration,
     /// A transfer that brings nothing for so long is broken off and retried.

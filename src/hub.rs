@@ -6,11 +6,15 @@
 
 pub mod backoff;
 mod connection;
+mod dial;
+mod dps;
 mod error;
 mod identity;
 mod merge;
 mod method;
 mod outbox;
+mod placement;
+mod provision;
 mod sas;
 mod session;
 mod topics;

@@ -22,6 +22,8 @@ pub struct View {
     pub degraded: Option<String>,
     /// Between two steps of ten percent, for local watchers; `None`: the record's.
     pub progress: Option<Progress>,
+    /// What the running operation waits for, while only a person can provide it.
+    pub waiting: Option<String>,
     /// When what is reported changed last.
     pub log_time: Option<OffsetDateTime>,
 }
@@ -134,6 +136,7 @@ fn operation(record: &Record, view: &View) -> Value {
         "reusedBytes": progress.staged.reused,
         "etaSeconds": progress.eta_seconds.filter(|_| matches!(record.phase, Phase::Staging { .. })),
         "attempt": attempt,
+        "waiting": view.waiting,
         "startedAt": moment(operation.started_at),
     })
 }

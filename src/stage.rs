@@ -12,6 +12,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use time::OffsetDateTime;
+
 use crate::bundle::BundleError;
 use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
@@ -82,6 +84,11 @@ pub enum StageError {
     NotPermitted { url: String, reason: String },
     #[error("{url} answered {status}: check that the link (its SAS token) is valid and has not expired")]
     Forbidden { url: String, status: u16 },
+    #[error(
+        "{url} answered {status}: its link expired at {at}; call firmwareUpdate again with the same operationId and \
+         a fresh link"
+    )]
+    Expired { url: String, status: u16, at: OffsetDateTime },
     #[error("{url} does not exist ({reason}); check the address that the update was called with")]
     NotFound { url: String, reason: String },
     #[error("{url} could not be fetched: {reason}")]
@@ -120,7 +127,7 @@ impl From<StageError> for Failure {
         let message = error.to_string();
         let code = match error {
             NotPermitted { .. } => Code::NotPermitted,
-            Forbidden { .. } => Code::Forbidden,
+            Forbidden { .. } | Expired { .. } => Code::Forbidden,
             NotFound { .. } => Code::NotFound,
             Download { .. } | Changed { .. } => Code::DownloadFailed,
             Budget { .. } => Code::DataBudgetExceeded,

@@ -8,14 +8,29 @@ if [ "${1:-}" != demo ]; then
     needed+=" fw_printenv:libubootenv-tool grub-editenv:grub-common zstd:zstd openssl:openssl
         mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools"
 fi
+# The packages and the virtual gateway, whose tests need root.
+if [ "${1:-}" != demo ] && [ "$(id -u)" -eq 0 ]; then
+    needed+=" pandoc:pandoc lintian:lintian dpkg-deb:dpkg systemd-analyze:systemd
+        grub-mkstandalone:grub-common mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk debugfs:e2fsprogs cpio:cpio
+        /usr/lib/grub/x86_64-efi/kernel.img:grub-efi-amd64-bin
+        /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf /usr/lib/u-boot/qemu-x86/u-boot.rom:u-boot-qemu"
+fi
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for pair in $needed; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    program=${pair%%:*}
+    # A path to a file that is no program is only looked for.
+    if [[ $program == /* ]]; then test -e "$program"; else command -v "$program" >/dev/null; fi ||
+        missing+=("${pair##*:}")
 done
 if [ "${1:-}" != demo ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
     missing+=(python3-venv)
+fi
+# Both of one release: Debian's emulator and a newer qemu-img exclude each other.
+if [[ $needed == *u-boot-qemu* ]] && ! { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null; then
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    missing+=("qemu-system-x86/$release" "qemu-utils/$release")
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
@@ -25,4 +40,4 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-apt-get install -q -y --no-install-recommends "${missing[@]}"
+apt-get install -q -y --no-install-recommends --allow-downgrades "${missing[@]}"

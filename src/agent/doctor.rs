@@ -82,7 +82,10 @@ fn hub(agent: &Agent) -> Option<String> {
     match &agent.gateway.settings.cloud {
         None => Some("no [cloud] is configured".to_owned()),
         Some(_) if connected => None,
-        Some(cloud) => Some(format!("no session with {}: see the journal for why", cloud.host)),
+        Some(_) => Some(match &agent.no_session {
+            Some(reason) => format!("no session: {reason}"),
+            None => "no session yet".to_owned(),
+        }),
     }
 }
 

@@ -90,11 +90,12 @@ impl Publisher {
         }
     }
 
-    /// Rises when the phase, the outcome or the fitness for updates changed.
+    /// Rises when the phase, what it waits for, the outcome or the fitness for updates changed.
     fn milestone(&mut self, record: &Record) -> u64 {
         let last = record.told().map(|last| (&last.id, last.result, last.finished_at));
         let desired = record.desired.as_ref().map(|desired| desired.digest);
-        let key = format!("{} {last:?} {desired:?} {:?}", record.phase.name(), self.view.degraded);
+        let view = (&self.view.degraded, &self.view.waiting);
+        let key = format!("{} {last:?} {desired:?} {view:?}", record.phase.name());
         if key != self.milestone.0 {
             self.milestone = (key, self.milestone.1 + 1);
         }
@@ -134,6 +135,15 @@ impl Agent {
         }
         self.publisher.view.progress = Some(progress);
         self.publisher.tell_watchers(&self.saved);
+    }
+
+    /// Tells what the effect under way waits for, when that changes.
+    pub(super) fn publish_waiting(&mut self) {
+        let waiting = self.work.as_ref().and_then(|_| self.meter.waiting());
+        if waiting != self.publisher.view.waiting {
+            self.publisher.view.waiting = waiting;
+            self.publish();
+        }
     }
 
     /// Takes how far staging has come into the record.

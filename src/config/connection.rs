@@ -77,23 +77,28 @@ fn check_auth(parsed: &ConnectionString, x509: Option<&str>) -> Result<(), Strin
 fn check_names(parsed: &ConnectionString) -> Result<(), String> {
     let hosts = [("HostName", Some(&parsed.host)), ("GatewayHostName", parsed.gateway.as_ref())];
     for (name, host) in hosts {
-        if host.is_some_and(|h| h.len() > 253 || !h.bytes().all(is_host_byte)) {
+        if host.is_some_and(|h| !is_host(h)) {
             return Err(format!("has a {name} that is no host name; leave out scheme and port"));
         }
     }
     let ids = [("DeviceId", Some(&parsed.device_id)), ("ModuleId", parsed.module_id.as_ref())];
     for (name, id) in ids {
-        // `/` would change the MQTT topics that the id becomes a part of.
-        if id.is_some_and(|id| id.len() > ID_LIMIT || !id.bytes().all(|b| b.is_ascii_graphic() && b != b'/'))
-        {
+        if id.is_some_and(|id| !is_id(id)) {
             return Err(format!("has a {name} that no hub accepts; check it against the portal"));
         }
     }
     Ok(())
 }
 
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
+/// Whether `text` can be a device's or a module's id. `/` would change the MQTT topics that it becomes a part of.
+pub fn is_id(text: &str) -> bool {
+    (1..=ID_LIMIT).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+}
+
+/// Whether `text` can be a host's name.
+pub fn is_host(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    (1..=253).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 #[cfg(test)]

@@ -17,8 +17,6 @@ pub enum ConfigError {
     Syntax { path: PathBuf, line: usize, detail: String },
     #[error("{key} in {file} must be {expected}, not {found}")]
     Value { key: String, file: String, expected: String, found: String },
-    #[error("{key} in {file} is not supported by this version; remove it and {instead}")]
-    Unsupported { key: String, file: String, instead: &'static str },
     #[error("the connection string in {file} {problem}")]
     ConnectionString { file: String, problem: String },
     #[error("{0}")]
@@ -75,7 +73,7 @@ impl fmt::Display for Warning {
                 write!(f, "{key} in {file} is ignored; set it in /etc/fwupdate.toml instead")
             }
             Warning::Exposed { file } => {
-                write!(f, "{file} holds a device key and others can read it; run `chmod 0600 {file}`")
+                write!(f, "{file} holds a secret and others can read it; run `chmod 0600 {file}`")
             }
         }
     }

@@ -25,6 +25,26 @@ pub struct Options {
     pub main_required: bool,
     /// The integrator's drop-ins, read in name order.
     pub drop_ins: Option<PathBuf>,
+    pub environment: Environment,
+}
+
+/// The variables of the environment that count as settings: the convention for proxies, which many programs share.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// `https_proxy`, else `HTTPS_PROXY`.
+    pub https_proxy: Option<String>,
+    /// `no_proxy`, else `NO_PROXY`.
+    pub no_proxy: Option<String>,
+}
+
+impl Environment {
+    fn of_this_process() -> Environment {
+        let read = |name: &str| {
+            let set = |name: String| std::env::var(name).ok().filter(|value| !value.is_empty());
+            set(name.to_owned()).or_else(|| set(name.to_uppercase()))
+        };
+        Environment { https_proxy: read("https_proxy"), no_proxy: read("no_proxy") }
+    }
 }
 
 impl Options {
@@ -35,12 +55,14 @@ impl Options {
             main: "/etc/fwupdate.toml".into(),
             main_required: false,
             drop_ins: Some("/etc/fwupdate.d".into()),
+            environment: Environment::of_this_process(),
         }
     }
 
     /// `--config FILE`: FILE in place of all system layers; the state folder's `conf.d` still applies.
     pub fn file(path: impl Into<PathBuf>) -> Options {
-        Options { vendor: None, main: path.into(), main_required: true, drop_ins: None }
+        let environment = Environment::of_this_process();
+        Options { vendor: None, main: path.into(), main_required: true, drop_ins: None, environment }
     }
 }
 

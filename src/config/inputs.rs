@@ -9,7 +9,7 @@ use config::{Config, Map, Source, Value, ValueKind};
 
 use super::error::ConfigError;
 use super::fragments::Fragment;
-use super::{Window, units};
+use super::{Window, keys, units};
 
 /// All layers merged, later ones winning; not validated yet.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Inputs {
     /// The complaint that `path` is not what was expected.
     pub fn wrong(&self, path: &str, expected: impl Into<String>) -> ConfigError {
         let found = match self.get(path).map(|v| &v.kind) {
-            Some(_) if path == "cloud.connection_string" => "a value of another kind".to_owned(),
+            Some(_) if keys::SECRET.contains(&path) => "a value of another kind".to_owned(),
             Some(ValueKind::Table(_)) => "a section".to_owned(),
             Some(kind) => show(kind),
             None => "absent".to_owned(),

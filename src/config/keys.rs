@@ -23,13 +23,25 @@ pub const KEYS: &[Key] = &[
     open("cloud.connection_string_file"),
     open("cloud.certificate_file"),
     open("cloud.key_file"),
-    key("cloud.port", "8883"),
+    open("cloud.port"),
     open("cloud.ca_file"),
     key("cloud.keep_alive", "\"4min\""),
     key("cloud.token_ttl", "\"1h\""),
     key("cloud.reconnect_first", "\"10s\""),
     key("cloud.reconnect_longest", "\"5min\""),
     key("cloud.transport", "\"mqtt\""),
+    open("cloud.proxy"),
+    key("cloud.no_proxy", "[]"),
+    open("cloud.dps.id_scope"),
+    open("cloud.dps.registration_id"),
+    open("cloud.dps.registration_id_file"),
+    open("cloud.dps.symmetric_key"),
+    open("cloud.dps.symmetric_key_file"),
+    open("cloud.dps.group_key"),
+    open("cloud.dps.group_key_file"),
+    open("cloud.dps.payload"),
+    key("cloud.dps.endpoint", "\"global.azure-devices-provisioning.net\""),
+    open("cloud.dps.port"),
     open("slots.a.device"),
     open("slots.b.device"),
     open("bootloader.kind"),
@@ -61,13 +73,13 @@ pub const KEYS: &[Key] = &[
     key("system.os_release", "\"/etc/os-release\""),
 ];
 
-/// Keys (and whole sections) of the contract that a later version will read. Ignoring them would leave a
-/// gateway connected in another way than its owner wrote, so they are refused.
-pub const UNSUPPORTED: &[&str] = &["cloud.proxy", "cloud.dps"];
+/// Keys whose values no message may show.
+pub const SECRET: &[&str] =
+    &["cloud.connection_string", "cloud.proxy", "cloud.dps.symmetric_key", "cloud.dps.group_key"];
 
 /// Whether `path` is a key, or a section that holds keys.
 pub fn is_known(path: &str) -> bool {
-    KEYS.iter().any(|k| k.path == path) || UNSUPPORTED.contains(&path)
+    KEYS.iter().any(|k| k.path == path)
 }
 
 /// Whether `path` is a section: something below it is a key.
@@ -77,7 +89,7 @@ pub fn is_section(path: &str) -> bool {
 
 /// The known key that `path` most likely meant, if one is near.
 pub fn nearest(path: &str) -> Option<&'static str> {
-    let names = KEYS.iter().map(|k| k.path).chain(UNSUPPORTED.iter().copied()).chain(sections());
+    let names = KEYS.iter().map(|k| k.path).chain(sections());
     let (distance, name) = names.map(|name| (likeness(path, name), name)).min()?;
     (distance <= 3).then_some(name)
 }

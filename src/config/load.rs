@@ -1,13 +1,12 @@
 //! Third stage and the way through all three: layers in, validated [`Settings`] out.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::connection::{self, ConnectionString};
 use super::error::{ConfigError, Warning};
-use super::fragments::{self, Fragment, Layer, Options};
+use super::fragments::{self, Environment, Fragment, Layer, Options};
 use super::inputs::Inputs;
 use super::*;
 
@@ -40,7 +39,7 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
         fragments.extend(Fragment::read(&path, Layer::Device, &mut warnings)?);
         sources.push(path);
     }
-    let settings = settings(&Inputs::merge(&fragments)?, &mut warnings)?;
+    let settings = settings(&Inputs::merge(&fragments)?, &options.environment, &mut warnings)?;
     Ok(Loaded { settings, warnings, sources })
 }
 
@@ -76,19 +75,24 @@ fn system_layers(options: &Options) -> Result<Vec<(PathBuf, Layer)>, ConfigError
     Ok(paths)
 }
 
-fn absent(path: PathBuf) -> ConfigError {
+pub(super) fn absent(path: PathBuf) -> ConfigError {
     ConfigError::Read { path, source: std::io::ErrorKind::NotFound.into() }
 }
 
-fn settings(inputs: &Inputs, warnings: &mut Vec<Warning>) -> Result<Settings, ConfigError> {
+fn settings(
+    inputs: &Inputs,
+    environment: &Environment,
+    warnings: &mut Vec<Warning>,
+) -> Result<Settings, ConfigError> {
     require(inputs, warnings)?;
+    let proxy = cloud::proxy(inputs, environment, warnings)?;
     Ok(Settings {
         compatible: needed(inputs.text("compatible")?, inputs, "compatible")?,
-        cloud: cloud(inputs, warnings)?,
+        cloud: cloud::cloud(inputs, &proxy, warnings)?,
         slots: slots(inputs)?,
         bootloader: bootloader(inputs)?,
         trust: trust(inputs)?,
-        download: download(inputs)?,
+        download: download(inputs, proxy)?,
         health: health(inputs)?,
         policy: policy(inputs)?,
         report: Report { interval: inputs.span("report.interval", SECOND, HOUR)? },
@@ -103,11 +107,9 @@ fn settings(inputs: &Inputs, warnings: &mut Vec<Warning>) -> Result<Settings, Co
 }
 
 const TICK: Duration = Duration::from_millis(10);
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
-/// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
-const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(1177);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 /// What no default can guess, each with what to write.
 const REQUIRED: &[(&str, &str)] = &[
@@ -127,120 +129,8 @@ fn require(inputs: &Inputs, warnings: &[Warning]) -> Result<(), ConfigError> {
     Err(ConfigError::Missing { missing, warnings: warnings.to_vec() })
 }
 
-fn needed<T>(value: Option<T>, inputs: &Inputs, path: &str) -> Result<T, ConfigError> {
+pub(super) fn needed<T>(value: Option<T>, inputs: &Inputs, path: &str) -> Result<T, ConfigError> {
     value.ok_or_else(|| inputs.wrong(path, "set"))
-}
-
-fn cloud(inputs: &Inputs, warnings: &mut Vec<Warning>) -> Result<Option<Cloud>, ConfigError> {
-    refuse_unsupported(inputs)?;
-    let Some((file, text)) = connection_text(inputs, warnings)? else {
-        return no_connection(inputs);
-    };
-    let parsed =
-        connection::parse(&text).map_err(|problem| ConfigError::ConnectionString { file, problem })?;
-    let auth = auth(inputs, &parsed)?;
-    Ok(Some(Cloud {
-        host: parsed.host,
-        gateway: parsed.gateway,
-        port: inputs.number("cloud.port", 1, u16::MAX)?,
-        device_id: parsed.device_id,
-        module_id: parsed.module_id,
-        auth,
-        ca_file: inputs.path("cloud.ca_file")?,
-        keep_alive: inputs.span("cloud.keep_alive", 5 * SECOND, KEEP_ALIVE_LIMIT)?,
-        token_ttl: inputs.span("cloud.token_ttl", 3 * SECOND, 365 * DAY)?,
-        reconnect: reconnect(inputs)?,
-    }))
-}
-
-fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
-    let first = inputs.span("cloud.reconnect_first", SECOND, DAY)?;
-    Ok(Reconnect { first, longest: inputs.span("cloud.reconnect_longest", first, DAY)? })
-}
-
-/// Without a connection string, the credentials beside it are a mistake and not "no cloud".
-fn no_connection(inputs: &Inputs) -> Result<Option<Cloud>, ConfigError> {
-    for path in ["cloud.certificate_file", "cloud.key_file"] {
-        if inputs.has(path) {
-            return Err(ConfigError::Conflict(format!(
-                "{path} in {} has no connection string beside it; add cloud.connection_string",
-                inputs.file(path)
-            )));
-        }
-    }
-    Ok(None)
-}
-
-fn refuse_unsupported(inputs: &Inputs) -> Result<(), ConfigError> {
-    let unsupported = |key: &str, instead| ConfigError::Unsupported {
-        key: key.to_owned(),
-        file: inputs.file(key),
-        instead,
-    };
-    for (key, instead) in [
-        ("cloud.proxy", "give the gateway a direct way to the hub"),
-        ("cloud.dps", "use cloud.connection_string of a registered device"),
-    ] {
-        if inputs.has(key) {
-            return Err(unsupported(key, instead));
-        }
-    }
-    match inputs.text("cloud.transport")?.as_deref() {
-        Some("mqtt") => Ok(()),
-        Some("websocket") => {
-            Err(unsupported("cloud.transport", "let the gateway reach the hub's port 8883 (MQTT over TLS)"))
-        }
-        _ => Err(inputs.wrong("cloud.transport", "\"mqtt\"")),
-    }
-}
-
-/// The connection string and the file it stands in.
-fn connection_text(
-    inputs: &Inputs,
-    warnings: &mut Vec<Warning>,
-) -> Result<Option<(String, String)>, ConfigError> {
-    let inline = inputs.text("cloud.connection_string")?;
-    let file = inputs.path("cloud.connection_string_file")?;
-    let (path, text) = match (inline, file) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => {
-            return Err(ConfigError::Conflict(format!(
-                "cloud.connection_string in {} and cloud.connection_string_file in {} are both set; keep one",
-                inputs.file("cloud.connection_string"),
-                inputs.file("cloud.connection_string_file")
-            )));
-        }
-        (Some(text), None) => (PathBuf::from(inputs.file("cloud.connection_string")), text),
-        (None, Some(path)) => match fragments::read_text(&path, 8192)? {
-            Some(text) => (path, text),
-            None => return Err(absent(path)),
-        },
-    };
-    let name = path.display().to_string();
-    if text.contains("SharedAccessKey=") && others_can_read(&path) {
-        warnings.push(Warning::Exposed { file: name.clone() });
-    }
-    Ok(Some((name, text)))
-}
-
-fn others_can_read(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
-}
-
-fn auth(inputs: &Inputs, parsed: &ConnectionString) -> Result<Auth, ConfigError> {
-    let (certificate, key) = (inputs.path("cloud.certificate_file")?, inputs.path("cloud.key_file")?);
-    match (&parsed.key, certificate, key) {
-        (Some(secret), None, None) => Ok(Auth::SharedKey(secret.clone())),
-        (None, Some(certificate), Some(key)) => Ok(Auth::X509 { certificate, key }),
-        (Some(_), ..) => Err(ConfigError::Conflict(
-            "the connection string has a SharedAccessKey, but cloud.certificate_file or cloud.key_file is set; \
-             keep one way to log in (x509=true in the connection string means certificates)"
-                .to_owned(),
-        )),
-        (None, ..) => Err(ConfigError::Conflict(
-            "the connection string says x509=true; set both cloud.certificate_file and cloud.key_file".to_owned(),
-        )),
-    }
 }
 
 fn slots(inputs: &Inputs) -> Result<Slots, ConfigError> {
@@ -309,8 +199,9 @@ fn is_host_pattern(pattern: &str) -> bool {
     host_ok && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|p| p > 0))
 }
 
-fn download(inputs: &Inputs) -> Result<Download, ConfigError> {
+fn download(inputs: &Inputs, proxy: Proxy) -> Result<Download, ConfigError> {
     Ok(Download {
+        proxy,
         patience: inputs.span("download.patience", SECOND, 30 * DAY)?,
         stall_timeout: inputs.span("download.stall_timeout", SECOND, HOUR)?,
         rate_limit: inputs.bytes("download.rate_limit")?,

@@ -3,14 +3,19 @@
 use toml::{Table, Value};
 
 use super::units::{show_duration, show_window};
-use super::{Auth, BootloaderKind, Cloud, Settings};
+use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, Transport};
 
 /// `settings` as TOML that `load` would read, but for the device key, which shows as `***`.
 pub fn render(settings: &Settings) -> String {
     let mut root = Table::new();
     root.insert("compatible".into(), settings.compatible.clone().into());
-    if let Some(cloud) = &settings.cloud {
-        root.insert("cloud".into(), cloud_table(cloud).into());
+    // The proxy serves the downloads too, and so may stand without a hub.
+    let mut cloud = settings.cloud.as_ref().map(cloud_table).unwrap_or_default();
+    if let Some((url, except)) = settings.download.proxy.shown() {
+        cloud.extend(table([("proxy", url.into()), ("no_proxy", except.into())]));
+    }
+    if !cloud.is_empty() {
+        root.insert("cloud".into(), cloud.into());
     }
     root.insert("slots".into(), slots(settings).into());
     root.insert("bootloader".into(), bootloader(settings).into());
@@ -39,30 +44,59 @@ fn bytes(value: u64) -> Value {
 }
 
 fn cloud_table(cloud: &Cloud) -> Table {
-    let mut text = format!("HostName={};DeviceId={}", cloud.host, cloud.device_id);
-    let parts = [("ModuleId", &cloud.module_id), ("GatewayHostName", &cloud.gateway)];
-    for (name, value) in parts.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
-        text.push_str(&format!(";{name}={value}"));
-    }
     let mut out = table([
-        ("transport", "mqtt".into()),
+        ("transport", transport(cloud.transport).into()),
         ("port", i64::from(cloud.port).into()),
         ("keep_alive", show_duration(cloud.keep_alive).into()),
         ("token_ttl", show_duration(cloud.token_ttl).into()),
         ("reconnect_first", show_duration(cloud.reconnect.first).into()),
         ("reconnect_longest", show_duration(cloud.reconnect.longest).into()),
     ]);
-    match &cloud.auth {
-        Auth::SharedKey(_) => text.push_str(";SharedAccessKey=***"),
-        Auth::X509 { certificate, key } => {
-            text.push_str(";x509=true");
-            out.extend(table([("certificate_file", path(certificate)), ("key_file", path(key))]));
+    match &cloud.place {
+        Place::Known(seat) => {
+            out.extend(table([("connection_string", connection_string(seat, &cloud.auth).into())]))
         }
+        Place::Assigned(dps) => out.extend(table([("dps", dps_table(dps, &cloud.auth).into())])),
     }
-    out.insert("connection_string".into(), text.into());
-    if let Some(file) = &cloud.ca_file {
-        out.insert("ca_file".into(), path(file));
+    if let Auth::X509 { certificate, key } = &cloud.auth {
+        out.extend(table([("certificate_file", path(certificate)), ("key_file", path(key))]));
     }
+    out.extend(cloud.ca_file.as_ref().map(|file| ("ca_file".to_owned(), path(file))));
+    out
+}
+
+fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Mqtt => "mqtt",
+        Transport::WebSocket => "websocket",
+    }
+}
+
+fn connection_string(seat: &Seat, auth: &Auth) -> String {
+    let mut text = format!("HostName={};DeviceId={}", seat.host, seat.device_id);
+    let parts = [("ModuleId", &seat.module_id), ("GatewayHostName", &seat.gateway)];
+    for (name, value) in parts.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+        text.push_str(&format!(";{name}={value}"));
+    }
+    text.push_str(match auth {
+        Auth::SharedKey(_) => ";SharedAccessKey=***",
+        Auth::X509 { .. } => ";x509=true",
+    });
+    text
+}
+
+/// A group's key was turned into the device's own, which is what is in effect.
+fn dps_table(dps: &Dps, auth: &Auth) -> Table {
+    let mut out = table([
+        ("endpoint", dps.endpoint.clone().into()),
+        ("port", i64::from(dps.port).into()),
+        ("id_scope", dps.id_scope.clone().into()),
+        ("registration_id", dps.registration_id.clone().into()),
+    ]);
+    if let Auth::SharedKey(_) = auth {
+        out.extend(table([("symmetric_key", "***".into())]));
+    }
+    out.extend(dps.payload.as_ref().map(|payload| ("payload".to_owned(), payload.to_string().into())));
     out
 }
 

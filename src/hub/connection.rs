@@ -9,10 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rumqttc::{
-    ConnectionError, MqttOptions, Packet, Publish, QoS, SubAck, SubscribeReasonCode, TlsConfiguration,
-    Transport,
-};
+use rumqttc::{MqttOptions, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -20,22 +17,19 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::dial::{self, Call, Line};
 use super::error::HubError;
 use super::method::MethodCall;
 use super::outbox::Outbox;
-use super::session::{CLOSE_WITHIN, Packets, Session, packets};
+use super::placement::Placement;
+use super::session::{CLOSE_WITHIN, Packets, Session, packets, say_goodbye};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
-use super::{Document, Event, identity, sas};
-use crate::config::{Auth, Cloud};
-use crate::tls;
+use super::{Document, Event, identity};
+use crate::config::{Cloud, Seat};
 
-/// The hub drops a silent client after 1.5 times its keep-alive, and no later than after 1767 s.
-const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=1177;
 /// Least and longest pause before a request that the hub put off is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(100));
-/// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
-const PACKET_LIMIT: usize = 512 * 1024;
 
 /// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone. Either way the
 /// newest document is sent before it returns, if there is a session and the hub answers within two seconds.
@@ -68,6 +62,7 @@ enum End {
 /// What outlives a session.
 pub(super) struct Connection {
     cloud: Cloud,
+    placement: Placement,
     clock_floor: OffsetDateTime,
     /// When the time was `clock_floor` or later.
     floor_at: Instant,
@@ -96,6 +91,7 @@ impl Connection {
     ) -> Connection {
         let document = documents.borrow().clone();
         Connection {
+            placement: Placement::new(&cloud.place),
             cloud,
             clock_floor,
             floor_at: Instant::now(),
@@ -120,7 +116,7 @@ impl Connection {
                 End::Renew => continue,
                 End::Lost(error) => self.lost(&error),
             }
-            let pause = self.backoff.next(fastrand::f64());
+            let pause = self.backoff.next(fastrand::f64()).max(self.placement.patience());
             if !self.pause(pause).await {
                 break;
             }
@@ -130,6 +126,7 @@ impl Connection {
 
     /// Says once why there is no session.
     fn lost(&mut self, error: &HubError) {
+        self.placement.failed(error);
         let reason = error.to_string();
         let changed = self.reason.as_ref() != Some(&reason);
         if changed {
@@ -152,18 +149,18 @@ impl Connection {
     }
 
     async fn session(&mut self) -> End {
-        let options = match self.options().await {
-            Ok(options) => options,
-            Err(error) => return End::Lost(error),
+        let (options, seat, line) = match self.prepare().await {
+            Ok(prepared) => prepared,
+            Err(end) => return end,
         };
-        let (mut session, eventloop) = Session::new(options, self.token_life());
+        let (mut session, eventloop) = Session::new(options, seat, line, dial::token_life(&self.cloud));
         let mut packets = pin!(packets(eventloop));
         self.adopt_document();
         loop {
             let end = match self.proceed(&mut session) {
                 Ok(None) => self.wait(&mut session, &mut packets).await,
                 Ok(Some(end)) => {
-                    session.close(&mut packets).await;
+                    say_goodbye(&session.client, &mut packets).await;
                     return end;
                 }
                 Err(error) => Err(End::Lost(error)),
@@ -179,6 +176,7 @@ impl Connection {
     fn ended(&mut self, session: &Session, end: End) -> End {
         if session.ready_at.is_some_and(|at| at.elapsed() >= self.backoff.longest()) {
             self.backoff.reset();
+            self.placement.held();
         }
         end
     }
@@ -196,7 +194,7 @@ impl Connection {
             return Ok((done || now >= by).then_some(End::Stopped));
         }
         if !session.is_subscribed() && now >= session.handshake_by() {
-            return Err(HubError::Silent { address: self.address() });
+            return Err(HubError::Silent { address: session.line.address.clone() });
         }
         let quiet = session.is_idle() && !self.twin.is_busy();
         Ok(session.must_renew(now, quiet).then_some(End::Renew))
@@ -210,7 +208,7 @@ impl Connection {
             packet = packets.next() => match packet {
                 Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(End::Lost)?,
                 Some(Ok(rumqttc::Event::Outgoing(_))) => {}
-                Some(Err(error)) => return Err(End::Lost(self.broken(session, error))),
+                Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.line, session.accepted))),
                 None => return Err(End::Stopped),
             },
             Some(reply) = session.answers.recv() => session.reply(reply),
@@ -249,7 +247,7 @@ impl Connection {
                 session.accepted = true;
                 for topic in topics::SUBSCRIPTIONS {
                     let queued = session.client.try_subscribe(topic, QoS::AtLeastOnce);
-                    queued.map_err(|_| self.stuck())?;
+                    queued.map_err(|_| stuck(session))?;
                 }
             }
             Packet::SubAck(answer) => self.subscribed(session, &answer)?,
@@ -261,7 +259,7 @@ impl Connection {
 
     fn subscribed(&mut self, session: &mut Session, answer: &SubAck) -> Result<(), HubError> {
         if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
-            return Err(HubError::Subscription { identity: identity::client_id(&self.cloud) });
+            return Err(HubError::Subscription { identity: session.line.identity.clone() });
         }
         session.subscribed += 1;
         if session.subscribed == topics::SUBSCRIPTIONS.len() {
@@ -298,7 +296,7 @@ impl Connection {
             Action::Publish { topic, payload } => session
                 .client
                 .try_publish(topic, QoS::AtLeastOnce, false, payload)
-                .map_err(|_| self.stuck())?,
+                .map_err(|_| stuck(session))?,
             Action::Ready => self.ready(session),
             Action::Desired(desired) => self.outbox.push(Event::Desired(desired)),
             Action::Acknowledged(generation) => self.outbox.push(Event::Acknowledged { generation }),
@@ -312,28 +310,8 @@ impl Connection {
         self.reason = None;
         if !self.online {
             self.online = true;
-            tracing::info!("connected to {} as {}", self.cloud.host, identity::client_id(&self.cloud));
+            tracing::info!("connected to {} as {}", session.seat.host, session.line.identity);
             self.outbox.push(Event::Connected);
-        }
-    }
-
-    fn address(&self) -> String {
-        format!("{}:{}", identity::address(&self.cloud), self.cloud.port)
-    }
-
-    fn broken(&self, session: &Session, error: ConnectionError) -> HubError {
-        let identity = identity::client_id(&self.cloud);
-        HubError::of(error, &self.address(), &identity, session.accepted)
-    }
-
-    fn stuck(&self) -> HubError {
-        HubError::Broken { address: self.address(), cause: "the hub stopped acknowledging".into() }
-    }
-
-    fn token_life(&self) -> Option<Duration> {
-        match self.cloud.auth {
-            Auth::SharedKey(_) => Some(self.cloud.token_ttl.max(Duration::from_secs(1))),
-            Auth::X509 { .. } => None,
         }
     }
 
@@ -341,50 +319,33 @@ impl Connection {
         later_of(OffsetDateTime::now_utc(), self.clock_floor, self.floor_at.elapsed())
     }
 
-    /// Everything that the next attempt needs, made anew: token, certificates, roots.
-    async fn options(&self) -> Result<MqttOptions, HubError> {
-        let id = identity::client_id(&self.cloud);
-        if self.cloud.device_id.is_empty() {
-            return Err(HubError::NoIdentity);
-        }
-        let mut options = MqttOptions::new(id, identity::address(&self.cloud), self.cloud.port);
-        options.set_credentials(identity::user_name(&self.cloud), self.password()?);
-        options.set_clean_session(false);
-        options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
-        let (least, most) = KEEP_ALIVE_SECONDS.into_inner();
-        let keep_alive = self.cloud.keep_alive.as_secs().clamp(least, most);
-        options.set_keep_alive(Duration::from_secs(keep_alive));
-        let config = Arc::new(self.tls_config().await?);
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
-        Ok(options)
-    }
-
-    /// Empty with a certificate: the user name then travels alone.
-    fn password(&self) -> Result<String, HubError> {
-        let (Auth::SharedKey(key), Some(life)) = (&self.cloud.auth, self.token_life()) else {
-            return Ok(String::new());
+    /// Everything that the next attempt needs, made anew.
+    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Line), End> {
+        let now = self.now();
+        let seat = tokio::select! {
+            seat = self.placement.find(&self.cloud, now) => seat.map_err(End::Lost)?,
+            () = self.shutdown.cancelled() => return Err(End::Stopped),
+            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
         };
-        let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
-        // Whole seconds: begun ones count, or the token would end before its time.
-        let now = self.now().unix_timestamp().saturating_add(1);
-        let token = sas::token(&identity::resource(&self.cloud), key, now.saturating_add(life))?;
-        Ok(token.expose().to_owned())
+        let (options, line) = dialled(&self.cloud, &seat, self.now()).await.map_err(End::Lost)?;
+        Ok((options, seat, line))
     }
+}
 
-    async fn tls_config(&self) -> Result<rustls::ClientConfig, HubError> {
-        let (cloud, floor) = (self.cloud.clone(), self.now());
-        let made = tokio::task::spawn_blocking(move || {
-            let pair = match &cloud.auth {
-                Auth::X509 { certificate, key } => Some((certificate.as_path(), key.as_path())),
-                Auth::SharedKey(_) => None,
-            };
-            tls::client_config(cloud.ca_file.as_deref(), pair, floor)
-        });
-        match made.await {
-            Ok(config) => Ok(config?),
-            Err(error) => Err(HubError::Unreachable { address: self.address(), cause: error.to_string() }),
-        }
-    }
+async fn dialled(cloud: &Cloud, seat: &Seat, now: OffsetDateTime) -> Result<(MqttOptions, Line), HubError> {
+    let token = dial::token(cloud, &identity::resource(seat), now)?;
+    let call = Call {
+        host: identity::address(seat),
+        port: cloud.port,
+        client_id: identity::client_id(seat),
+        user_name: identity::user_name(seat),
+        password: token.map(|token| token.expose().to_owned()).unwrap_or_default(),
+    };
+    dial::dial(cloud, call, now).await
+}
+
+fn stuck(session: &Session) -> HubError {
+    HubError::Broken { address: session.line.address.clone(), cause: "the hub stopped acknowledging".into() }
 }
 
 /// The time that is believed: the floor rises with the time that passed since it was known, or a clock that

@@ -4,6 +4,7 @@ use std::io;
 
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
 
+use super::dial::Line;
 use crate::failure::{Code, Failure};
 use crate::tls::TlsError;
 
@@ -15,10 +16,16 @@ const CAUSE_LIMIT: usize = 200;
 pub enum HubError {
     #[error("the device key is not base64: copy the connection string of the device again")]
     Key,
-    #[error("no device id is set: copy the connection string of the device again")]
-    NoIdentity,
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(
+        "the proxy {proxy} cannot be reached ({cause}): check cloud.proxy or HTTPS_PROXY, and the network"
+    )]
+    ProxyUnreachable { proxy: String, cause: String },
+    #[error("the proxy {proxy} wants a user and password that it knows (407): set them in cloud.proxy")]
+    ProxyLogin { proxy: String },
+    #[error("the proxy {proxy} does not connect to {address} ({cause}): have it allow this host and port")]
+    ProxyRefused { proxy: String, address: String, cause: String },
     #[error("{address} cannot be reached ({cause}): check network, name resolution and port")]
     Unreachable { address: String, cause: String },
     #[error("{address} did not answer in time: check network, firewall and port")]
@@ -29,6 +36,15 @@ pub enum HubError {
         "the hub refused the credentials of {identity}: check its key or certificate, that it is enabled, and the clock"
     )]
     Refused { identity: String },
+    #[error(
+        "the provisioning service refused the credentials of {registration}: check ID scope, registration id, key or \
+         certificate, that the enrollment exists and is enabled, and the clock"
+    )]
+    DpsRefused { registration: String },
+    #[error("the provisioning service assigned no hub to {registration} ({reason}): check its enrollment")]
+    NotAssigned { registration: String, reason: String },
+    #[error("the provisioning service's answer cannot be read ({cause}); asking again")]
+    DpsMalformed { cause: String },
     #[error("the hub refused the connection of {identity} ({code}): it may be busy; trying again")]
     Unavailable { identity: String, code: String },
     #[error("the hub refused a subscription of {identity}: check that it is allowed to connect as a device")]
@@ -49,7 +65,7 @@ impl From<HubError> for Failure {
     fn from(error: HubError) -> Failure {
         match error {
             HubError::Tls(error) => error.into(),
-            HubError::Key | HubError::NoIdentity => Failure::new(Code::NotReady, error.to_string()),
+            HubError::Key => Failure::new(Code::NotReady, error.to_string()),
             _ => Failure::new(Code::CloudUnreachable, error.to_string()),
         }
     }
@@ -57,9 +73,8 @@ impl From<HubError> for Failure {
 
 impl HubError {
     /// What the MQTT client says, by what a person can do about it. `connected`: a session existed before.
-    pub(super) fn of(error: ConnectionError, address: &str, identity: &str, connected: bool) -> HubError {
-        let address = address.to_owned();
-        let identity = identity.to_owned();
+    pub(super) fn of(error: ConnectionError, line: &Line, connected: bool) -> HubError {
+        let Line { address, identity, proxy } = line.clone();
         match error {
             ConnectionError::ConnectionRefused(
                 ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
@@ -69,27 +84,64 @@ impl HubError {
             }
             ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => HubError::Silent { address },
             ConnectionError::MqttState(StateError::AwaitPingResp) => HubError::Silent { address },
+            ConnectionError::Proxy(error) => of_proxy(&error, proxy.unwrap_or_default(), address),
             other => {
                 // A packet that was not expected is shown whole, and may be large.
                 let cause = other.to_string().chars().take(CAUSE_LIMIT).collect();
-                match certificate_error(other) {
-                    Some(cause) => HubError::Untrusted { address, cause },
-                    None if connected => HubError::Broken { address, cause },
-                    None => HubError::Unreachable { address, cause },
+                match find(&other) {
+                    Some(verdict @ rustls::Error::InvalidCertificate(_)) => {
+                        HubError::Untrusted { address, cause: verdict.to_string() }
+                    }
+                    _ if connected => HubError::Broken { address, cause },
+                    _ => HubError::Unreachable { address, cause },
                 }
             }
         }
     }
+
+    /// The same for the provisioning service.
+    pub(super) fn of_service(error: ConnectionError, line: &Line, connected: bool) -> HubError {
+        match HubError::of(error, line, connected) {
+            HubError::Refused { identity } => HubError::DpsRefused { registration: identity },
+            other => other,
+        }
+    }
+
+    /// The other side said no, as opposed to not being there.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            HubError::Refused { .. } | HubError::DpsRefused { .. } | HubError::NotAssigned { .. } => true,
+            HubError::TwinRefused { status } => matches!(status, 401 | 403 | 404),
+            _ => false,
+        }
+    }
 }
 
-/// The verdict on the server's certificate, if that is what the I/O error wraps.
-fn certificate_error(error: ConnectionError) -> Option<String> {
-    let io: io::Error = match error {
-        ConnectionError::Io(io) | ConnectionError::Tls(rumqttc::TlsError::Io(io)) => io,
-        _ => return None,
-    };
-    let inner = io.get_ref()?.downcast_ref::<rustls::Error>()?;
-    matches!(inner, rustls::Error::InvalidCertificate(_)).then(|| inner.to_string())
+fn of_proxy(error: &(dyn std::error::Error + 'static), proxy: String, address: String) -> HubError {
+    use async_http_proxy::HttpError;
+    let cause: String = error.to_string().chars().take(CAUSE_LIMIT).collect();
+    match find(error) {
+        Some(HttpError::HttpCode200(407)) => HubError::ProxyLogin { proxy },
+        Some(HttpError::HttpCode200(status)) => {
+            HubError::ProxyRefused { proxy, address, cause: format!("status {status}") }
+        }
+        Some(_) => HubError::ProxyRefused { proxy, address, cause },
+        None => HubError::ProxyUnreachable { proxy, cause },
+    }
+}
+
+/// An error of type `E` among `error` and its causes.
+fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(inner) = next {
+        if let Some(found) = inner.downcast_ref() {
+            return Some(found);
+        }
+        // An `io::Error` hides what it wraps from `source`.
+        let wrapped = inner.downcast_ref::<io::Error>().and_then(|io| io.get_ref());
+        next = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or(inner.source());
+    }
+    None
 }
 
 #[cfg(test)]
@@ -97,7 +149,9 @@ mod tests {
     use super::*;
 
     fn of(error: ConnectionError) -> HubError {
-        HubError::of(error, "hub:8883", "dev-1", false)
+        let line =
+            Line { address: "hub:8883".into(), identity: "dev-1".into(), proxy: Some("proxy:3128".into()) };
+        HubError::of(error, &line, false)
     }
 
     #[test]

@@ -7,8 +7,10 @@ use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Netwo
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use super::dial::Line;
 use super::method::Reply;
 use super::topics;
+use crate::config::Seat;
 
 /// For TCP, TLS and CONNACK together, and again for the subscriptions.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(30);
@@ -34,6 +36,9 @@ pub(super) struct Session {
     pub ready_at: Option<Instant>,
     /// Set when the agent stops: the last moment for what is still to be sent.
     pub closing: Option<Instant>,
+    /// At which hub, and as whom.
+    pub seat: Seat,
+    pub line: Line,
     started: Instant,
     /// The token's life, if there is a token.
     token: Option<Duration>,
@@ -41,12 +46,13 @@ pub(super) struct Session {
 
 impl Session {
     /// Nothing is connected before the event loop is polled.
-    pub fn new(options: MqttOptions, token: Option<Duration>) -> (Session, EventLoop) {
-        let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
-        let mut network = NetworkOptions::new();
-        network.set_tcp_nodelay(true);
-        network.set_connection_timeout(HANDSHAKE_WITHIN.as_secs());
-        eventloop.set_network_options(network);
+    pub fn new(
+        options: MqttOptions,
+        seat: Seat,
+        line: Line,
+        token: Option<Duration>,
+    ) -> (Session, EventLoop) {
+        let (client, eventloop) = new_client(options);
         let (calls, answers) = mpsc::unbounded_channel();
         let session = Session {
             client,
@@ -56,6 +62,8 @@ impl Session {
             subscribed: 0,
             ready_at: None,
             closing: None,
+            seat,
+            line,
             started: Instant::now(),
             token,
         };
@@ -101,22 +109,32 @@ impl Session {
             tracing::warn!("the answer to a method call could not be sent");
         }
     }
+}
 
-    /// Says goodbye, so that the hub does not take the end for a failure.
-    pub async fn close(&self, packets: &mut (impl Packets + Unpin)) {
-        if self.client.try_disconnect().is_err() {
-            return;
-        }
-        let flushed = async {
-            while let Some(Ok(event)) = packets.next().await {
-                if event == Event::Outgoing(Outgoing::Disconnect) {
-                    return;
-                }
+/// Connects when it is first polled.
+pub(super) fn new_client(options: MqttOptions) -> (AsyncClient, EventLoop) {
+    let (client, mut eventloop) = AsyncClient::new(options, QUEUE);
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(HANDSHAKE_WITHIN.as_secs());
+    eventloop.set_network_options(network);
+    (client, eventloop)
+}
+
+/// Sends DISCONNECT, so that the other side does not take the end for a failure.
+pub(super) async fn say_goodbye(client: &AsyncClient, packets: &mut (impl Packets + Unpin)) {
+    if client.try_disconnect().is_err() {
+        return;
+    }
+    let flushed = async {
+        while let Some(Ok(event)) = packets.next().await {
+            if event == Event::Outgoing(Outgoing::Disconnect) {
+                return;
             }
-        };
-        if timeout(CLOSE_WITHIN, flushed).await.is_err() {
-            tracing::debug!("the connection was dropped without a DISCONNECT");
         }
+    };
+    if timeout(CLOSE_WITHIN, flushed).await.is_err() {
+        tracing::debug!("the connection was dropped without a DISCONNECT");
     }
 }
 
@@ -135,7 +153,10 @@ mod tests {
     use serde_json::json;
 
     fn session(life: Option<Duration>) -> Session {
-        Session::new(MqttOptions::new("dev-1", "localhost", 1), life).0
+        let (host, device_id) = ("hub".to_owned(), "dev-1".to_owned());
+        let seat = Seat { host, gateway: None, device_id, module_id: None };
+        let line = Line { address: "localhost:1".into(), identity: "dev-1".into(), proxy: None };
+        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, line, life).0
     }
 
     #[test]

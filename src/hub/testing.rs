@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{Auth, Cloud, Secret};
+use crate::config::{Auth, Cloud, Place, Proxy, Seat, Secret, Transport};
 
 /// A test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -84,14 +84,22 @@ impl Server {
         self.dir.path().join(name)
     }
 
+    pub fn port(&self) -> u16 {
+        self.listener.local_addr().unwrap().port()
+    }
+
     /// Device `dev-1` of hub `myhub.azure-devices.net`, which is reached here.
     pub fn cloud(&self) -> Cloud {
         Cloud {
-            host: "myhub.azure-devices.net".into(),
-            gateway: Some("localhost".into()),
-            port: self.listener.local_addr().unwrap().port(),
-            device_id: "dev-1".into(),
-            module_id: None,
+            place: Place::Known(Seat {
+                host: "myhub.azure-devices.net".into(),
+                gateway: Some("localhost".into()),
+                device_id: "dev-1".into(),
+                module_id: None,
+            }),
+            transport: Transport::Mqtt,
+            port: self.port(),
+            proxy: Proxy::default(),
             auth: Auth::SharedKey(Secret::new("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")),
             ca_file: Some(self.path("ca.pem")),
             keep_alive: Duration::from_secs(60),

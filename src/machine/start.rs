@@ -248,7 +248,7 @@ fn never_tried() -> Failure {
     Failure::new(
         Code::BootloaderFailed,
         "the bootloader started the old slot without trying the new one; check that it runs the fwupdate boot \
-         script and reads the environment named in [bootloader]",
+         script, and that it can read and write the environment named in [bootloader]",
     )
 }
 

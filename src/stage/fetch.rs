@@ -1,6 +1,7 @@
 //! Byte ranges of a bundle, from a web server or a file. One range may take many connections: whatever broke
 //! is asked for again from the first byte that is missing, until nothing came for `download.patience`. What
-//! cannot get better (403, 404, a server without ranges, a file that changed) ends at once and says so.
+//! cannot get better (403, 404, a server without ranges, a file that changed) ends at once and says so; a link that
+//! expired waits for a fresh one.
 
 use std::fmt;
 use std::fs::File;
@@ -20,7 +21,7 @@ use super::StageError;
 use super::hosts::{Hosts, Resolver};
 use super::meter::Meter;
 use super::web::{Seen, Trouble, Web, chain, passing};
-use crate::config::Download;
+use crate::config::{Download, Proxy};
 use crate::manifest::Digest;
 
 /// Pauses between attempts: drawn between nothing and a bound that starts here, doubles, and ends there.
@@ -81,12 +82,16 @@ impl Http {
         allowed_hosts: &[String],
         download: Download,
     ) -> Result<Http, StageError> {
-        let hosts = Arc::new(Hosts::new(allowed_hosts));
-        let client = reqwest::Client::builder()
+        let hosts = Arc::new(Hosts::new(allowed_hosts, download.proxy.clone()));
+        // Never the library's own reading of the environment: the settings have it already.
+        let mut builder = reqwest::Client::builder().no_proxy();
+        if let Some(proxy) = client_proxy(&download.proxy) {
+            builder = builder.proxy(proxy);
+        }
+        let client = builder
             .use_preconfigured_tls(tls)
             .http1_only()
             .https_only(true)
-            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .dns_resolver(Arc::new(Resolver(hosts.clone())))
             .connect_timeout(download.stall_timeout)
@@ -96,6 +101,27 @@ impl Http {
             .map_err(|error| StageError::Client(chain(&error)))?;
         Ok(Http { client, hosts, download, first_pause: FIRST_PAUSE })
     }
+
+    /// The address of the proxy on the way to `url`, if there is one: for messages.
+    pub(super) fn proxy(&self, url: &Url) -> Option<String> {
+        let via = self.download.proxy.to(url.host_str()?, url.port_or_known_default()?)?;
+        Some(via.address())
+    }
+}
+
+/// The proxy as the HTTP client wants it, which asks for each URL anew.
+fn client_proxy(rule: &Proxy) -> Option<reqwest::Proxy> {
+    let login = rule.login().cloned();
+    rule.host()?;
+    let rule = rule.clone();
+    let proxy = reqwest::Proxy::custom(move |url| {
+        let via = rule.to(url.host_str()?, url.port_or_known_default()?)?;
+        Some(format!("http://{}", via.address()))
+    });
+    Some(match login {
+        Some((user, password)) => proxy.basic_auth(user.expose(), password.expose()),
+        None => proxy,
+    })
 }
 
 /// One bundle, opened for reading by ranges.
@@ -263,8 +289,17 @@ impl Range<'_> {
             };
             self.response = None;
             match trouble {
+                (Trouble::Final(error @ StageError::Expired { .. }), web) => {
+                    self.await_fresh_link(web, error).await?;
+                }
                 (Trouble::Final(error), _) => return Err(error),
-                (Trouble::Passing { reason, after }, web) => self.pause(web, reason, after).await?,
+                (Trouble::Passing { reason, after }, web) => {
+                    if !self.pause(web, &reason, after).await {
+                        let patience = web.http.download.patience.as_secs_f32();
+                        let reason = format!("{reason}; gave up after {patience} s without progress");
+                        return Err(self.remote.failed(reason));
+                    }
+                }
                 (Trouble::Changed(_), _) if !self.check => {
                     return Err(StageError::Changed { url: self.remote.name.clone() });
                 }
@@ -306,6 +341,7 @@ impl Range<'_> {
             Ok(Ok(Some(bytes))) => bytes,
         };
         let received = bytes.len() as u64;
+        self.remote.meter.wait_for(None);
         self.remote.meter.count(received).await;
         self.remote.meter.afford(0)?;
         if received > left {
@@ -318,19 +354,26 @@ impl Range<'_> {
         Ok(bytes)
     }
 
-    /// Waits before the next attempt, or gives up.
-    async fn pause(&mut self, web: &Web, reason: String, after: Duration) -> Result<(), StageError> {
+    /// A call with a fresh link starts the operation's effect anew and so ends this; until then only a wrong clock
+    /// could make the old link good again.
+    async fn await_fresh_link(&mut self, web: &Web, expired: StageError) -> Result<(), StageError> {
+        let reason = expired.to_string();
+        self.remote.meter.wait_for(Some(&reason));
+        if self.pause(web, &reason, Duration::ZERO).await { Ok(()) } else { Err(expired) }
+    }
+
+    /// Waits before the next attempt; false: the patience is over.
+    async fn pause(&mut self, web: &Web, reason: &str, after: Duration) -> bool {
         let (patience, idle) = (web.http.download.patience, self.alive.elapsed());
         if idle >= patience || after > patience - idle {
-            let patience = patience.as_secs_f32();
-            return Err(self.remote.failed(format!("{reason}; gave up after {patience} s without progress")));
+            return false;
         }
         let bound = web.http.first_pause.saturating_mul(1u32 << self.attempts.min(20)).min(LONGEST_PAUSE);
         let pause = bound.mul_f64(fastrand::f64()).max(after).min(patience - idle);
         tracing::warn!(url = self.remote.name, reason, pause_ms = pause.as_millis() as u64, "download waits");
         self.attempts = self.attempts.saturating_add(1);
         tokio::time::sleep(pause).await;
-        Ok(())
+        true
     }
 }
 

@@ -8,11 +8,15 @@ use std::sync::Arc;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
+use crate::config::Proxy;
+
 /// The validated `trust.allowed_hosts`; empty means any host whose addresses are neither loopback,
 /// link-local nor unspecified.
 #[derive(Debug, Clone)]
 pub(super) struct Hosts {
     patterns: Vec<Pattern>,
+    /// May stand on this very machine, and is no place to download from.
+    proxy: Proxy,
 }
 
 #[derive(Debug, Clone)]
@@ -52,11 +56,12 @@ fn split_port(text: &str) -> (&str, Option<u16>) {
 }
 
 impl Hosts {
-    pub(super) fn new(allowed: &[String]) -> Hosts {
-        Hosts { patterns: allowed.iter().map(|text| Pattern::parse(text)).collect() }
+    pub(super) fn new(allowed: &[String], proxy: Proxy) -> Hosts {
+        Hosts { patterns: allowed.iter().map(|text| Pattern::parse(text)).collect(), proxy }
     }
 
-    /// Says why `url` may not be fetched. Addresses behind a name are checked when it is resolved.
+    /// Says why `url` may not be fetched. Addresses behind a name are checked when it is resolved; a proxy, if there is
+    /// one for this host, resolves it itself.
     pub(super) fn check(&self, url: &Url) -> Result<(), String> {
         if url.scheme() != "https" {
             return Err(format!("its scheme is {}, and only https is fetched", url.scheme()));
@@ -68,6 +73,11 @@ impl Hosts {
             return Err(format!("{name} is not in trust.allowed_hosts"));
         }
         let address = match host {
+            // The resolver lets the proxy's name lead anywhere; a download gets no part of that.
+            Host::Domain(_) if self.is_proxy(&name) && !self.names_exactly(&name) => {
+                let tunnelled = self.proxy.to(&name, port.unwrap_or_default()).is_some();
+                return if tunnelled { Ok(()) } else { Err(Refused { host: name }.to_string()) };
+            }
             Host::Domain(_) => return Ok(()),
             Host::Ipv4(address) => IpAddr::V4(address),
             Host::Ipv6(address) => IpAddr::V6(address),
@@ -76,6 +86,10 @@ impl Hosts {
             return Err(Refused { host: name }.to_string());
         }
         Ok(())
+    }
+
+    fn is_proxy(&self, host: &str) -> bool {
+        self.proxy.host().is_some_and(|proxy| proxy.trim_end_matches('.').eq_ignore_ascii_case(host))
     }
 
     /// Whether the list names this very host; a wildcard does not vouch for the addresses below it, for
@@ -133,7 +147,8 @@ impl Resolve for Resolver {
         Box::pin(async move {
             let host = name.as_str().trim_end_matches('.').to_ascii_lowercase();
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let usable = |at: &SocketAddr| hosts.names_exactly(&host) || !is_local(at.ip());
+            let trusted = hosts.names_exactly(&host) || hosts.is_proxy(&host);
+            let usable = |at: &SocketAddr| trusted || !is_local(at.ip());
             let addresses: Vec<SocketAddr> = found.filter(usable).collect();
             if addresses.is_empty() {
                 return Err(Refused { host }.into());
@@ -149,7 +164,7 @@ mod tests {
 
     fn allows(list: &[&str], url: &str) -> bool {
         let list: Vec<String> = list.iter().map(|s| s.to_string()).collect();
-        Hosts::new(&list).check(&url.parse().unwrap()).is_ok()
+        Hosts::new(&list, Proxy::default()).check(&url.parse().unwrap()).is_ok()
     }
 
     #[test]
@@ -203,10 +218,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_proxy_on_this_machine_is_reached_but_nothing_is_fetched_from_it() {
+        let hosts = |except: &str| {
+            let proxy = Proxy::new("http://localhost:3128", [except.to_owned()]).unwrap();
+            Arc::new(Hosts::new(&[], proxy))
+        };
+        let resolver = Resolver(hosts(""));
+        assert!(resolver.resolve("localhost".parse().unwrap()).await.is_ok_and(|found| found.count() > 0));
+        let url = "https://LOCALHOST:8443/a".parse().unwrap();
+        assert!(hosts("localhost").check(&url).is_err(), "directly");
+        assert!(hosts("").check(&url).is_ok(), "whatever that name means to the proxy");
+        assert!(hosts("").check(&"https://127.0.0.1/a".parse().unwrap()).is_err());
+    }
+
+    #[tokio::test]
     async fn names_that_resolve_to_local_addresses_must_be_named() {
         let resolve = async |list: &[&str]| {
             let list: Vec<String> = list.iter().map(|s| s.to_string()).collect();
-            let resolver = Resolver(Arc::new(Hosts::new(&list)));
+            let resolver = Resolver(Arc::new(Hosts::new(&list, Proxy::default())));
             resolver.resolve("localhost".parse().unwrap()).await.map(|found| found.count())
         };
         assert!(resolve(&[]).await.err().unwrap().is::<Refused>());

@@ -1,4 +1,5 @@
-//! What an operation spends: body bytes on the wire, counted against its data budget and paced.
+//! What an operation spends: body bytes on the wire, counted against its data budget and paced; and what its fetch
+//! waits for, while only a person can provide it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -16,13 +17,15 @@ pub struct Meter {
     rate: Option<u64>,
     /// When the next body byte may be read under `rate`.
     free_at: Mutex<Option<Instant>>,
+    waiting: Mutex<Option<String>>,
 }
 
 impl Meter {
     /// `spent`: what earlier runs of this operation received. `limit`: its data budget. `rate`: bytes per
     /// second.
     pub fn new(spent: u64, limit: Option<u64>, rate: Option<u64>) -> Meter {
-        Meter { spent: AtomicU64::new(spent), limit, rate, free_at: Mutex::new(None) }
+        let (free_at, waiting) = Default::default();
+        Meter { spent: AtomicU64::new(spent), limit, rate, free_at, waiting }
     }
 
     /// Body bytes received so far, earlier runs included.
@@ -37,6 +40,15 @@ impl Meter {
             Some(limit) if need > limit => Err(StageError::Budget { need, limit }),
             _ => Ok(()),
         }
+    }
+
+    /// What somebody has to do before the fetch can go on, as a sentence; `None` while it goes on by itself.
+    pub fn waiting(&self) -> Option<String> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn wait_for(&self, what: Option<&str>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = what.map(str::to_owned);
     }
 
     pub(super) async fn count(&self, received: u64) {

@@ -16,7 +16,7 @@ use url::Url;
 
 use super::*;
 use crate::bundle::testing::{self as bundles, Parts};
-use crate::config::Download;
+use crate::config::{Download, Proxy};
 
 /// One request as the server saw it.
 #[derive(Debug, Clone)]
@@ -136,7 +136,7 @@ impl Server {
 
 pub(super) fn download() -> Download {
     let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
-    Download { patience, stall_timeout, rate_limit: None, max_bytes: None }
+    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit: None, max_bytes: None }
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode};
+use time::format_description::well_known::{Rfc2822, Rfc3339};
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 use tokio::time::timeout;
 use url::Url;
 
@@ -158,7 +161,10 @@ impl Web {
                 let reason = format!("its certificate is not trusted ({fault}); add its CA to ca_file");
                 StageError::Download { url: redact(url), reason }.into()
             }
-            _ => passing(chain(error)),
+            _ => match self.http.proxy(url) {
+                Some(proxy) => passing(format!("through the proxy {proxy}: {}", chain(error))),
+                None => passing(chain(error)),
+            },
         }
     }
 
@@ -177,7 +183,11 @@ impl Web {
             StatusCode::PARTIAL_CONTENT => self.accept(response, seen, start, end, failed),
             StatusCode::OK => Err(failed("the server ignores byte ranges, which this update needs".into())),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(StageError::Forbidden { url, status: status.as_u16() }.into())
+                let status = status.as_u16();
+                Err(match expired(&self.url, response.headers()) {
+                    Some(at) => StageError::Expired { url, status, at }.into(),
+                    None => StageError::Forbidden { url, status }.into(),
+                })
             }
             StatusCode::NOT_FOUND | StatusCode::GONE => {
                 Err(StageError::NotFound { url, reason: format!("the server answered {}", status.as_u16()) }
@@ -249,6 +259,27 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     (first < after && size.is_none_or(|size| after <= size)).then_some((first, after, size))
 }
 
+/// When the link `url` expired, if it names such a time and the server's clock (ours, if it tells none) is past it:
+/// `se` of an Azure SAS token; `X-Amz-Date` and `X-Amz-Expires` of AWS Signature Version 4, `X-Goog-` of Google's.
+fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
+    let query = |key: &str| {
+        url.query_pairs()
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| value.into_owned())
+    };
+    let signed_for = |vendor: &str| {
+        let format = format_description!("[year][month][day]T[hour][minute][second]Z");
+        let date = PrimitiveDateTime::parse(&query(&format!("X-{vendor}-Date"))?, format).ok()?;
+        let seconds = query(&format!("X-{vendor}-Expires"))?.parse::<u32>().ok()?;
+        date.assume_utc().checked_add(time::Duration::seconds(seconds.into()))
+    };
+    let azure = query("se").and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok());
+    let end = azure.or_else(|| signed_for("Amz")).or_else(|| signed_for("Goog"))?;
+    let now =
+        headers.get(header::DATE).and_then(|date| OffsetDateTime::parse(date.to_str().ok()?, &Rfc2822).ok());
+    (now.unwrap_or_else(OffsetDateTime::now_utc) >= end).then_some(end)
+}
+
 fn busy(response: &Response) -> Trouble {
     let after = retry_after(response.headers()).unwrap_or_default();
     Trouble::Passing { reason: format!("the server answered {}", response.status().as_u16()), after }
@@ -260,8 +291,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date =
-        |text: &str| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok();
+    let date = |text: &str| OffsetDateTime::parse(text, &Rfc2822).ok();
     let now = date(headers.get(header::DATE)?.to_str().ok()?)?;
     (date(text)? - now).try_into().ok()
 }
@@ -319,6 +349,35 @@ mod tests {
         ] {
             assert_eq!(content_range(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn only_a_link_whose_own_time_is_over_has_expired() {
+        let at = |query: &str, date: Option<&'static str>| {
+            let url = format!("https://h.example/b.fwb?{query}").parse().unwrap();
+            let date = date.map(|date| (header::DATE, HeaderValue::from_static(date)));
+            expired(&url, &date.into_iter().collect())
+        };
+        let noon = Some("Tue, 15 Nov 1994 12:00:00 GMT");
+        for over in [
+            "sv=2022-11-02&se=1994-11-15T11%3A59%3A59Z&sp=r&sig=x",
+            "X-Amz-Date=19941115T110000Z&X-Amz-Expires=3600&X-Amz-Signature=x",
+            "X-Goog-Date=19941115T110000Z&X-Goog-Expires=60",
+        ] {
+            assert!(at(over, noon).is_some(), "{over}");
+        }
+        for good in [
+            "se=1994-11-15T12%3A00%3A01Z&sig=x",
+            "X-Amz-Date=19941115T110000Z&X-Amz-Expires=3601",
+            "X-Amz-Date=19941115T110000Z",
+            "se=tomorrow",
+            "",
+        ] {
+            assert_eq!(at(good, noon), None, "{good}");
+        }
+        // Without the server's clock ours decides.
+        assert!(at("se=1994-11-15T11%3A59%3A59Z", None).is_some());
+        assert_eq!(at("se=9994-11-15T11%3A59%3A59Z", None), None);
     }
 
     #[test]

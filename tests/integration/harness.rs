@@ -58,17 +58,17 @@ pub struct Setup {
     pub on: bool,
     /// The way to the hub leads through [`World::relay`].
     pub relay: bool,
+    /// Who the gateway is at the hub: `device` or `device/module`.
+    pub device: &'static str,
+    /// Known to the hub, and has a connection string. If not, the test says how it gets its place.
+    pub registered: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup {
-            bootloader: Bootloader::Uboot,
-            settings: String::new(),
-            slot_size: SLOT,
-            on: true,
-            relay: false,
-        }
+        let (bootloader, settings) = (Bootloader::Uboot, String::new());
+        let (device, registered) = (DEVICE, true);
+        Setup { bootloader, settings, slot_size: SLOT, on: true, relay: false, device, registered }
     }
 }
 
@@ -109,6 +109,7 @@ pub struct Release {
 pub struct World {
     pub hub: Hub,
     pub gateway: Gateway,
+    device: &'static str,
     releases: Vec<Release>,
     /// The name under which the gateway knows the hub, which may move.
     pub relay: Option<Relay>,
@@ -137,8 +138,16 @@ impl World {
         let options = Options { www: Some(www), ..Options::ephemeral(dir.path().join("hub")) };
         let hub = Hub::start(options).await.unwrap();
         keygen(dir.path());
+        let mut cloud = match (setup.registered, setup.device.split_once('/')) {
+            (false, _) => Cloud::unregistered(&hub, setup.device),
+            (true, None) => Cloud::register(&hub, setup.device).unwrap(),
+            (true, Some((device, module))) => {
+                hub.add_device(device).unwrap();
+                let connection_string = Some(hub.add_module(device, module).unwrap());
+                Cloud { connection_string, ..Cloud::unregistered(&hub, setup.device) }
+            }
+        };
         let factory = build_image(dir.path(), &Spec { version: "1.0.0", ..Spec::default() });
-        let mut cloud = Cloud::register(&hub, DEVICE).unwrap();
         let relay = if setup.relay { Some(Relay::to(hub.mqtt_addr()).await) } else { None };
         cloud.mqtt_port = relay.as_ref().map_or(cloud.mqtt_port, Relay::port);
         let gateway = Gateway::new(Parts {
@@ -153,13 +162,19 @@ impl World {
         });
         let gateway = gateway.unwrap();
         gateway.add_check("10-app", &health_check(&gateway.root())).unwrap();
-        hub.watch_reports(DEVICE, witness(&gateway));
-        let mut world = World { hub, gateway, releases: Vec::new(), relay, unchecked: Unchecked(true), dir };
+        hub.watch_reports(setup.device, witness(&gateway));
+        let (device, releases, unchecked) = (setup.device, Vec::new(), Unchecked(true));
+        let mut world = World { hub, gateway, device, releases, relay, unchecked, dir };
         if setup.on {
-            world.gateway.power_on().unwrap();
-            world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+            world.switch_on().await;
         }
         world
+    }
+
+    /// Switches the gateway on, and waits until it is connected and idle.
+    pub async fn switch_on(&mut self) {
+        self.gateway.power_on().unwrap();
+        self.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     }
 
     /// The folder behind `/files/`.
@@ -206,7 +221,7 @@ impl World {
     pub async fn call(&self, method: &str, payload: Value) -> Answer {
         let call = Call { connect_timeout: LIMIT, ..Call::new(method, Some(payload)) };
         self.hub
-            .invoke(DEVICE, call)
+            .invoke(self.device, call)
             .await
             .unwrap_or_else(|error| panic!("{method}: {error}\n{}", self.gateway.log()))
     }
@@ -245,7 +260,7 @@ impl World {
 
     /// The reported properties now.
     pub fn twin(&self) -> Value {
-        self.hub.twin(DEVICE).unwrap()["properties"]["reported"].clone()
+        self.hub.twin(self.device).unwrap()["properties"]["reported"].clone()
     }
 
     /// No session with the hub from now on, until the faults are cleared.
@@ -270,7 +285,7 @@ impl World {
     /// it would time out as in Azure.
     pub async fn kill(&mut self) {
         self.gateway.kill().await.unwrap();
-        assert!(self.hub.wait_connected(DEVICE, false, LIMIT).await);
+        assert!(self.hub.wait_connected(self.device, false, LIMIT).await);
     }
 
     /// The agent crashes, and is started again as by systemd.
@@ -352,7 +367,7 @@ impl World {
     async fn end(mut self, patches: Option<usize>) {
         self.gateway.shut_down().await.unwrap();
         self.unchecked.0 = false;
-        checker::check(&self.hub.history(DEVICE), patches);
+        checker::check(&self.hub.history(self.device), patches);
         let reported = self.twin();
         let last = &reported["fwupdate"]["last"];
         let committed = |release: &&Release| release.version == last["toVersion"];

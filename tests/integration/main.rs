@@ -29,6 +29,8 @@ mod house;
 mod lease;
 /// Rollback and reboot, and every method called twice.
 mod methods;
+/// The provisioning service assigns the hub, and another one later.
+mod provision;
 /// An address that leads to another one.
 mod relay;
 /// Updates that must not stay.
@@ -41,6 +43,8 @@ mod stops;
 mod storm;
 /// What an update costs in messages.
 mod thrift;
+/// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
+mod transport;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.

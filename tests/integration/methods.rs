@@ -9,7 +9,12 @@ use crate::harness::{DEVICE, LIMIT, Setup, Spec, World};
 
 async fn refused(world: &World, method: &str, payload: Value, status: i64, code: &str) -> Value {
     let answer = world.call(method, payload).await;
-    assert_eq!((answer.status, &answer.payload["error"]["code"]), (status, &code.into()), "{}", answer.payload);
+    assert_eq!(
+        (answer.status, &answer.payload["error"]["code"]),
+        (status, &code.into()),
+        "{}",
+        answer.payload
+    );
     answer.payload["error"]["message"].clone()
 }
 
@@ -19,7 +24,12 @@ async fn a_rollback_needs_a_proven_slot_that_is_not_below_the_floor() {
     let why = refused(&world, "firmwareRollback", json!({}), 412, "NotPermitted").await;
     assert!(why.as_str().unwrap().contains("slot B"), "{why}");
     let unknown = json!({"operationId": "x", "slot": "A"});
-    assert!(refused(&world, "firmwareRollback", unknown, 400, "MalformedRequest").await.to_string().contains("slot"));
+    assert!(
+        refused(&world, "firmwareRollback", unknown, 400, "MalformedRequest")
+            .await
+            .to_string()
+            .contains("slot")
+    );
 
     let secure = world.make(Spec { create: &["--security-version", "2"], ..Spec::default() });
     assert_eq!(world.install(&secure).await["result"], "committed");
@@ -48,7 +58,10 @@ async fn a_rollback_is_a_trial_like_any_other() {
     let answer = world.call("firmwareRollback", json!({"operationId": "back"})).await;
     assert_eq!(answer.status, 200, "{}", answer.payload);
     let last = world.outcome("back").await;
-    assert_eq!((&last["result"], &last["error"]["code"]), (&"rolledBack".into(), &"HealthCheckFailed".into()));
+    assert_eq!(
+        (&last["result"], &last["error"]["code"]),
+        (&"rolledBack".into(), &"HealthCheckFailed".into())
+    );
     assert_eq!((&last["fromVersion"], world.booted()), (&"2.0.0".into(), Slot::B));
     assert_eq!(world.gateway.boot_variable("fwupdate_primary").unwrap(), "B");
 
@@ -120,6 +133,10 @@ async fn a_method_that_ran_although_its_caller_heard_nothing_can_be_called_again
     }
     assert!(world.twin()["fwupdate"]["operation"].is_null());
     assert_eq!((world.gateway.power_ons(), world.booted()), (boots, Slot::A));
-    assert_eq!(world.hub.visits(DEVICE).iter().filter(|visit| visit.accepted).count(), 3, "a boot, a session");
+    assert_eq!(
+        world.hub.visits(DEVICE).iter().filter(|visit| visit.accepted).count(),
+        3,
+        "a boot, a session"
+    );
     world.finish().await;
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use fwupdate_hub::faults::{FileEffect, FileRule};
 use fwupdate_hub::firmware::Slot;
 use fwupdate_hub::gateway::Bootloader;
 use serde_json::json;
@@ -99,6 +100,49 @@ async fn received_bytes_are_counted_over_restarts_and_against_the_budget() {
     // The end of the file is padding that nobody fetches.
     assert!(counted > size - 4096 && counted <= requested, "{counted} of {size}, requested {requested}");
     world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn an_expired_link_waits_for_a_fresh_one_and_goes_on() {
+    let settings = "[download]\nrate_limit = \"1MiB\"\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let release = world.make(Spec { size: 4 << 20, noise: 2 << 20, ..Spec::default() });
+    let size = fs::metadata(&release.bundle).unwrap().len();
+    let link = |expiry: &str| format!("{}?se={expiry}&sig=secret", release.url);
+
+    // Short connections, and then no more.
+    world.hub.faults().file(FileRule::always(&release.name, FileEffect::Drop { after: 150_000 }));
+    let id = world.update(json!({"fwPackageUri": link("2020-01-01T00%3A00%3A00Z")})).await;
+    world.reported(|twin| twin["fwupdate"]["operation"]["percent"].as_u64() >= Some(30)).await;
+    world.hub.faults().clear();
+    world.hub.faults().file(FileRule::always(&release.name, FileEffect::Status { status: 403 }));
+    let twin = world.reported(|twin| !twin["fwupdate"]["operation"]["waiting"].is_null()).await;
+    let waiting = twin["fwupdate"]["operation"]["waiting"].as_str().unwrap();
+    assert!(waiting.contains("expired at 2020-01-01") && !waiting.contains("secret"), "{waiting}");
+    assert_eq!(
+        (&twin["firmwareStatus"], &twin["fwupdate"]["operation"]["id"]),
+        (&"downloading".into(), &json!(id))
+    );
+
+    world.hub.faults().clear();
+    let fresh = json!({"fwPackageUri": link("9999-01-01T00%3A00%3A00Z"), "operationId": id});
+    assert_eq!(world.call("firmwareUpdate", fresh).await.status, 200);
+    assert_eq!(world.outcome(&id).await["result"], "committed");
+    // Only what was in flight is fetched again.
+    let counted = received(&world, &id);
+    assert!(counted < size + size / 2, "{counted} received of {size}: it began anew");
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_link_that_is_refused_before_it_expires_ends_the_update() {
+    let mut world = World::new().await;
+    let release = world.release("2.0.0");
+    world.hub.faults().file(FileRule::always(&release.name, FileEffect::Status { status: 403 }));
+    let link = format!("{}?se=9999-01-01T00%3A00%3A00Z&sig=secret", release.url);
+    let id = world.update(json!({"fwPackageUri": link})).await;
+    assert_eq!(world.outcome(&id).await["error"]["code"], "Forbidden");
+    world.finish().await;
 }
 
 #[tokio::test]

@@ -61,7 +61,13 @@ class Hub:
             return log.read()
 
     def device(self, *arguments):
-        command = [self.program, "device", *arguments, "--dir", self.dir]
+        return self._tool("device", *arguments)
+
+    def enrollment(self, *arguments):
+        return self._tool("enrollment", *arguments)
+
+    def _tool(self, *arguments):
+        command = [self.program, *arguments, "--dir", self.dir]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     @property

@@ -13,7 +13,7 @@ import sys
 import urllib.parse
 import urllib.request
 
-from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, MethodResponse, X509
+from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, MethodResponse, ProvisioningDeviceClient, X509
 from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.models import CloudToDeviceMethod
 
@@ -102,11 +102,12 @@ class Agent:
     """The real fwupdated. There is no bootloader here, so it can update nothing; it says so, and talks to the hub."""
 
     def __init__(self, recorder, program, text, *more):
-        self.dir = os.path.join(recorder.hub.dir, "agent-" + hashlib.sha1(text.encode()).hexdigest()[:8])
+        self.dir = os.path.join(recorder.hub.dir, "agent-" + hashlib.sha1(repr([text, more]).encode()).hexdigest()[:8])
         for folder in ["state", "run", "keys"]:
             os.makedirs(os.path.join(self.dir, folder))
         settings = [
-            'compatible = "board"', "[cloud]", f'connection_string = "{text}"', f'ca_file = "{recorder.hub.ca}"',
+            'compatible = "board"', "[cloud]", *([f'connection_string = "{text}"'] if text else []),
+            f'ca_file = "{recorder.hub.ca}"',
             'reconnect_first = "1s"', 'reconnect_longest = "1s"', *more,
             "[slots]", f'a.device = "{self.dir}/a"', f'b.device = "{self.dir}/b"',
             "[bootloader]", 'kind = "grub"', f'grubenv = "{self.dir}/grubenv"', "[trust]", f'keys = "{self.dir}/keys"',
@@ -136,7 +137,8 @@ def of(said, kind, start=""):
 
 def connect(packet, identity):
     """A CONNECT, taken apart as far as the hub does."""
-    user, _, query = packet["user name"].partition("?")
+    # The provisioning service takes no question mark.
+    user, _, query = packet["user name"].replace("/api-version=", "/?api-version=").partition("?")
     parts = {name: value for name, value in packet.items() if name not in ("user name", "password", "packet")}
     parts["client id"] = parts["client id"].replace(identity, "{id}")
     parts["user name"] = user.replace(identity, "{id}")
@@ -159,6 +161,7 @@ def connect(packet, identity):
 def request_id(topic):
     """The topic without its request id, and the shape of that."""
     head, _, tail = topic.partition("$rid=")
+    tail = re.sub("operationId=.*", "operationId=..", tail)
     rid = re.match(r"[^&]*", tail).group()
     shape = "a UUID" if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", rid) else re.sub(r"[0-9a-f]+", "hex", rid)
     return head + "$rid=.." + tail[len(rid):], shape
@@ -279,7 +282,37 @@ def as_a_module(recorder, program):
     return {"connect, module": (connect(agents, "agent"), connect(sdks, "their"))}
 
 
-SITUATIONS = [lives, with_a_certificate, as_a_module]
+def registered(said):
+    """A conversation with the provisioning service: CONNECT, SUBSCRIBE, the request, the first question for its state."""
+    puts = published(of(said, "PUBLISH", "$dps/registrations/PUT"), True)
+    return connect(of(said, "CONNECT"), "gw-by-key"), subscriptions(said), puts
+
+
+def through_provisioning(recorder, program):
+    line = recorder.hub.enrollment("add", "gw-by-key", "--polls", "1")
+    fields = dict(field.split("=", 1) for field in line.split(";"))
+    service = ["[cloud.dps]", f'id_scope = "{fields["IdScope"]}"', 'registration_id = "gw-by-key"',
+               f'symmetric_key = "{fields["SymmetricKey"]}"', f'endpoint = "{recorder.hub.address}"']
+    asked = lambda packet: "iotdps-get-operationstatus" in packet.get("topic", "")
+    recorder.start()
+    agent = Agent(recorder, program, None, *service)
+    ours = recorder.wait("PUBLISH", asked)
+    recorder.wait("PUBLISH", lambda packet: packet["topic"].startswith("$iothub/twin"))
+    agent.stop()
+    recorder.hub.enrollment("set", "gw-by-key", "--polls", "1")
+    recorder.start()
+    ProvisioningDeviceClient.create_from_symmetric_key(
+        recorder.hub.address, "gw-by-key", fields["IdScope"], fields["SymmetricKey"],
+        server_verification_cert=recorder.hub.ca_text).register()
+    theirs = recorder.wait("PUBLISH", asked)
+    pairs = zip(registered(ours), registered(theirs))
+    found = dict(zip(["provision: connect", "provision: subscribe", "provision: register"], pairs))
+    found["provision: ask for the state"] = tuple(
+        published(of(said, "PUBLISH", "$dps/registrations/GET"), True) for said in (ours, theirs))
+    return found
+
+
+SITUATIONS = [lives, with_a_certificate, as_a_module, through_provisioning]
 
 
 def differences(found):

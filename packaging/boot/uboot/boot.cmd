@@ -27,8 +27,10 @@ fwu_kernel_addr=${kernel_addr_r}
 fwu_initrd_addr=0x8000000
 fwu_fdt_addr=${fdtcontroladdr}
 
-# Kernel arguments of every boot; root= and fwupdate.* are added.
-fwu_args="console=ttyS0,115200 rootwait ro"
+# Kernel arguments of every boot; root= and fwupdate.* are added. No "rootwait": a kernel that waits for ever for its
+# root neither panics nor returns to the old slot. Without an initial RAM disk use "rootwait=30" (Linux 6.7) or
+# "rootdelay=5".
+fwu_args="console=ttyS0,115200 ro"
 
 # The environment's home:
 #   builtin  U-Boot's own environment, built as a redundant one; U-Boot has read it, saveenv writes it.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::dps::Dps;
 use crate::error::{HubError, Kind};
 use crate::faults::Faults;
 use crate::history::History;
@@ -39,6 +40,7 @@ pub struct Core {
     pub history: Arc<History>,
     pub trace: Arc<Trace>,
     pub jobs: Jobs,
+    pub dps: Dps,
     /// The service policy `iothubowner`'s key, base64.
     pub service_key: String,
     /// The folder under `/files/`.

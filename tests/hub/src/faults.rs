@@ -34,6 +34,8 @@ pub struct MqttFaults {
     pub repeat_methods: u64,
     /// This many reported patches are refused with 429 and not applied.
     pub throttle_patches: u64,
+    /// This many requests to the provisioning service are refused with 429.
+    pub throttle_registrations: u64,
     /// Every publish of a device is handled this much later.
     pub delay_ms: u64,
     /// No more CONNECTs than this are served in a second, evenly spread; on others the connection is closed.

@@ -32,6 +32,17 @@ const ENVIRONMENT: usize = 0x1000;
 /// How long the agent may take to stop when the system shuts down.
 const SHUTDOWN: Duration = Duration::from_secs(30);
 
+/// What the agent must not see of the environment in which the tests run.
+const HIDDEN: [&str; 7] = [
+    "JOURNAL_STREAM",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
+
 /// What a gateway is made of.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -61,8 +72,10 @@ pub enum Bootloader {
 /// The hub that the gateway talks to.
 #[derive(Debug, Clone)]
 pub struct Cloud {
+    /// `device` or `device/module`
     pub device: String,
-    pub connection_string: String,
+    /// `None`: other settings say how the gateway gets its place.
+    pub connection_string: Option<String>,
     pub mqtt_port: u16,
     pub https_port: u16,
     pub ca_file: PathBuf,
@@ -71,13 +84,18 @@ pub struct Cloud {
 impl Cloud {
     /// Registers `device` at a running hub.
     pub fn register(hub: &Hub, device: &str) -> Result<Cloud> {
-        Ok(Cloud {
+        Ok(Cloud { connection_string: Some(hub.add_device(device)?), ..Cloud::unregistered(hub, device) })
+    }
+
+    /// A gateway that is going to be `device` at this hub.
+    pub fn unregistered(hub: &Hub, device: &str) -> Cloud {
+        Cloud {
             device: device.to_owned(),
-            connection_string: hub.add_device(device)?,
+            connection_string: None,
             mqtt_port: hub.mqtt_addr().port(),
             https_port: hub.https_addr().port(),
             ca_file: hub.ca_path(),
-        })
+        }
     }
 }
 
@@ -95,6 +113,8 @@ pub struct Gateway {
     process: Option<Child>,
     booted: Option<Outcome>,
     power_ons: u32,
+    /// Variables of the agent's environment.
+    environment: Vec<(String, String)>,
 }
 
 impl Gateway {
@@ -114,13 +134,25 @@ impl Gateway {
         let reboots = make_fifo(&dir.join("power"))?;
         fs::write(dir.join("fwupdate.toml"), settings(&dir, &parts))?;
         fs::write(dir.join("state/conf.d/50-test.toml"), &parts.settings)?;
-        if let Some(cloud) = &parts.cloud {
-            crate::disk::replace(&dir.join("state/connection"), cloud.connection_string.as_bytes(), true)?;
+        if let Some(text) = parts.cloud.as_ref().and_then(|cloud| cloud.connection_string.as_ref()) {
+            crate::disk::replace(&dir.join("state/connection"), text.as_bytes(), true)?;
         }
         let machine = Machine { environment, slots, proc: dir.join("proc"), sys: dir.join("sys"), cut: None };
         let (agent, device) = (parts.agent, parts.cloud.map(|cloud| cloud.device));
         let (process, booted, power_ons) = (None, None, 0);
-        Ok(Gateway { agent, dir, machine, device, reboots, process, booted, power_ons })
+        let environment = Vec::new();
+        Ok(Gateway { agent, dir, machine, device, reboots, process, booted, power_ons, environment })
+    }
+
+    /// Adds settings as a file of the device's own layer, or replaces it; the agent reads it when it starts.
+    pub fn configure(&self, name: &str, settings: &str) -> Result<()> {
+        let path = self.dir.join("state/conf.d").join(format!("{name}.toml"));
+        crate::disk::replace(&path, settings.as_bytes(), true)
+    }
+
+    /// Sets a variable for agents that are started from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Puts the slots on block devices, such as loop devices over the slots' files. The agent then sees the kernel's
@@ -172,9 +204,10 @@ impl Gateway {
         let mut command = Command::new(&self.agent);
         command.arg("--config").arg(self.dir.join("fwupdate.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
-        for variable in ["JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
+        for variable in HIDDEN {
             command.env_remove(variable);
         }
+        command.envs(self.environment.iter().cloned());
         let child = command.spawn().with_context(|| format!("cannot start {}", self.agent.display()))?;
         self.process = Some(child);
         Ok(())
@@ -395,16 +428,13 @@ fn settings(dir: &Path, parts: &Parts) -> String {
         }
     };
     if let Some(cloud) = &parts.cloud {
-        section(
-            "cloud",
-            &[
-                ("connection_string_file", at("state/connection")),
-                ("port", cloud.mqtt_port.to_string()),
-                ("ca_file", quoted(&cloud.ca_file)),
-                // One gateway needs no spreading, and its user waits.
-                ("reconnect_first", "\"2s\"".into()),
-            ],
+        let mut lines = vec![("port", cloud.mqtt_port.to_string()), ("ca_file", quoted(&cloud.ca_file))];
+        // One gateway needs no spreading, and its user waits.
+        lines.push(("reconnect_first", "\"2s\"".into()));
+        lines.extend(
+            cloud.connection_string.as_ref().map(|_| ("connection_string_file", at("state/connection"))),
         );
+        section("cloud", &lines);
     }
     let hosts = parts.cloud.as_ref().map(|cloud| format!("\"localhost:{}\"", cloud.https_port));
     section("slots.a", &[("device", at("slot-a"))]);

@@ -12,6 +12,7 @@ use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 use crate::core::{Core, Tasks, Write};
+use crate::dps::{Dps, Enrollment, Registration};
 use crate::error::HubError;
 use crate::faults::Faults;
 use crate::history::{History, ReportedPatch, Telemetry, Visit, Witness};
@@ -47,7 +48,7 @@ impl Options {
     }
 }
 
-/// A running hub. Dropping it without [`Hub::stop`] closes its sockets too, but does not wait for it.
+/// A running hub. Ids are `device` or `device/module`. Dropping it without [`Hub::stop`] closes its sockets too, but does not wait for it.
 #[derive(Debug)]
 pub struct Hub {
     core: Arc<Core>,
@@ -81,7 +82,12 @@ impl Hub {
         Hub::serve(options, ports, lock, Memory::default()).await
     }
 
-    async fn serve(options: Options, ports: Arc<[TcpSocket; 2]>, lock: Arc<File>, memory: Memory) -> Result<Hub> {
+    async fn serve(
+        options: Options,
+        ports: Arc<[TcpSocket; 2]>,
+        lock: Arc<File>,
+        memory: Memory,
+    ) -> Result<Hub> {
         let host = host_name(&options);
         let setup = Setup::prepare(&options.dir, &host)?;
         let certificates = certs::prepare(&options.dir, options.bind, &options.names)?;
@@ -99,6 +105,7 @@ impl Hub {
             history: memory.history,
             trace: memory.trace,
             jobs: Jobs::default(),
+            dps: Dps::open(&options.dir, &host, &setup.service_key)?,
             service_key: setup.service_key.clone(),
             www: options.www.clone(),
             tasks: Tasks::default(),
@@ -106,7 +113,7 @@ impl Hub {
         let devices = core.clone();
         server::accept(&core, mqtt_listener, certificates.mqtt, move |stream, peer| {
             let core = devices.clone();
-            async move { mqtt::serve(core, stream, peer.thumbprints).await }
+            async move { mqtt::serve(core, stream, peer.chain).await }
         });
         let router = rest::router(core.clone());
         server::accept(&core, https_listener, certificates.https, move |stream, peer| {
@@ -235,15 +242,45 @@ impl Hub {
         self.add(Entry::new(Identity::device(id), credentials))
     }
 
+    /// Registers a device with these credentials.
+    pub fn add_device_with(&self, id: &str, credentials: Credentials) -> Result<String, HubError> {
+        self.add(Entry::new(Identity::device(id), credentials))
+    }
+
+    /// Registers a module of a device with new keys and returns its connection string.
+    pub fn add_module(&self, device: &str, module: &str) -> Result<String, HubError> {
+        self.add(Entry::new(Identity::module(device, module), Credentials::new_keys()))
+    }
+
+    /// The provisioning service's ID scope.
+    pub fn id_scope(&self) -> &str {
+        &self.core.dps.id_scope
+    }
+
+    /// Adds an enrollment to the provisioning service, or replaces it.
+    pub fn enroll(&self, enrollment: &Enrollment) -> Result<()> {
+        self.core.dps.enroll(enrollment)
+    }
+
+    /// Every registration that the provisioning service brought to an end, in order.
+    pub fn registrations(&self) -> Vec<Registration> {
+        self.core.dps.registrations()
+    }
+
     fn add(&self, entry: Entry) -> Result<String, HubError> {
         let text = device_connection_string(&self.setup.host, &entry);
         lock(&self.core.registry).create(entry)?;
         Ok(text)
     }
 
+    /// Deletes a device.
+    pub fn remove_device(&self, id: &str) -> Result<(), HubError> {
+        self.core.remove(&Identity::from(id), None)
+    }
+
     /// Deletes a device and registers it again with the same keys: its twin is empty then.
     pub fn remake_device(&self, id: &str) -> Result<(), HubError> {
-        let identity = Identity::device(id);
+        let identity = Identity::from(id);
         let credentials = self.core.entry(&identity)?.credentials;
         self.core.remove(&identity, None)?;
         self.core.history.replaced(&identity, 1, json!({}));
@@ -252,27 +289,27 @@ impl Hub {
     }
 
     pub fn device_connection_string(&self, id: &str) -> Result<String, HubError> {
-        Ok(device_connection_string(&self.setup.host, &self.core.entry(&Identity::device(id))?))
+        Ok(device_connection_string(&self.setup.host, &self.core.entry(&Identity::from(id))?))
     }
 
     /// The twin as REST shows it.
     pub fn twin(&self, id: &str) -> Result<Value, HubError> {
-        Ok(self.core.twin_document(&self.core.entry(&Identity::device(id))?))
+        Ok(self.core.twin_document(&self.core.entry(&Identity::from(id))?))
     }
 
     /// Merges into the desired properties, as a service would.
     pub fn patch_desired(&self, id: &str, patch: Value) -> Result<Value, HubError> {
         let body = json!({"properties": {"desired": patch}});
-        self.core.write_twin(&Identity::device(id), &body, Write::Patch, None)
+        self.core.write_twin(&Identity::from(id), &body, Write::Patch, None)
     }
 
     /// Invokes a direct method, as a service would.
     pub async fn invoke(&self, id: &str, call: Call) -> Result<Answer, HubError> {
-        methods::invoke(&self.core, &Identity::device(id), call).await
+        methods::invoke(&self.core, &Identity::from(id), call).await
     }
 
     pub fn is_connected(&self, id: &str) -> bool {
-        self.core.live.is_connected(&Identity::device(id))
+        self.core.live.is_connected(&Identity::from(id))
     }
 
     /// Waits until the device is connected (or is not); `false` if that takes longer than `patience`.
@@ -294,7 +331,8 @@ impl Hub {
             .flatten()
     }
 
-    async fn wait_until(&self, patience: Duration, holds: impl Fn() -> bool) -> bool {
+    /// Waits until something holds that connections, twins or registrations decide.
+    pub async fn wait_until(&self, patience: Duration, holds: impl Fn() -> bool) -> bool {
         let mut changes = self.core.live.watch();
         let waiting = async {
             while !holds() {
@@ -308,7 +346,7 @@ impl Hub {
 
     /// Closes every device's connection, or one's.
     pub fn drop_connections(&self, id: Option<&str>) {
-        self.core.live.close(id.map(Identity::device).as_ref());
+        self.core.live.close(id.map(Identity::from).as_ref());
     }
 
     /// Faults to switch and counters to read, at any time.
@@ -318,16 +356,16 @@ impl Hub {
 
     /// Every reported patch that the hub accepted, in order.
     pub fn history(&self, id: &str) -> Vec<ReportedPatch> {
-        self.core.history.patches(&Identity::device(id))
+        self.core.history.patches(&Identity::from(id))
     }
 
     /// Has `witness` look at the world at each reported patch; [`ReportedPatch::seen`] keeps what it saw.
     pub fn watch_reports(&self, id: &str, witness: Witness) {
-        self.core.history.watch(&Identity::device(id), witness);
+        self.core.history.watch(&Identity::from(id), witness);
     }
 
     pub fn telemetry(&self, id: &str) -> Vec<Telemetry> {
-        self.core.history.telemetry(&Identity::device(id))
+        self.core.history.telemetry(&Identity::from(id))
     }
 }
 

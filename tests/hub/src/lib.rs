@@ -1,4 +1,4 @@
-//! A local stand-in for Azure IoT Hub, faithful enough for the official SDKs: for tests, demos and developers.
+//! A local stand-in for Azure IoT Hub and the Device Provisioning Service, faithful enough for the official SDKs: for tests, demos and developers.
 //!
 //! As a library it runs inside a test, on ports of its own; as the program `fwupdate-hub` it is a server. It shares
 //! no code with the agent, because shared code would share a misreading of the protocol.
@@ -13,6 +13,7 @@ mod clock;
 pub mod core;
 pub mod demo;
 mod disk;
+pub mod dps;
 pub mod error;
 pub mod faults;
 pub mod firmware;
@@ -24,6 +25,7 @@ pub mod jobs;
 pub mod live;
 pub mod methods;
 mod mqtt;
+pub mod proxy;
 pub mod query;
 pub mod registry;
 mod rest;

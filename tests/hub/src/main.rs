@@ -1,4 +1,6 @@
-//! `fwupdate-hub`: the local stand-in for IoT Hub as a program.
+//! `fwupdate-hub`: the local stand-in for IoT Hub and DPS as a program.
+
+mod enrollment;
 
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
@@ -13,9 +15,14 @@ use fwupdate_hub::{Hub, Options};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// A local stand-in for Azure IoT Hub.
+/// Says nothing of the agent: how pages are made from a command definition.
+#[cfg(feature = "pages")]
+#[path = "../../../src/pages.rs"]
+mod pages;
+
+/// A local stand-in for Azure IoT Hub and the Device Provisioning Service.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "fwupdate-hub", version)]
 struct Command {
     #[command(subcommand)]
     what: What,
@@ -23,12 +30,17 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Serve MQTT over TLS, MQTT over WebSocket, the service REST and files.
+    /// Serve MQTT over TLS, MQTT over WebSocket, device provisioning, the service REST and files.
     Serve(Serve),
     /// Add, list or remove devices; a running hub sees it at once.
     Device {
         #[command(subcommand)]
         what: Device,
+    },
+    /// Say who may register at the provisioning service; a running hub sees it at once.
+    Enrollment {
+        #[command(subcommand)]
+        what: enrollment::Action,
     },
     /// Four updates of a simulated gateway, told while they happen; the exit status is the verdict.
     Demo {
@@ -86,6 +98,10 @@ enum Device {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(pages::write::<Command>("1"), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
     let what = Command::parse().what;
     start_log(default_filter(&what));
     match run(what) {
@@ -116,6 +132,7 @@ fn run(what: What) -> Result<()> {
     match what {
         What::Serve(options) => serve(options),
         What::Device { what } => device(what),
+        What::Enrollment { what } => enrollment::run(what)?.iter().try_for_each(|line| print(line)),
         What::Demo { programs } => demo(programs),
     }
 }
@@ -138,11 +155,12 @@ async fn serve(options: Serve) -> Result<()> {
     let Serve { dir, bind, names, mqtt_port, https_port, www } = options;
     let hub = Hub::start(Options { dir, bind, names, mqtt_port, https_port, www }).await?;
     print(&format!(
-        "ready: mqtt {} https {} ca {} service {}",
+        "ready: mqtt {} https {} ca {} service {} dps {}",
         hub.mqtt_addr(),
         hub.https_addr(),
         hub.ca_path().display(),
         hub.dir().join("service.txt").display(),
+        hub.id_scope(),
     ))?;
     tokio::select! {
         _ = terminate.recv() => {}

@@ -16,6 +16,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{any, get, post};
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::core::Core;
@@ -28,8 +29,8 @@ pub use cut::Scissors;
 #[derive(Debug, Clone)]
 pub struct Peer {
     pub address: IpAddr,
-    /// Of the client certificate; empty without one.
-    pub thumbprints: Vec<String>,
+    /// Of the client certificate, the leaf first; empty without one.
+    pub chain: Vec<CertificateDer<'static>>,
     /// Ends this connection, for a fault.
     pub scissors: Scissors,
 }
@@ -65,6 +66,7 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/admin/counters", get(admin::counters).delete(admin::reset_counters))
         .route("/admin/connections", axum::routing::delete(admin::drop_connections))
         .route("/admin/trace", get(admin::trace).put(admin::start_trace))
+        .route("/admin/registrations", get(admin::registrations))
         .route("/admin/history/{device}", get(admin::history))
         .route("/admin/telemetry/{device}", get(admin::telemetry))
         .layer(from_fn_with_state(core.clone(), service::authorise_admin));

@@ -17,7 +17,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
-use crate::auth;
 use crate::core::Core;
 use crate::rest::{Peer, Scissors};
 
@@ -102,8 +101,8 @@ async fn handshake(
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await.context("it took too long")??;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let thumbprints = certificates.first().map(|leaf| auth::thumbprints(leaf).to_vec()).unwrap_or_default();
-    Ok((stream, Peer { address: from.ip(), thumbprints, scissors: Scissors::default() }))
+    let chain = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    Ok((stream, Peer { address: from.ip(), chain, scissors: Scissors::default() }))
 }
 
 /// Serves requests on one connection until it ends.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::dps::Dps;
 use crate::registry::{Credentials, Entry, Identity, Registry};
 use crate::{SERVICE_POLICY, clock, disk};
 
@@ -80,6 +81,17 @@ pub fn device_connection_string(host: &str, entry: &Entry) -> String {
 
 /// Opens the registry of an existing folder, for the commands that work on it from outside.
 pub fn open_registry(dir: &Path) -> Result<(String, Registry)> {
+    let setup = existing(dir)?;
+    Ok((setup.host, Registry::open(dir)?))
+}
+
+/// The same for the provisioning service.
+pub fn open_dps(dir: &Path) -> Result<Dps> {
+    let setup = existing(dir)?;
+    Dps::open(dir, &setup.host, &setup.service_key)
+}
+
+fn existing(dir: &Path) -> Result<Setup> {
     let Some(setup) = Setup::load(dir)? else {
         bail!(
             "{} is no hub's folder; start `fwupdate-hub serve --dir {}` first",
@@ -87,5 +99,5 @@ pub fn open_registry(dir: &Path) -> Result<(String, Registry)> {
             dir.display()
         );
     };
-    Ok((setup.host, Registry::open(dir)?))
+    Ok(setup)
 }

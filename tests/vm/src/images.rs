@@ -48,6 +48,7 @@ pub struct Workshop {
     pub dir: PathBuf,
     pub bootloader: Bootloader,
     source: PathBuf,
+    base: PathBuf,
     deb: PathBuf,
     /// Digest of the package, the scripts and the base.
     inputs: String,
@@ -60,9 +61,11 @@ impl Workshop {
         let dir = dir.canonicalize()?;
         let deb =
             deb.canonicalize().with_context(|| format!("{}: run `make packages` first", deb.display()))?;
-        let base = dir.join("base.tar");
+        let script = source.join("image/base.sh");
+        let base = dir.join(format!("base-{}.tar", hex(&Sha256::digest(fs::read(&script)?))));
+        let _alone = alone(&dir)?;
         if !base.exists() {
-            call(Command::new(source.join("image/base.sh")).arg(&base))?;
+            call(Command::new(script).arg(&base))?;
         }
         let mut inputs = Sha256::new();
         inputs.update(fs::read(&deb)?);
@@ -73,7 +76,7 @@ impl Workshop {
         }
         inputs.update(fs::metadata(&base)?.len().to_le_bytes());
         let inputs = hex(&inputs.finalize());
-        let workshop = Workshop { dir, bootloader, source, deb, inputs };
+        let workshop = Workshop { dir, bootloader, source, base, deb, inputs };
         workshop.keys()?;
         Ok(workshop)
     }
@@ -96,16 +99,16 @@ impl Workshop {
         digest.update(format!("{}{:?}{:?}", self.inputs, self.bootloader, spec));
         let name = format!("{}-{}-{}.img", self.bootloader.name(), spec.version, hex(&digest.finalize()));
         let image = self.dir.join(name);
+        let _alone = alone(&self.dir)?;
         if image.exists() {
             return Ok(image);
         }
-        // A name of its own: another run may make another image at the same time.
         let change = image.with_extension("change");
         fs::write(&change, spec.change)?;
         let kernel = spec.kernel.to_string();
         call(
             Command::new(self.source.join("image/rootfs.sh"))
-                .args([self.dir.join("base.tar"), self.deb.clone(), self.dir.join("pub")])
+                .args([&self.base, &self.deb, &self.dir.join("pub")])
                 .args([self.bootloader.name(), spec.version, &kernel])
                 .args([&image, &change]),
         )?;
@@ -116,6 +119,7 @@ impl Workshop {
     pub fn release(&self, spec: Spec) -> Result<Release> {
         let image = self.image(spec)?;
         let bundle = image.with_extension("fwb");
+        let _alone = alone(&self.dir)?;
         if !bundle.exists() {
             let part = image.with_extension("part");
             call(
@@ -139,6 +143,13 @@ impl Workshop {
                 .args([slot_a, data, out]),
         )
     }
+}
+
+/// Waits until no other run makes images in `dir`; the next one waits until the file is closed.
+fn alone(dir: &Path) -> Result<fs::File> {
+    let file = fs::File::create(dir.join("lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// A program of this workspace: beside this one, or built for release.

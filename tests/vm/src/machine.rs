@@ -42,6 +42,11 @@ impl Machine {
     }
 
     pub async fn power_on(&mut self) -> Result<()> {
+        self.power_on_with(None).await
+    }
+
+    /// Powers on a machine whose disk fails the first write that touches the sector `bad` of 512 bytes.
+    pub async fn power_on_with(&mut self, bad: Option<u64>) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on");
         let (overlay, log) = (self.dir.join("overlay.qcow2"), self.dir.join("writes.log"));
         for path in [&overlay, &log, &self.dir.join("shell"), &self.dir.join("qmp")] {
@@ -62,7 +67,7 @@ impl Machine {
             "-cpu",
             "Westmere",
             "-smp",
-            "2",
+            "1",
             "-nodefaults",
             "-display",
             "none",
@@ -79,11 +84,22 @@ impl Machine {
         };
         let blockdev = format!(
             "driver=blklogwrites,node-name=disk,log-sector-size=512,log-super-update-interval=1,\
-             log.driver=file,log.filename={},log.cache.no-flush=on,file.driver=qcow2,file.file.driver=file,\
-             file.file.filename={},file.file.cache.no-flush=on",
+             log.driver=file,log.filename={},log.cache.no-flush=on,file={}",
             log.display(),
+            if bad.is_some() { "faulty" } else { "written" },
+        );
+        let written = format!(
+            "driver=qcow2,node-name=written,file.driver=file,file.filename={},file.cache.no-flush=on",
             overlay.display()
         );
+        command.args(["-blockdev", &written]);
+        if let Some(bad) = bad {
+            let rule = "event=none,inject-error.0.iotype=write,inject-error.0.errno=5,inject-error.0.once=on";
+            let faulty = format!(
+                "driver=blkdebug,node-name=faulty,image=written,inject-error.0.{rule},inject-error.0.sector={bad}"
+            );
+            command.args(["-blockdev", &faulty]);
+        }
         command
             .args(["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=disk"])
             .args([
@@ -94,6 +110,9 @@ impl Machine {
                 "-device",
                 "virtio-rng-pci",
             ])
+            // For people who look into a machine that hangs.
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", self.dir.join("qmp").display()))
             .args(["-serial", "stdio", "-serial"])
             .arg(format!("unix:{},server=on,wait=off", self.dir.join("shell").display()))
             .stdin(Stdio::null())
@@ -152,6 +171,19 @@ impl Machine {
             .with_context(|| format!("no answer to {line:?}"))?
     }
 
+    /// Waits until the machine has used `work` more of processor time, or for `patience`.
+    pub async fn works(&self, work: Duration, patience: Duration) -> Result<()> {
+        let pid = self.running.as_ref().and_then(Child::id).context("the machine is off")?;
+        let until = processor_time(pid)? + work;
+        let used = async {
+            while processor_time(pid)? < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        timeout(patience, used).await.unwrap_or(Ok(()))
+    }
+
     /// Cuts the power: QEMU is killed, and of what was written since the last flush the disk keeps what `loss`
     /// leaves. Returns how many writes and flushes there were.
     pub async fn cut(&mut self, loss: &mut Loss) -> Result<disklog::Summary> {
@@ -159,6 +191,11 @@ impl Machine {
         child.kill().await?;
         self.console.send_modify(|text| text.push_str("\n[power cut]\n"));
         disklog::apply(&self.dir.join("writes.log"), &self.disk, loss)
+    }
+
+    /// Stops the machine; nothing that was written is lost.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.cut(&mut Loss::Nothing).await.map(drop)
     }
 
     /// Waits until the running system has switched itself off, which loses nothing.
@@ -172,6 +209,14 @@ impl Machine {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// What a process has used so far (proc(5), /proc/PID/stat: utime and stime, in ticks of 1/100 s).
+fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(") ").context("no fields in stat")?.1.split(' ');
+    let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// Keeps the console for conditions and, in a file, for people.

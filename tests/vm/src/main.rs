@@ -4,6 +4,8 @@
 //! agent from its .deb. The hub is the stand-in, in this process. Everything that waits, waits for a condition.
 
 mod disklog;
+mod environment;
+mod examine;
 mod failures;
 mod images;
 mod machine;
@@ -17,6 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use images::{Bootloader, Workshop};
 
@@ -45,13 +48,15 @@ enum What {
         #[arg(default_value = "")]
         only: String,
     },
+    /// A boot environment that is torn, lost or cannot be written; a proven slot without kernel.
+    Environment,
     /// Replay every write of one update to prefixes, and examine the disk after each.
     Replay {
         #[arg(long, default_value_t = 1000)]
         prefixes: usize,
-        /// Use the log of the last run.
-        #[arg(long)]
-        again: bool,
+        /// How many of the examined disks are booted.
+        #[arg(long, default_value_t = 6)]
+        boots: usize,
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -62,7 +67,7 @@ enum What {
         /// The first run's seed; each further run counts up.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Append the table of the runs to this file.
+        /// Put the table of the results into this file, between this bootloader's markers.
         #[arg(long)]
         table: Option<PathBuf>,
     },
@@ -71,7 +76,12 @@ enum What {
 #[tokio::main]
 async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter("warn").with_writer(std::io::stderr).init();
-    match run(Args::parse()).await {
+    // An interrupted run takes its machine with it: the future that owns it is dropped.
+    let ended = tokio::select! {
+        ended = run(Args::parse()) => ended,
+        signal = interrupted() => Err(signal.map_or_else(Into::into, |()| anyhow::anyhow!("interrupted"))),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fwupdate-vm: {error:#}");
@@ -80,12 +90,22 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Waits for SIGINT or SIGTERM.
+async fn interrupted() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupt = tokio::signal::ctrl_c() => interrupt,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
 async fn run(args: Args) -> Result<()> {
     let workshop = Workshop::new(&args.dir, &args.deb, args.bootloader)?;
     match args.what {
         What::Story => story::run(&workshop).await,
         What::Failures { only } => failures::run(&workshop, &only).await,
-        What::Replay { prefixes, again, seed } => replay::run(&workshop, prefixes, seed, again).await,
+        What::Environment => environment::run(&workshop).await,
+        What::Replay { prefixes, boots, seed } => replay::run(&workshop, prefixes, boots, seed).await,
         What::PowerCut { cuts, seed, table } => powercut::run(&workshop, cuts, seed, table.as_deref()).await,
     }
 }

@@ -1,119 +1,217 @@
 //! Power cuts at random instants over whole updates. Each cut loses some of what was not flushed. After each, the
-//! gateway must boot a whole image, and the twin's story must end true.
+//! disk is examined, the gateway must boot what was found on it, and the twin's story must end true.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::disklog::Loss;
-use crate::images::{Release, Spec, Workshop};
+use crate::examine::Examiner;
+use crate::images::{Release, Workshop};
 use crate::site::{PATIENCE, Site, text};
+use crate::story;
 
-const FIRST: Spec = Spec { version: "1.0.0", kernel: 1, change: "" };
-const SECOND: Spec = Spec { version: "1.1.0", kernel: 2, change: "echo 1.1 > $1/etc/changed" };
-
-/// Longest time from power-on to the cut. An update with its reboot takes about as long.
-const LONGEST: Duration = Duration::from_secs(150);
+/// Longest work from power-on, or from the call, to the cut, as seconds of the emulator's processor time: about what
+/// a boot and most of an update take. Processor time, so that a busy host does not move all cuts into the boot.
+const LONGEST: Duration = Duration::from_secs(25);
+/// A machine that waits for something uses no processor time; it is cut after this long.
+const IDLE: Duration = Duration::from_secs(90);
 /// Cuts within one update; after that it is left alone to end.
 const CUTS_PER_UPDATE: usize = 3;
 
-/// One cut, for the table.
-struct Row {
+/// One cut.
+struct Cut {
     seed: u64,
-    at: Duration,
+    after: Duration,
+    /// The phase in the record on the disk.
     phase: String,
     writes: usize,
     unflushed: usize,
     lost: usize,
 }
 
+/// Updates from image to image, with `cuts` in all; `table`: the file whose part between this bootloader's
+/// markers the results replace.
 pub async fn run(workshop: &Workshop, cuts: usize, seed: u64, table: Option<&Path>) -> Result<()> {
-    let release = workshop.release(SECOND)?;
-    let (mut left, mut seed) = (cuts, seed);
-    let mut text = String::new();
-    while left > 0 {
-        let rows = update(workshop, &release, seed, left.min(CUTS_PER_UPDATE)).await;
-        let (rows, outcome) = rows.with_context(|| format!("seed {seed}"))?;
-        for row in &rows {
-            writeln!(
-                text,
-                "| {} | {} | {:.1} | {} | {} | {} | {} | {outcome} |",
-                workshop.bootloader.name(),
-                row.seed,
-                row.at.as_secs_f32(),
-                row.phase,
-                row.writes,
-                row.unflushed,
-                row.lost
-            )?;
-        }
-        print!("{text}");
-        if let Some(path) = table {
-            std::fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(text.as_bytes())?;
-        }
-        text.clear();
-        left = left.saturating_sub(rows.len());
+    let releases = story::releases(workshop)?;
+    let mut campaign = Campaign {
+        site: Site::new(workshop, "power-cut", story::FIRST).await?,
+        examiner: Examiner::new(workshop.bootloader, story::images(workshop)?)?,
+        results: Results::default(),
+    };
+    campaign.site.machine.power_on().await?;
+    campaign.site.connected().await?;
+    let mut seed = seed;
+    while campaign.results.cuts < cuts {
+        let (_, version) = campaign.site.running().await?;
+        let release =
+            releases.iter().find(|release| release.version != version).context("no other version")?;
+        let left = cuts - campaign.results.cuts;
+        campaign
+            .update(release, seed, left.min(CUTS_PER_UPDATE))
+            .await
+            .with_context(|| format!("seed {seed}"))?;
         seed += 1;
+        if let Some(path) = table {
+            campaign.results.publish(workshop.bootloader.name(), path)?;
+        }
     }
+    campaign.last_look().await?;
+    print!("{}", campaign.results.table(workshop.bootloader.name())?);
     Ok(())
 }
 
-/// One update with some cuts; what was cut, and how it ended.
-async fn update(
-    workshop: &Workshop,
-    release: &Release,
-    seed: u64,
-    cuts: usize,
-) -> Result<(Vec<Row>, String)> {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let mut site = Site::new(workshop, &format!("power-cut-{seed}"), FIRST).await?;
-    site.machine.power_on().await?;
-    site.connected().await?;
-    let id = format!("cut-{seed}");
-    site.start_update(release, &id).await?;
-    let mut loss = Loss::Random(fastrand::Rng::with_seed(seed));
-    let mut rows = Vec::new();
-    for _ in 0..cuts {
-        let at = Duration::from_millis(rng.u64(0..LONGEST.as_millis() as u64));
-        // The instant is what is random here: this sleep is the experiment, and no condition is waited for.
-        tokio::time::sleep(at).await;
-        let reported = site.reported();
-        let phase = text(&reported, "/fwupdate/operation/phase");
-        let phase = if phase.is_empty() { "idle" } else { phase }.to_owned();
-        let summary = site.machine.cut(&mut loss).await?;
-        rows.push(Row {
+struct Campaign {
+    site: Site,
+    examiner: Examiner,
+    results: Results,
+}
+
+impl Campaign {
+    /// One update to `release` with some cuts.
+    async fn update(&mut self, release: &Release, seed: u64, cuts: usize) -> Result<()> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut loss = Loss::Random(fastrand::Rng::with_seed(seed));
+        let before = self.site.running().await?;
+        let id = format!("cut-{seed}");
+        self.site.start_update(release, &id).await?;
+        let mut done = Vec::new();
+        for _ in 0..cuts {
+            let after = Duration::from_millis(rng.u64(0..u64::try_from(LONGEST.as_millis())?));
+            done.push(self.cut(seed, after, &mut loss).await?);
+        }
+        let last = self.site.outcome(&id).await?;
+        self.site.at_rest().await?;
+        let result = text(&last, "/result");
+        let running = self.site.running().await?;
+        match result {
+            "committed" => ensure!(running.1 == release.version, "{running:?} runs after {last}"),
+            "rolledBack" | "failed" => ensure!(running == before, "{running:?} runs after {last}"),
+            _ => bail!("{last}"),
+        }
+        let outcome = format!("{result} {}", text(&last, "/error/code"));
+        self.results.add(&done, outcome.trim());
+        Ok(())
+    }
+
+    /// Cuts the power, examines what is left, and boots it.
+    async fn cut(&mut self, seed: u64, after: Duration, loss: &mut Loss) -> Result<Cut> {
+        self.site.machine.works(after, IDLE).await?;
+        let summary = self.site.machine.cut(loss).await?;
+        let found = self.examiner.examine(&fs::read(&self.site.machine.disk)?)?;
+        let cut = Cut {
             seed,
-            at,
-            phase,
+            after,
+            phase: found.phase,
             writes: summary.writes,
             unflushed: summary.unflushed,
             lost: summary.lost,
-        });
-        let from = site.machine.mark();
-        site.machine.power_on().await?;
-        // Whatever was cut: it boots.
-        site.machine.expect(from, "fwupdate: ", PATIENCE).await?;
+        };
+        println!("{cut}");
+        let from = self.site.machine.mark();
+        self.site.machine.power_on().await?;
+        let (slot, _) = found.boots;
+        self.site.machine.expect(from, &format!(": slot {slot}"), PATIENCE).await?;
+        self.site.machine.expect(from, &format!("fwupdate.slot={slot} "), PATIENCE).await?;
+        Ok(cut)
     }
-    let last = site.outcome(&id).await?;
-    let result = text(&last, "/result").to_owned();
-    let (slot, version, image) = match result.as_str() {
-        "committed" => ("B", "1.1.0", release.image.clone()),
-        "rolledBack" | "failed" => ("A", "1.0.0", workshop.image(FIRST)?),
-        _ => anyhow::bail!("{last}"),
-    };
-    let running = site.running().await?;
-    ensure!(running == (slot.to_owned(), version.to_owned()), "{running:?} runs after {last}");
-    // Idle again, and nothing contradicts the outcome.
-    let settled = |reported: &serde_json::Value| reported.pointer("/fwupdate/operation").is_none();
-    site.hub.wait_reported(crate::site::DEVICE, PATIENCE, settled).await.context("never idle again")?;
-    ensure!(site.reported().pointer("/fwupdate/last/id") == Some(&json!(id)), "{}", site.reported());
-    site.machine.shell("nohup systemctl poweroff > /dev/null 2>&1 &").await?;
-    site.machine.off(PATIENCE).await?;
-    ensure!(site.holds(slot, &image)?, "slot {slot} runs, but is not the image of {version}");
-    let code = text(&last, "/error/code");
-    Ok((rows, format!("{result} {code}").trim().to_owned()))
+
+    /// The last update is examined as the others were, by the power-on after them.
+    async fn last_look(&mut self) -> Result<()> {
+        let running = self.site.running().await?;
+        self.site.power_off().await?;
+        let (slot, version) = self.examiner.examine(&fs::read(&self.site.machine.disk)?)?.boots;
+        ensure!((slot.to_string(), version) == running, "{running:?} ran");
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "seed {}: cut after {:.1} s of work in phase {}; {} writes since power-on, {} of them not flushed, {} lost or torn",
+            self.seed,
+            self.after.as_secs_f32(),
+            self.phase,
+            self.writes,
+            self.unflushed,
+            self.lost
+        )
+    }
+}
+
+/// What a campaign has shown so far.
+#[derive(Debug, Default)]
+struct Results {
+    cuts: usize,
+    updates: usize,
+    seeds: Option<(u64, u64)>,
+    phases: BTreeMap<String, Phase>,
+    outcomes: BTreeMap<String, usize>,
+}
+
+/// The cuts in one phase.
+#[derive(Debug, Default)]
+struct Phase {
+    cuts: usize,
+    lost: usize,
+    /// Of the updates that they were in; an update may be counted in several phases.
+    outcomes: BTreeMap<String, usize>,
+    seeds: Vec<u64>,
+}
+
+impl Results {
+    fn add(&mut self, cuts: &[Cut], outcome: &str) {
+        println!("{outcome}");
+        self.updates += 1;
+        self.cuts += cuts.len();
+        *self.outcomes.entry(outcome.to_owned()).or_default() += 1;
+        for cut in cuts {
+            self.seeds = Some((self.seeds.map_or(cut.seed, |(first, _)| first), cut.seed));
+            let phase = self.phases.entry(cut.phase.clone()).or_default();
+            phase.cuts += 1;
+            phase.lost += cut.lost;
+            *phase.outcomes.entry(outcome.to_owned()).or_default() += 1;
+            if phase.seeds.last() != Some(&cut.seed) {
+                phase.seeds.push(cut.seed);
+            }
+        }
+    }
+
+    fn table(&self, bootloader: &str) -> Result<String> {
+        let (first, last) = self.seeds.unwrap_or_default();
+        let mut text = format!(
+            "{bootloader}: {} cuts in {} updates, seeds {first} to {last}; the updates ended: {}\n\n\
+             | phase on the disk | cuts | writes lost or torn | their updates ended | seeds |\n|---|---|---|---|---|\n",
+            self.cuts,
+            self.updates,
+            counted(&self.outcomes)
+        );
+        for (name, phase) in &self.phases {
+            let seeds: Vec<String> = phase.seeds.iter().map(u64::to_string).collect();
+            let (outcomes, seeds) = (counted(&phase.outcomes), seeds.join(" "));
+            writeln!(text, "| {name} | {} | {} | {outcomes} | {seeds} |", phase.cuts, phase.lost)?;
+        }
+        Ok(text)
+    }
+
+    /// Replaces what stands between the markers of `bootloader` in the file.
+    fn publish(&self, bootloader: &str, path: &Path) -> Result<()> {
+        let page = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let (begin, end) = (format!("<!-- power cuts: {bootloader} -->\n"), "<!-- end -->");
+        let (head, rest) = page.split_once(&begin).with_context(|| format!("no line {begin}"))?;
+        let (_, tail) = rest.split_once(end).context("no end of the table")?;
+        fs::write(path, format!("{head}{begin}{}{end}{tail}", self.table(bootloader)?))?;
+        Ok(())
+    }
+}
+
+fn counted(outcomes: &BTreeMap<String, usize>) -> String {
+    let parts: Vec<String> = outcomes.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    parts.join(", ")
 }

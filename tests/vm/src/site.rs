@@ -25,15 +25,18 @@ const SLOTS: [(&str, u64); 2] = [("A", 66 << 20), ("B", 290 << 20)];
 pub struct Site {
     pub hub: Hub,
     pub machine: Machine,
+    /// Keeps other runs out of this run's folder.
+    _lock: fs::File,
 }
 
 impl Site {
     /// A gateway that runs `spec` from slot A, off; and its hub.
     pub async fn new(workshop: &Workshop, name: &str, spec: Spec) -> Result<Site> {
         let dir = workshop.dir.join("run").join(format!("{}-{name}", workshop.bootloader.name()));
-        if dir.exists() {
-            fs::remove_dir_all(&dir)?;
-        }
+        fs::create_dir_all(&dir)?;
+        let lock = fs::File::create(dir.with_extension("lock"))?;
+        lock.try_lock().with_context(|| format!("another run uses {}", dir.display()))?;
+        fs::remove_dir_all(&dir)?;
         fs::create_dir_all(dir.join("www"))?;
         let hub = Hub::start(Options {
             dir: dir.join("hub"),
@@ -52,7 +55,7 @@ impl Site {
         let disk = dir.join("disk.img");
         workshop.disk(&workshop.image(spec)?, &data, &disk)?;
         let machine = Machine::new(workshop.bootloader, disk, dir)?;
-        Ok(Site { hub, machine })
+        Ok(Site { hub, machine, _lock: lock })
     }
 
     /// Serves `release` and calls `firmwareUpdate`; the operation's id.
@@ -95,6 +98,20 @@ impl Site {
             Some(reported) => Ok(reported.pointer("/fwupdate/last").cloned().unwrap_or_default()),
             None => bail!("no outcome of {id}; the twin says {}", self.reported()),
         }
+    }
+
+    /// Waits until no operation runs; the reported properties then.
+    pub async fn at_rest(&self) -> Result<Value> {
+        let rests = |reported: &Value| {
+            reported.pointer("/fwupdate").is_some() && reported.pointer("/fwupdate/operation").is_none()
+        };
+        self.hub.wait_reported(DEVICE, PATIENCE, rests).await.context("it never comes to rest")
+    }
+
+    /// Switches the gateway off in good order, which loses nothing.
+    pub async fn power_off(&mut self) -> Result<()> {
+        self.machine.shell("nohup systemctl poweroff > /dev/null 2>&1 &").await?;
+        self.machine.off(PATIENCE).await
     }
 
     /// The values that `firmwareStatus` has had, in order, without repeats.

@@ -8,16 +8,18 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytes::BytesMut;
 use mqttbytes::v4::{self, ConnAck, Connect, ConnectReturnCode, Packet, PingResp, Publish};
 use mqttbytes::{Error as MqttError, Protocol, QoS};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connect::{Accepted, authorise};
+use super::provisioning::Registrar;
 use super::session::{Next, Session};
-use crate::clock;
 use crate::core::Core;
 use crate::live::{Message, Ticket};
 use crate::registry::Identity;
 use crate::trace::Trace;
+use crate::{auth, clock};
 
 /// A message of 256 KB with its topic and properties.
 const PACKET_LIMIT: usize = 256 * 1024 + 16 * 1024;
@@ -26,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The hub waits no longer than this between two packets, whatever the client asked for.
 const LONGEST_SILENCE: Duration = Duration::from_secs(1767);
 
-/// Serves a connection until either side ends it; `thumbprints` are those of the client's certificate.
-pub async fn serve<S>(core: Arc<Core>, stream: S, thumbprints: Vec<String>)
+/// Serves a connection until either side ends it; `chain` is that of the client's certificate.
+pub async fn serve<S>(core: Arc<Core>, stream: S, chain: Vec<CertificateDer<'static>>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -36,14 +38,14 @@ where
     }
     let trace = core.trace.clone();
     let mut wire = Wire { stream, buffer: BytesMut::new(), number: core.live.number(), trace };
-    if let Err(error) = converse(&core, &mut wire, &thumbprints).await {
+    if let Err(error) = converse(&core, &mut wire, &chain).await {
         tracing::info!("connection closed: {error:#}");
     }
     // The other side may be gone already.
     drop(timeout(PATIENCE, wire.stream.shutdown()).await);
 }
 
-async fn converse<S>(core: &Arc<Core>, wire: &mut Wire<S>, thumbprints: &[String]) -> Result<()>
+async fn converse<S>(core: &Arc<Core>, wire: &mut Wire<S>, chain: &[CertificateDer<'static>]) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -56,13 +58,18 @@ where
         wire.refuse(ConnectReturnCode::RefusedProtocolVersion).await?;
         bail!("only MQTT 3.1.1 is spoken");
     }
-    let came = |accepted| core.history.came(&Identity::from(&*connect.client_id), wire.number, accepted);
+    if connect.login.as_ref().is_some_and(|login| core.dps.is_addressed(&login.username)) {
+        return provision(core, wire, &connect, chain).await;
+    }
+    let number = wire.number;
+    let came = |accepted| core.history.came(&Identity::from(&*connect.client_id), number, accepted);
     if !core.faults.admits() {
         came(false);
         bail!("429 ThrottlingException: too many connects in this second");
     }
     let refused = core.faults.take(|faults| &mut faults.refuse_connects);
-    let accepted = match authorise(core, &connect, thumbprints) {
+    let thumbprints = chain.first().map(|leaf| auth::thumbprints(leaf).to_vec()).unwrap_or_default();
+    let accepted = match authorise(core, &connect, &thumbprints) {
         Ok(accepted) if !refused => accepted,
         outcome => {
             came(false);
@@ -76,6 +83,43 @@ where
     };
     came(true);
     attend(core, wire, connect, accepted).await
+}
+
+/// The whole of a connection to the provisioning service.
+async fn provision<S>(
+    core: &Arc<Core>,
+    wire: &mut Wire<S>,
+    connect: &Connect,
+    chain: &[CertificateDer<'static>],
+) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (name, password) =
+        connect.login.as_ref().map_or(("", ""), |login| (&login.username, &login.password));
+    let applicant = match core.dps.authorise(&connect.client_id, name, password, chain) {
+        Ok(applicant) => applicant,
+        Err(reason) => {
+            wire.refuse(ConnectReturnCode::NotAuthorized).await?;
+            bail!("the provisioning service refused {:?}: {reason}", connect.client_id);
+        }
+    };
+    tracing::info!(registration = connect.client_id, "registers");
+    let expiry = end_of_token(applicant.expiry);
+    let mut registrar = Registrar::new(core.clone(), applicant);
+    wire.send(&[Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))]).await?;
+    let silence = longest_silence(connect.keep_alive);
+    loop {
+        let packet = tokio::select! {
+            packet = timeout(silence, wire.read()) => packet.context("nothing was heard")??,
+            () = at(expiry) => bail!("the token expired"),
+        };
+        match registrar.on_packet(packet.ok_or_else(|| anyhow!("the device hung up without DISCONNECT"))?) {
+            Next::Send(packets) => wire.send(&packets).await?,
+            Next::End => return Ok(()),
+            Next::Close(reason) => bail!(reason),
+        }
+    }
 }
 
 /// From CONNACK to the end.

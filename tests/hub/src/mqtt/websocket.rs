@@ -35,7 +35,7 @@ pub async fn upgrade(
         match upgraded.await {
             Ok(io) => {
                 let socket = WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, None).await;
-                super::serve(device, Bytestream { socket, rest: Bytes::new() }, peer.thumbprints).await;
+                super::serve(device, Bytestream { socket, rest: Bytes::new() }, peer.chain).await;
             }
             Err(error) => tracing::info!("WebSocket upgrade failed: {error}"),
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::core::Core;
+use crate::dps::Registration;
 use crate::error::{HubError, Kind};
 use crate::faults::FaultSet;
 use crate::history::{ReportedPatch, Telemetry};
@@ -44,6 +45,10 @@ pub async fn reset_counters(State(core): State<Arc<Core>>) -> StatusCode {
 pub async fn drop_connections(State(core): State<Arc<Core>>) -> StatusCode {
     core.live.close(None);
     StatusCode::NO_CONTENT
+}
+
+pub async fn registrations(State(core): State<Arc<Core>>) -> Json<Vec<Registration>> {
+    Json(core.dps.registrations())
 }
 
 /// `{device}` or `{device}%2F{module}`.

@@ -1,0 +1,170 @@
+//! The section `[cloud]`: by which way the hub is reached, and as whom.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::connection::{self, ConnectionString};
+use super::error::{ConfigError, Warning};
+use super::fragments::{self, Environment};
+use super::inputs::Inputs;
+use super::load::{DAY, SECOND, absent};
+use super::{Auth, Cloud, Place, Proxy, Reconnect, Seat, Transport, dps};
+
+/// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
+const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(1177);
+/// Longest file that holds a single secret.
+const SECRET_LIMIT: u64 = 8192;
+
+/// `None`: neither a connection string nor the provisioning service is set.
+pub fn cloud(
+    inputs: &Inputs,
+    proxy: &Proxy,
+    warnings: &mut Vec<Warning>,
+) -> Result<Option<Cloud>, ConfigError> {
+    let transport = transport(inputs)?;
+    let text = secret(inputs, "cloud.connection_string", |text| text.contains("SharedAccessKey="), warnings)?;
+    let (place, auth) = match (text, dps::is_set(inputs)) {
+        (Some((file, text)), None) => known(inputs, file, &text)?,
+        (None, Some(_)) => dps::dps(inputs, transport, warnings)?,
+        (Some((file, _)), Some(key)) => {
+            return Err(ConfigError::Conflict(format!(
+                "{key} in {} and the connection string in {file} are both set; keep one of them",
+                inputs.file(key)
+            )));
+        }
+        (None, None) => return no_place(inputs),
+    };
+    Ok(Some(Cloud {
+        place,
+        auth,
+        transport,
+        port: port(inputs, "cloud.port", transport)?,
+        proxy: proxy.clone(),
+        ca_file: inputs.path("cloud.ca_file")?,
+        keep_alive: inputs.span("cloud.keep_alive", 5 * SECOND, KEEP_ALIVE_LIMIT)?,
+        token_ttl: inputs.span("cloud.token_ttl", 3 * SECOND, 365 * DAY)?,
+        reconnect: reconnect(inputs)?,
+    }))
+}
+
+fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
+    let first = inputs.span("cloud.reconnect_first", SECOND, DAY)?;
+    Ok(Reconnect { first, longest: inputs.span("cloud.reconnect_longest", first, DAY)? })
+}
+
+fn transport(inputs: &Inputs) -> Result<Transport, ConfigError> {
+    match inputs.text("cloud.transport")?.as_deref() {
+        Some("mqtt") => Ok(Transport::Mqtt),
+        Some("websocket") => Ok(Transport::WebSocket),
+        _ => Err(inputs.wrong("cloud.transport", "\"mqtt\" or \"websocket\"")),
+    }
+}
+
+/// The port at `path`, else that of the transport.
+pub fn port(inputs: &Inputs, path: &str, transport: Transport) -> Result<u16, ConfigError> {
+    if inputs.has(path) { inputs.number(path, 1, u16::MAX) } else { Ok(transport.port()) }
+}
+
+/// The configured proxy, else the environment's; `"none"` shuts out both.
+pub fn proxy(
+    inputs: &Inputs,
+    environment: &Environment,
+    warnings: &mut Vec<Warning>,
+) -> Result<Proxy, ConfigError> {
+    let except = inputs.texts("cloud.no_proxy")?;
+    let Some(url) = inputs.text("cloud.proxy")? else {
+        let except = environment.no_proxy.iter().flat_map(|list| list.split(',')).map(str::to_owned);
+        let Some(url) = &environment.https_proxy else { return Ok(Proxy::default()) };
+        return Proxy::new(url, except).map_err(|problem| {
+            ConfigError::Conflict(format!("the proxy in the environment variable HTTPS_PROXY {problem}"))
+        });
+    };
+    if url == "none" {
+        return Ok(Proxy::default());
+    }
+    let file = inputs.file("cloud.proxy");
+    let proxy = Proxy::new(&url, except)
+        .map_err(|problem| ConfigError::Conflict(format!("cloud.proxy in {file} {problem}")))?;
+    if proxy.login().is_some() && others_can_read(Path::new(&file)) {
+        warnings.push(Warning::Exposed { file });
+    }
+    Ok(proxy)
+}
+
+/// Without a place at a hub, the credentials for it are a mistake and not "no cloud".
+fn no_place(inputs: &Inputs) -> Result<Option<Cloud>, ConfigError> {
+    for path in ["cloud.certificate_file", "cloud.key_file"] {
+        if inputs.has(path) {
+            return Err(ConfigError::Conflict(format!(
+                "{path} in {} has no connection string beside it; add cloud.connection_string or [cloud.dps]",
+                inputs.file(path)
+            )));
+        }
+    }
+    Ok(None)
+}
+
+fn known(inputs: &Inputs, file: String, text: &str) -> Result<(Place, Auth), ConfigError> {
+    let parsed =
+        connection::parse(text).map_err(|problem| ConfigError::ConnectionString { file, problem })?;
+    let auth = auth(inputs, &parsed)?;
+    let ConnectionString { host, gateway, device_id, module_id, .. } = parsed;
+    Ok((Place::Known(Seat { host, gateway, device_id, module_id }), auth))
+}
+
+fn auth(inputs: &Inputs, parsed: &ConnectionString) -> Result<Auth, ConfigError> {
+    match (&parsed.key, certificate(inputs)?) {
+        (Some(secret), (None, None)) => Ok(Auth::SharedKey(secret.clone())),
+        (None, (Some(certificate), Some(key))) => Ok(Auth::X509 { certificate, key }),
+        (Some(_), _) => Err(ConfigError::Conflict(
+            "the connection string has a SharedAccessKey, but cloud.certificate_file or cloud.key_file is set; \
+             keep one way to log in (x509=true in the connection string means certificates)"
+                .to_owned(),
+        )),
+        (None, _) => Err(ConfigError::Conflict(
+            "the connection string says x509=true; set both cloud.certificate_file and cloud.key_file".to_owned(),
+        )),
+    }
+}
+
+/// The paths of certificate and key.
+pub fn certificate(inputs: &Inputs) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
+    Ok((inputs.path("cloud.certificate_file")?, inputs.path("cloud.key_file")?))
+}
+
+/// The text of `path`, or of the file that `{path}_file` names, and the file that it stands in. `is_secret`: others
+/// should not be able to read it.
+pub fn secret(
+    inputs: &Inputs,
+    path: &str,
+    is_secret: impl Fn(&str) -> bool,
+    warnings: &mut Vec<Warning>,
+) -> Result<Option<(String, String)>, ConfigError> {
+    let file_path = format!("{path}_file");
+    let (file, text) = match (inputs.text(path)?, inputs.path(&file_path)?) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            return Err(ConfigError::Conflict(format!(
+                "{path} in {} and {file_path} in {} are both set; keep one",
+                inputs.file(path),
+                inputs.file(&file_path)
+            )));
+        }
+        (Some(text), None) => (PathBuf::from(inputs.file(path)), text),
+        (None, Some(file)) => match fragments::read_text(&file, SECRET_LIMIT)? {
+            Some(text) => (file, text),
+            None => return Err(absent(file)),
+        },
+    };
+    let name = file.display().to_string();
+    if is_secret(&text) && others_can_read(&file) {
+        warnings.push(Warning::Exposed { file: name.clone() });
+    }
+    Ok(Some((name, text)))
+}
+
+fn others_can_read(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+}

@@ -1,0 +1,121 @@
+//! What one connection needs, made anew for each: address, way, proxy, certificates, roots, token.
+//!
+//! Files are read here and nowhere else, so that whatever was renewed on disk counts from the next connection on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rumqttc::{MqttOptions, ProxyAuth, ProxyType, TlsConfiguration};
+use time::OffsetDateTime;
+
+use super::error::HubError;
+use super::sas;
+use crate::config::{Auth, Cloud, Secret, Transport, Via};
+use crate::tls;
+
+/// The hub drops a silent client after 1.5 times its keep-alive, and no later than after 1767 s.
+const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=1177;
+/// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
+const PACKET_LIMIT: usize = 512 * 1024;
+/// Where IoT Hub and the provisioning service speak MQTT over WebSocket.
+const WEBSOCKET_PATH: &str = "/$iothub/websocket";
+
+/// Who is called, by whom, and through what: for messages.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    /// `host:port`
+    pub address: String,
+    /// The MQTT client id.
+    pub identity: String,
+    /// `host:port`
+    pub proxy: Option<String>,
+}
+
+/// A call that can be made.
+pub(super) struct Call<'a> {
+    pub host: &'a str,
+    pub port: u16,
+    pub client_id: String,
+    pub user_name: String,
+    /// Empty with a certificate: the user name then travels alone.
+    pub password: String,
+}
+
+/// Makes the MQTT client's options. `floor` is a time that has passed: certificates are judged by the later of it and
+/// the system's clock. The client keeps its session; whoever does not want that changes it.
+pub(super) async fn dial(
+    cloud: &Cloud,
+    call: Call<'_>,
+    floor: OffsetDateTime,
+) -> Result<(MqttOptions, Line), HubError> {
+    let via = cloud.proxy.to(call.host, call.port);
+    let line = Line {
+        address: format!("{}:{}", call.host, call.port),
+        identity: call.client_id.clone(),
+        proxy: via.map(Via::address),
+    };
+    let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &line, floor).await?));
+    let (host, transport) = match cloud.transport {
+        Transport::Mqtt => (call.host.to_owned(), rumqttc::Transport::tls_with_config(tls)),
+        Transport::WebSocket => {
+            let url = format!("wss://{}{WEBSOCKET_PATH}", line.address);
+            (url, rumqttc::Transport::wss_with_config(tls))
+        }
+    };
+    let mut options = MqttOptions::new(call.client_id, host, call.port);
+    options.set_transport(transport);
+    options.set_credentials(call.user_name, call.password);
+    options.set_clean_session(false);
+    options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
+    let (least, most) = KEEP_ALIVE_SECONDS.into_inner();
+    options.set_keep_alive(Duration::from_secs(cloud.keep_alive.as_secs().clamp(least, most)));
+    if let Some(via) = via {
+        options.set_proxy(proxy(via));
+    }
+    Ok((options, line))
+}
+
+fn proxy(via: &Via) -> rumqttc::Proxy {
+    let auth = match &via.login {
+        None => ProxyAuth::None,
+        Some((user, password)) => {
+            ProxyAuth::Basic { username: user.expose().to_owned(), password: password.expose().to_owned() }
+        }
+    };
+    rumqttc::Proxy { ty: ProxyType::Http, auth, addr: via.host.clone(), port: via.port }
+}
+
+/// The token for `resource`; `None` with a certificate.
+pub(super) fn token(cloud: &Cloud, resource: &str, now: OffsetDateTime) -> Result<Option<Secret>, HubError> {
+    let (Auth::SharedKey(key), Some(life)) = (&cloud.auth, token_life(cloud)) else { return Ok(None) };
+    let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
+    // Whole seconds: begun ones count, or the token would end before its time.
+    sas::token(resource, key, now.unix_timestamp().saturating_add(1).saturating_add(life)).map(Some)
+}
+
+/// `None`: there is no token.
+pub(super) fn token_life(cloud: &Cloud) -> Option<Duration> {
+    match cloud.auth {
+        Auth::SharedKey(_) => Some(cloud.token_ttl.max(Duration::from_secs(1))),
+        Auth::X509 { .. } => None,
+    }
+}
+
+async fn tls_config(
+    cloud: &Cloud,
+    line: &Line,
+    floor: OffsetDateTime,
+) -> Result<rustls::ClientConfig, HubError> {
+    let (ca_file, auth) = (cloud.ca_file.clone(), cloud.auth.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let pair = match &auth {
+            Auth::X509 { certificate, key } => Some((certificate.as_path(), key.as_path())),
+            Auth::SharedKey(_) => None,
+        };
+        tls::client_config(ca_file.as_deref(), pair, floor)
+    });
+    match made.await {
+        Ok(config) => Ok(config?),
+        Err(error) => Err(HubError::Unreachable { address: line.address.clone(), cause: error.to_string() }),
+    }
+}

@@ -1,0 +1,460 @@
+//! The Device Provisioning Service: enrollments, who may register by them, and what is assigned.
+//!
+//! It stands beside the hub on the same ports, since the SDKs let nobody choose another; who names the ID scope in the
+//! MQTT user name talks to it. Enrollments are files of their own, like devices, so that `fwupdate-hub enrollment`
+//! works while `serve` runs.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use data_encoding::{BASE64, HEXLOWER};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ring::{digest, hmac};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::auth::{self, SasToken};
+use crate::core::Core;
+use crate::error::{HubError, Kind};
+use crate::registry::{Credentials, Entry, Identity};
+use crate::{clock, disk, lock};
+
+/// How an applicant proves itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Attestation {
+    #[serde(rename_all = "camelCase")]
+    SymmetricKey { primary_key: String, secondary_key: String },
+    /// PEM: an individual's own certificate, or the authority that signs a group's.
+    X509 { certificate: String },
+}
+
+impl Attestation {
+    pub fn new_keys() -> Attestation {
+        Attestation::SymmetricKey { primary_key: clock::new_key(), secondary_key: clock::new_key() }
+    }
+}
+
+/// Who may register, and what comes of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Enrollment {
+    /// The registration id, or the group's name.
+    pub id: String,
+    pub group: bool,
+    pub attestation: Attestation,
+    pub disabled: bool,
+    /// Another device id than the registration id.
+    pub device_id: Option<String>,
+    /// Another hub than this one; the device must be registered there by other means.
+    pub assign_to: Option<String>,
+    /// How often the answer is "assigning" before there is a result.
+    pub polls: u32,
+    /// The result is "failed", with this message.
+    pub failure: Option<String>,
+    /// What a custom allocation policy hands to the device.
+    pub returns: Option<Value>,
+}
+
+impl Enrollment {
+    pub fn individual(id: &str, attestation: Attestation) -> Enrollment {
+        Enrollment {
+            id: id.to_owned(),
+            group: false,
+            attestation,
+            disabled: false,
+            device_id: None,
+            assign_to: None,
+            polls: 1,
+            failure: None,
+            returns: None,
+        }
+    }
+
+    pub fn group(id: &str, attestation: Attestation) -> Enrollment {
+        Enrollment { group: true, ..Enrollment::individual(id, attestation) }
+    }
+}
+
+/// One registration, as it came to its end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Registration {
+    pub registration_id: String,
+    pub enrollment: String,
+    /// The custom allocation payload.
+    pub payload: Option<Value>,
+    /// `assigned`, `failed` or `disabled`.
+    pub status: &'static str,
+    pub assigned_hub: Option<String>,
+    pub device_id: Option<String>,
+    pub time: String,
+}
+
+/// An applicant that proved itself.
+#[derive(Debug, Clone)]
+pub struct Applicant {
+    pub registration_id: String,
+    enrollment: Enrollment,
+    /// What the hub will know the device by.
+    credentials: Credentials,
+    /// Unix seconds; `None` with a certificate.
+    pub expiry: Option<u64>,
+}
+
+/// A registration under way.
+#[derive(Debug)]
+struct Operation {
+    applicant: Applicant,
+    payload: Option<Value>,
+    polls_left: u32,
+    created: String,
+}
+
+/// The service's state.
+#[derive(Debug)]
+pub struct Dps {
+    pub id_scope: String,
+    /// The hub that it assigns by itself.
+    host: String,
+    folder: PathBuf,
+    operations: Mutex<HashMap<String, Operation>>,
+    registrations: Mutex<Vec<Registration>>,
+}
+
+impl Dps {
+    /// The enrollments of `dir/enrollments`, made if need be.
+    pub fn open(dir: &Path, host: &str, service_key: &str) -> Result<Dps> {
+        let folder = dir.join("enrollments");
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let (id_scope, host) = (id_scope(service_key), host.to_owned());
+        Ok(Dps { id_scope, host, folder, operations: Mutex::default(), registrations: Mutex::default() })
+    }
+
+    /// Adds an enrollment, or replaces it.
+    pub fn enroll(&self, enrollment: &Enrollment) -> Result<()> {
+        disk::replace(&self.path(&enrollment.id), &serde_json::to_vec_pretty(enrollment)?, true)
+    }
+
+    pub fn remove(&self, id: &str) -> Result<()> {
+        std::fs::remove_file(self.path(id)).with_context(|| format!("there is no enrollment {id}"))
+    }
+
+    pub fn get(&self, id: &str) -> Result<Enrollment> {
+        read(&self.path(id)).with_context(|| format!("there is no enrollment {id}"))
+    }
+
+    /// All of them, by name.
+    pub fn list(&self) -> Result<Vec<Enrollment>> {
+        let files = std::fs::read_dir(&self.folder)
+            .with_context(|| format!("cannot read {}", self.folder.display()))?;
+        let mut paths: Vec<PathBuf> = files.flatten().map(|file| file.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+        paths.sort();
+        paths.iter().map(|path| read(path)).collect()
+    }
+
+    /// Every registration that came to an end, in order.
+    pub fn registrations(&self) -> Vec<Registration> {
+        lock(&self.registrations).clone()
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+        self.folder.join(format!("{}.json", utf8_percent_encode(id, ESCAPED)))
+    }
+
+    /// Whether a user name is meant for the service.
+    pub fn is_addressed(&self, user_name: &str) -> bool {
+        user_name.split('/').next() == Some(&*self.id_scope)
+    }
+
+    /// Finds the enrollment that the applicant belongs to. `chain` is that of the client certificate. The error is for
+    /// the log.
+    pub fn authorise(
+        &self,
+        client_id: &str,
+        user_name: &str,
+        password: &str,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<Applicant, String> {
+        let id = read_user_name(user_name)
+            .ok_or("the user name is not {idScope}/registrations/{registrationId}/api-version=..")?;
+        if client_id != id {
+            return Err(format!("the client id {client_id:?} is not the registration id {id}"));
+        }
+        let all = self.list().map_err(|error| format!("{error:#}"))?;
+        // As in Azure an individual enrollment outranks all groups.
+        let individual: Vec<&Enrollment> = all.iter().filter(|e| !e.group && e.id == id).collect();
+        let candidates =
+            if individual.is_empty() { all.iter().filter(|e| e.group).collect() } else { individual };
+        let proof = if password.is_empty() {
+            Proof::Certificate(chain)
+        } else {
+            let resource = format!("{}/registrations/{id}", self.id_scope);
+            Proof::Token(SasToken::parse(password).map_err(|error| error.to_string())?, resource)
+        };
+        let mut reasons = Vec::new();
+        for enrollment in candidates {
+            match proof.check(enrollment, id) {
+                Ok((credentials, expiry)) => {
+                    let (registration_id, enrollment) = (id.to_owned(), enrollment.clone());
+                    return Ok(Applicant { registration_id, enrollment, credentials, expiry });
+                }
+                Err(reason) => reasons.push(format!("{}: {reason}", enrollment.id)),
+            }
+        }
+        let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
+        Err(format!("{id} belongs to no enrollment ({reasons})"))
+    }
+
+    /// Takes a registration; the answer's body.
+    pub fn register(&self, applicant: &Applicant, payload: Option<Value>) -> Value {
+        let operation_id = format!("4.{}.{}", &self.id_scope, clock::unique());
+        let operation = Operation {
+            applicant: applicant.clone(),
+            payload,
+            polls_left: applicant.enrollment.polls,
+            created: clock::now(),
+        };
+        lock(&self.operations).insert(operation_id.clone(), operation);
+        json!({"operationId": operation_id, "status": "assigning"})
+    }
+}
+
+/// The state of a registration: the answer's status and body.
+pub fn state(core: &Core, registration_id: &str, operation_id: &str) -> Result<(u16, Value), HubError> {
+    let mut operations = lock(&core.dps.operations);
+    let known = operations.get_mut(operation_id).filter(|o| o.applicant.registration_id == registration_id);
+    let Some(operation) = known else {
+        return Err(HubError::new(Kind::NotFound, format!("there is no operation {operation_id}")));
+    };
+    if operation.polls_left > 0 {
+        operation.polls_left -= 1;
+        return Ok((202, json!({"operationId": operation_id, "status": "assigning"})));
+    }
+    let (applicant, payload) = (operation.applicant.clone(), operation.payload.clone());
+    let created = operation.created.clone();
+    drop(operations);
+    let enrollment = &applicant.enrollment;
+    let device_id = enrollment.device_id.clone().unwrap_or_else(|| registration_id.to_owned());
+    let hub = enrollment.assign_to.clone().unwrap_or_else(|| core.dps.host.clone());
+    let (status, substatus) = if enrollment.disabled {
+        ("disabled", None)
+    } else if enrollment.failure.is_some() {
+        ("failed", None)
+    } else if hub == core.dps.host {
+        ("assigned", Some(admit(core, &device_id, &applicant.credentials)?))
+    } else {
+        ("assigned", Some("initialAssignment"))
+    };
+    let assigned = status == "assigned";
+    let now = clock::now();
+    let registration = Registration {
+        registration_id: registration_id.to_owned(),
+        enrollment: enrollment.id.clone(),
+        payload,
+        status,
+        assigned_hub: assigned.then(|| hub.clone()),
+        device_id: assigned.then(|| device_id.clone()),
+        time: now.clone(),
+    };
+    lock(&core.dps.registrations).push(registration);
+    core.live.changed();
+    let mut state = json!({
+        "registrationId": registration_id, "createdDateTimeUtc": created, "lastUpdatedDateTimeUtc": now,
+        "status": status, "etag": BASE64.encode(&clock::random::<8>()),
+    });
+    let more = match (&enrollment.failure, substatus) {
+        (_, Some(substatus)) => {
+            json!({"assignedHub": hub, "deviceId": device_id, "substatus": substatus, "payload": enrollment.returns})
+        }
+        (Some(message), None) => json!({"errorCode": 400_207, "errorMessage": message}),
+        (None, None) => json!({}),
+    };
+    if let (Some(state), Value::Object(more)) = (state.as_object_mut(), more) {
+        state.extend(more.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    Ok((200, json!({"operationId": operation_id, "status": status, "registrationState": state})))
+}
+
+/// Makes the device known to the hub by these credentials; one that is known keeps its twin.
+fn admit(core: &Core, device_id: &str, credentials: &Credentials) -> Result<&'static str, HubError> {
+    let identity = Identity::device(device_id);
+    let mut registry = lock(&core.registry);
+    if registry.get(&identity).is_err() {
+        registry.create(Entry::new(identity, credentials.clone()))?;
+        return Ok("initialAssignment");
+    }
+    registry.update(&identity, |entry| {
+        entry.credentials = credentials.clone();
+        entry.enabled = true;
+        entry.revision = entry.revision.wrapping_add(1);
+        Ok(())
+    })?;
+    Ok("deviceDataMigrated")
+}
+
+/// Looks like Azure's, and stays the same as long as the hub's key does.
+pub fn id_scope(service_key: &str) -> String {
+    let hash = digest::digest(&digest::SHA256, service_key.as_bytes());
+    format!("0ne{}", HEXLOWER.encode(hash.as_ref()).chars().take(8).collect::<String>().to_uppercase())
+}
+
+fn read(path: &Path) -> Result<Enrollment> {
+    let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&content).with_context(|| format!("{} is no enrollment", path.display()))
+}
+
+/// `{idScope}/registrations/{registrationId}/api-version=..`
+fn read_user_name(name: &str) -> Option<&str> {
+    let mut parts = name.split('/');
+    parts.next()?;
+    (parts.next()? == "registrations").then_some(())?;
+    let id = parts.next().filter(|id| !id.is_empty())?;
+    parts.next()?.starts_with("api-version=").then_some(id)
+}
+
+enum Proof<'a> {
+    /// With the resource that it must name.
+    Token(SasToken, String),
+    Certificate(&'a [CertificateDer<'a>]),
+}
+
+impl Proof<'_> {
+    fn check(&self, enrollment: &Enrollment, id: &str) -> Result<(Credentials, Option<u64>), String> {
+        match (self, &enrollment.attestation) {
+            (Proof::Token(token, resource), Attestation::SymmetricKey { primary_key, secondary_key }) => {
+                let keys = [primary_key, secondary_key].map(|key| match enrollment.group {
+                    true => derive(key, id),
+                    false => Ok(key.clone()),
+                });
+                let [primary_key, secondary_key] = keys;
+                let (primary_key, secondary_key) = (primary_key?, secondary_key?);
+                let good = token.covers(resource, false).and_then(|()| {
+                    token.verify([primary_key.as_str(), secondary_key.as_str()], clock::unix())
+                });
+                good.map_err(|error| error.to_string())?;
+                Ok((Credentials::Sas { primary_key, secondary_key }, Some(token.expiry)))
+            }
+            (Proof::Certificate(chain), Attestation::X509 { certificate }) => {
+                let (leaf, intermediates) = chain.split_first().ok_or("no client certificate was sent")?;
+                let enrolled = CertificateDer::from_pem_slice(certificate.as_bytes())
+                    .map_err(|error| format!("its certificate cannot be read: {error}"))?;
+                match enrollment.group {
+                    true => signed_by(leaf, intermediates, enrolled)?,
+                    false if *leaf == enrolled => {}
+                    false => return Err("the client certificate is another one".to_owned()),
+                }
+                match common_name(leaf) {
+                    Some(name) if name == id => {}
+                    name => return Err(format!("the certificate is for {name:?}")),
+                }
+                let [_, primary_thumbprint] = auth::thumbprints(leaf);
+                let secondary_thumbprint = None;
+                Ok((Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint }, None))
+            }
+            (Proof::Token(..), _) => Err("it wants a certificate".to_owned()),
+            (Proof::Certificate(_), _) => Err("it wants a token".to_owned()),
+        }
+    }
+}
+
+/// The key of a group's member.
+pub fn derive(group_key: &str, id: &str) -> Result<String, String> {
+    let key = BASE64.decode(group_key.as_bytes()).map_err(|_| "the group's key is not base64".to_owned())?;
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+    Ok(BASE64.encode(hmac::sign(&key, id.as_bytes()).as_ref()))
+}
+
+fn signed_by(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    authority: CertificateDer<'_>,
+) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.into_owned()).map_err(|error| error.to_string())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| error.to_string())?;
+    let verdict = verifier.verify_client_cert(leaf, intermediates, UnixTime::now());
+    verdict.map(drop).map_err(|error| error.to_string())
+}
+
+/// The subject's common name (OID 2.5.4.3).
+fn common_name(leaf: &CertificateDer<'_>) -> Option<String> {
+    const OID: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x03];
+    let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
+    let subject = certificate.subject();
+    let at = subject.windows(OID.len()).position(|window| window == OID)?;
+    // After the OID: the string's tag, its length in one byte, and the string.
+    let length = usize::from(*subject.get(at + OID.len() + 1)?);
+    let start = at + OID.len() + 2;
+    String::from_utf8(subject.get(start..start + length)?.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_s_key_as_in_microsoft_s_example() {
+        let group =
+            "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw==";
+        let derived = derive(group, "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6").unwrap();
+        assert_eq!(derived, "Jsm0lyGpjaVYVP2g3FnmnmG9dI/9qU24wNoykUmermc=");
+    }
+
+    #[test]
+    fn user_names() {
+        assert_eq!(
+            read_user_name("0ne1/registrations/gw-1/api-version=2019-03-31&ClientVersion=x"),
+            Some("gw-1")
+        );
+        for name in
+            ["0ne1/registrations/gw-1", "0ne1/registrations//api-version=1", "0ne1/devices/x/api-version=1"]
+        {
+            assert_eq!(read_user_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_individual_enrollment_outranks_the_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let dps = Dps::open(dir.path(), "localhost", "key").unwrap();
+        let group = Enrollment::group("fleet", Attestation::new_keys());
+        dps.enroll(&group).unwrap();
+        let Attestation::SymmetricKey { primary_key, .. } = &group.attestation else { panic!("no key") };
+        let key = derive(primary_key, "gw-1").unwrap();
+        let resource = format!("{}/registrations/gw-1", dps.id_scope);
+        let token = auth::sign(&resource, &key, u64::MAX, Some("registration")).unwrap();
+        let name = format!("{resource}/api-version=2019-03-31");
+        let found = dps.authorise("gw-1", &name, &token, &[]).unwrap();
+        assert_eq!(found.enrollment.id, "fleet");
+        assert!(dps.authorise("gw-2", &name, &token, &[]).is_err());
+
+        dps.enroll(&Enrollment::individual("gw-1", Attestation::new_keys())).unwrap();
+        let reason = dps.authorise("gw-1", &name, &token, &[]).unwrap_err();
+        assert!(reason.contains("gw-1: the token's signature"), "{reason}");
+        dps.remove("gw-1").unwrap();
+        assert!(dps.authorise("gw-1", &name, &token, &[]).is_ok());
+    }
+
+    #[test]
+    fn the_common_name_is_the_subject_s() {
+        let mut params = rcgen::CertificateParams::new(vec!["other".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "gw-17");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        assert_eq!(common_name(certificate.der()).as_deref(), Some("gw-17"));
+        assert_eq!(common_name(&CertificateDer::from(vec![0x30, 0])), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! The ways to the hub: WebSocket, HTTP proxies, a module's identity, certificates that are renewed on disk.
+
+use std::fs;
+
+use fwupdate_hub::auth;
+use fwupdate_hub::proxy::ConnectProxy;
+use fwupdate_hub::registry::Credentials;
+use serde_json::{Value, json};
+
+use crate::harness::{DEVICE, Setup, World};
+
+/// A gateway that is off.
+async fn world() -> World {
+    World::with(Setup { on: false, ..Setup::default() }).await
+}
+
+fn configure(world: &World, cloud: &str) {
+    world.gateway.configure("60-way", &format!("[cloud]\n{cloud}")).unwrap();
+}
+
+/// `localhost:port` of MQTT, and of HTTPS.
+fn targets(world: &World) -> [String; 2] {
+    [world.hub.mqtt_addr(), world.hub.https_addr()].map(|at| format!("localhost:{}", at.port()))
+}
+
+/// Waits until `fwupdatectl doctor` says something like `word` of the hub.
+async fn doctor_says(world: &mut World, word: &str) {
+    let said = |doctor: &Value| {
+        let findings = doctor["findings"].as_array().unwrap();
+        let hub = findings.iter().find(|finding| finding["check"] == "hub").unwrap();
+        hub["message"].as_str().unwrap().contains(word)
+    };
+    world.until_shown(&["doctor"], said).await;
+}
+
+#[tokio::test]
+async fn an_update_over_websocket_through_a_proxy_that_wants_a_login() {
+    let mut world = world().await;
+    let proxy = ConnectProxy::start(Some(("gate", "p@ss word"))).await.unwrap();
+    let [mqtt, https] = targets(&world);
+    let url = format!("http://gate:p%40ss%20word@{}", proxy.address());
+    let port = world.hub.https_addr().port();
+    configure(&world, &format!("transport = \"websocket\"\nport = {port}\nproxy = {url:?}"));
+    world.switch_on().await;
+    assert_eq!((proxy.opened(&https), proxy.opened(&mqtt)), (1, 0));
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    // One session before and one after the reboot; what is beyond that are downloads.
+    assert!(proxy.opened(&https) > 2, "{:?}", proxy.tunnels());
+    assert!(proxy.tunnels().iter().all(|tunnel| tunnel.status == 200), "{:?}", proxy.tunnels());
+    assert!(!world.gateway.log().contains("p@ss") && !world.gateway.log().contains("p%40ss"));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_update_through_the_environment_s_proxy_and_then_without_it() {
+    let mut world = world().await;
+    let proxy = ConnectProxy::start(None).await.unwrap();
+    let [mqtt, https] = targets(&world);
+    world.gateway.set_variable("HTTPS_PROXY", &proxy.url());
+    world.switch_on().await;
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    assert_eq!(proxy.opened(&mqtt), 2, "before and after the reboot: {:?}", proxy.tunnels());
+    assert!(proxy.opened(&https) >= 1, "{:?}", proxy.tunnels());
+
+    let before = proxy.tunnels().len();
+    world.gateway.set_variable("NO_PROXY", "other.example, localhost");
+    world.crash().await;
+    let release = world.release("3.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    assert_eq!(proxy.tunnels().len(), before);
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn doctor_says_what_a_proxy_has_against_the_connection() {
+    let mut world = world().await;
+    let proxy = ConnectProxy::start(Some(("gate", "secret"))).await.unwrap();
+    configure(&world, &format!("proxy = {:?}", format!("http://gate:wrong@{}", proxy.address())));
+    world.gateway.power_on().unwrap();
+    doctor_says(&mut world, "wants a user and password").await;
+    world.gateway.shut_down().await.unwrap();
+
+    configure(&world, &format!("proxy = {:?}", format!("http://gate:secret@{}", proxy.address())));
+    proxy.refuse(Some(403));
+    world.gateway.power_on().unwrap();
+    let [mqtt, _] = targets(&world);
+    doctor_says(&mut world, &format!("does not connect to {mqtt} (status 403)")).await;
+    assert_eq!(proxy.opened(&mqtt), 0);
+    assert!(!world.hub.is_connected(DEVICE), "nothing goes past the proxy");
+    proxy.refuse(None);
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    world.gateway.shut_down().await.unwrap();
+
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert!(!log.contains("wrong") && !log.contains("gate:"), "{log}");
+    let gone = { proxy.url() };
+    drop(proxy);
+    configure(&world, &format!("proxy = {gone:?}"));
+    world.gateway.power_on().unwrap();
+    doctor_says(&mut world, &format!("the proxy {} cannot be reached", gone.trim_start_matches("http://")))
+        .await;
+}
+
+#[tokio::test]
+async fn a_download_that_the_proxy_refuses_fails_and_names_the_proxy() {
+    let mut world = world().await;
+    let proxy = ConnectProxy::start(None).await.unwrap();
+    // The hub is reached past the proxy, so that the outcome can be told.
+    let [mqtt, _] = targets(&world);
+    let settings =
+        format!("[cloud]\nproxy = {:?}\nno_proxy = [{mqtt:?}]\n[download]\npatience = \"1s\"\n", proxy.url());
+    world.gateway.configure("60-way", &settings).unwrap();
+    proxy.refuse(Some(403));
+    world.switch_on().await;
+    let release = world.release("2.0.0");
+    let id = world.update(json!({"fwPackageUri": release.url})).await;
+    let last = world.outcome(&id).await;
+    assert_eq!(
+        (&last["result"], &last["error"]["code"]),
+        (&"failed".into(), &"DownloadFailed".into()),
+        "{last}"
+    );
+    let message = last["error"]["message"].as_str().unwrap();
+    assert!(message.contains(&format!("through the proxy {}", proxy.address())), "{message}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_module_s_identity_leaves_the_device_s_to_the_application() {
+    let mut world = World::with(Setup { device: "gw/updater", ..Setup::default() }).await;
+    let release = world.release("2.0.0");
+    world
+        .hub
+        .patch_desired("gw/updater", json!({"fwupdate": {"fwPackageUri": release.url, "version": "2.0.0"}}))
+        .unwrap();
+    let reported = world.reported(|reported| reported["fwupdate"]["last"]["toVersion"] == "2.0.0").await;
+    assert_eq!(reported["fwupdate"]["last"]["result"], "committed");
+    let status = world.call("firmwareStatus", json!({})).await;
+    assert_eq!((status.status, &status.payload["firmwareStatus"]), (200, &"completed".into()));
+    assert!(!world.hub.is_connected("gw"), "the device's own connection is free");
+    assert_eq!(world.hub.history("gw").len(), 0);
+    world.finish().await;
+}
+
+/// A self-signed certificate where the gateway looks for it; returns its thumbprint.
+fn install_certificate(world: &World) -> String {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, DEVICE);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    fs::write(world.gateway.dir().join("state/device.pem"), certificate.pem()).unwrap();
+    fs::write(world.gateway.dir().join("state/device.key"), key.serialize_pem()).unwrap();
+    let [_, sha256] = auth::thumbprints(certificate.der());
+    sha256
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_counts_from_the_next_connection_without_a_restart() {
+    let mut world = World::with(Setup { registered: false, on: false, ..Setup::default() }).await;
+    let first = install_certificate(&world);
+    let at = |name: &str| world.gateway.dir().join("state").join(name).display().to_string();
+    let cloud = format!(
+        "connection_string = \"HostName=localhost;DeviceId={DEVICE};x509=true\"\n\
+         certificate_file = {:?}\nkey_file = {:?}",
+        at("device.pem"),
+        at("device.key")
+    );
+    configure(&world, &cloud);
+    world.hub.add_device_x509(DEVICE, &first).unwrap();
+    world.switch_on().await;
+
+    let second = install_certificate(&world);
+    assert_ne!(first, second);
+    // From now on only the new one is let in.
+    world.hub.remove_device(DEVICE).unwrap();
+    world.hub.add_device_with(DEVICE, Credentials::self_signed(&second).unwrap()).unwrap();
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    assert!(world.hub.is_connected(DEVICE));
+    world.finish_disturbed().await;
+}
