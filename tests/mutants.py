@@ -3,6 +3,7 @@
 
 The machine is pure, so it is copied into a crate of its own that compiles in seconds. Each break must be caught;
 one that is not means that the explorer would not notice that rule broken. Prints the table of docs/testing.md.
+Arguments are words that the names of the breaks to try must have.
 """
 
 import pathlib
@@ -113,7 +114,8 @@ def main():
         sys.exit(f"the explorer fails on the machine as it is: {said}")
     missed = 0
     print("| the rule that was broken | what the explorer said |\n|---|---|")
-    for name, file, good, bad in BREAKS:
+    wanted = [one for one in BREAKS if all(word in one[0] for word in sys.argv[1:])]
+    for name, file, good, bad in wanted:
         path = CRATE / "src" / file
         text = path.read_text()
         if good not in text:
@@ -123,7 +125,7 @@ def main():
         missed += not caught
         print(f"| {name} | {said if caught else '**missed**'} |", flush=True)
         restore()
-    print(f"test result: {'ok' if missed == 0 else 'FAILED'}. {len(BREAKS) - missed} passed; {missed} failed")
+    print(f"test result: {'ok' if missed == 0 else 'FAILED'}. {len(wanted) - missed} passed; {missed} failed")
     return 1 if missed else 0
 
 

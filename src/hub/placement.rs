@@ -102,17 +102,22 @@ impl Assigned {
         }
         tracing::info!("asking the provisioning service {} for a place", self.dps.endpoint);
         match (provision::register(cloud, &self.dps, now).await, &self.seat) {
-            (Ok(seat), _) => {
+            (Ok(seat), known) => {
                 tracing::info!("assigned to {} as {}", seat.host, seat.device_id);
+                // Only an answer to a doubt can have been in vain.
+                if known.is_some() {
+                    self.wait();
+                }
                 remember(&self.dps, &seat);
-                self.seat = Some(seat.clone());
                 self.looked_into();
+                self.seat = Some(seat.clone());
                 Ok(seat)
             }
             (Err(error), Some(seat)) => {
                 tracing::warn!("no new place: {error}; going on with {}", seat.host);
                 let seat = seat.clone();
                 self.looked_into();
+                self.wait();
                 Ok(seat)
             }
             (Err(error), None) => {
@@ -125,13 +130,12 @@ impl Assigned {
         }
     }
 
-    /// The next doubt is not looked into before a pause.
     fn looked_into(&mut self) {
         self.doubted = false;
         self.failures = 0;
-        self.wait();
     }
 
+    /// The next doubt is not looked into before a pause.
     fn wait(&mut self) {
         self.not_before = Some(Instant::now() + self.backoff.next(fastrand::f64()));
     }

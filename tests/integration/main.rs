@@ -35,12 +35,16 @@ mod provision;
 mod relay;
 /// Updates that must not stay.
 mod rollback;
+/// A back end on Azure's SDK for services runs a fleet.
+mod sdk;
 /// A hundred thousand gateways against IoT Hub's limits.
 mod spread;
 /// An update that stands still in each of its phases.
 mod stops;
 /// Many agents' connections, and a hub in trouble.
 mod storm;
+/// Lifecycle events as device-to-cloud messages.
+mod telemetry;
 /// What an update costs in messages.
 mod thrift;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.

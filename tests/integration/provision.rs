@@ -40,16 +40,6 @@ fn cache(world: &World) -> Value {
     serde_json::from_slice(&text).unwrap()
 }
 
-/// What `fwupdatectl doctor` says of the hub, once it says anything like `word`.
-async fn doctor_says(world: &mut World, word: &str) {
-    let said = |doctor: &Value| {
-        let findings = doctor["findings"].as_array().unwrap();
-        let hub = findings.iter().find(|finding| finding["check"] == "hub").unwrap();
-        hub["message"].as_str().unwrap().contains(word)
-    };
-    world.until_shown(&["doctor"], said).await;
-}
-
 #[tokio::test]
 async fn a_key_of_its_own_and_an_update_that_asks_nobody_again() {
     let (attestation, key) = keys();
@@ -84,8 +74,8 @@ async fn a_group_s_key_derived_on_the_gateway_or_beforehand() {
     let derived = derive(&key, DEVICE).unwrap();
     configure(&world, &format!("symmetric_key = {derived:?}"));
     world.gateway.start_agent().unwrap();
-    assert!(world.hub.wait_connected(DEVICE, true, LIMIT).await);
-    assert_eq!(world.hub.registrations().len(), 2);
+    let again = || world.hub.registrations().len() == 2 && world.hub.is_connected(DEVICE);
+    assert!(world.hub.wait_until(LIMIT, again).await, "{}", world.gateway.log());
     world.finish_disturbed().await;
 }
 
@@ -187,7 +177,7 @@ async fn doctor_says_why_no_hub_is_assigned() {
     for (enrollment, word) in cases {
         world.hub.enroll(&enrollment).unwrap();
         world.gateway.power_on().unwrap();
-        doctor_says(&mut world, word).await;
+        world.doctor_says_of_the_hub(word).await;
         world.gateway.shut_down().await.unwrap();
     }
     assert!(!world.gateway.log().contains(&key));

@@ -157,7 +157,16 @@ impl Fleet {
             tokio::spawn(async move { while events.recv().await.is_some() {} });
             let interval = Duration::from_secs(1);
             let floor = OffsetDateTime::UNIX_EPOCH;
-            tokio::spawn(hub::run(cloud, interval, floor, watched.clone(), sender, shutdown.clone()))
+            let (_, telemetry) = mpsc::channel(1);
+            tokio::spawn(hub::run(
+                cloud,
+                interval,
+                floor,
+                watched.clone(),
+                sender,
+                telemetry,
+                shutdown.clone(),
+            ))
         });
         let tasks = tasks.collect();
         Fleet { ids, documents, shutdown, tasks }

@@ -5,7 +5,7 @@ use std::fs;
 use fwupdate_hub::auth;
 use fwupdate_hub::proxy::ConnectProxy;
 use fwupdate_hub::registry::Credentials;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{DEVICE, Setup, World};
 
@@ -21,16 +21,6 @@ fn configure(world: &World, cloud: &str) {
 /// `localhost:port` of MQTT, and of HTTPS.
 fn targets(world: &World) -> [String; 2] {
     [world.hub.mqtt_addr(), world.hub.https_addr()].map(|at| format!("localhost:{}", at.port()))
-}
-
-/// Waits until `fwupdatectl doctor` says something like `word` of the hub.
-async fn doctor_says(world: &mut World, word: &str) {
-    let said = |doctor: &Value| {
-        let findings = doctor["findings"].as_array().unwrap();
-        let hub = findings.iter().find(|finding| finding["check"] == "hub").unwrap();
-        hub["message"].as_str().unwrap().contains(word)
-    };
-    world.until_shown(&["doctor"], said).await;
 }
 
 #[tokio::test]
@@ -79,14 +69,14 @@ async fn doctor_says_what_a_proxy_has_against_the_connection() {
     let proxy = ConnectProxy::start(Some(("gate", "secret"))).await.unwrap();
     configure(&world, &format!("proxy = {:?}", format!("http://gate:wrong@{}", proxy.address())));
     world.gateway.power_on().unwrap();
-    doctor_says(&mut world, "wants a user and password").await;
+    world.doctor_says_of_the_hub("wants a user and password").await;
     world.gateway.shut_down().await.unwrap();
 
     configure(&world, &format!("proxy = {:?}", format!("http://gate:secret@{}", proxy.address())));
     proxy.refuse(Some(403));
     world.gateway.power_on().unwrap();
     let [mqtt, _] = targets(&world);
-    doctor_says(&mut world, &format!("does not connect to {mqtt} (status 403)")).await;
+    world.doctor_says_of_the_hub(&format!("does not connect to {mqtt} (status 403)")).await;
     assert_eq!(proxy.opened(&mqtt), 0);
     assert!(!world.hub.is_connected(DEVICE), "nothing goes past the proxy");
     proxy.refuse(None);
@@ -99,7 +89,11 @@ async fn doctor_says_what_a_proxy_has_against_the_connection() {
     drop(proxy);
     configure(&world, &format!("proxy = {gone:?}"));
     world.gateway.power_on().unwrap();
-    doctor_says(&mut world, &format!("the proxy {} cannot be reached", gone.trim_start_matches("http://")))
+    world
+        .doctor_says_of_the_hub(&format!(
+            "the proxy {} cannot be reached",
+            gone.trim_start_matches("http://")
+        ))
         .await;
 }
 

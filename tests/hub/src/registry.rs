@@ -4,7 +4,7 @@
 //! server looks for the file at every lookup; since a file is only ever created or removed from outside, its
 //! existence is all that has to be checked, and no lock is needed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::auth::normal_thumbprint;
+use crate::configurations::Standing;
 use crate::error::{HubError, Kind};
 use crate::twin::Twin;
 use crate::{clock, disk};
@@ -148,6 +149,9 @@ pub struct Entry {
     pub token: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expired: Option<u64>,
+    /// The automatic configurations that target it.
+    #[serde(default)]
+    pub configurations: BTreeMap<String, Standing>,
 }
 
 impl Entry {
@@ -165,6 +169,7 @@ impl Entry {
             subscriptions: Vec::new(),
             token: None,
             expired: None,
+            configurations: BTreeMap::new(),
         }
     }
 

@@ -93,6 +93,7 @@ impl Session {
             }
             Incoming::Telemetry { properties } => {
                 self.core.history.said(&self.identity, properties, &publish.payload);
+                self.core.live.changed();
                 None
             }
         };
