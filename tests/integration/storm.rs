@@ -28,6 +28,7 @@ const LEAST: Duration = Duration::from_secs(1);
 /// In a process of its own: it needs many open files and a generator that nobody else draws from; and no system
 /// roots, which each connection reads anew, as each gateway must, but here one machine does for all.
 #[test]
+#[ignore = "make storm: it needs a machine that has time to be punctual"]
 fn a_fleet_gets_through_a_storm() {
     let no_roots = tempfile::NamedTempFile::new().unwrap();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
