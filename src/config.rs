@@ -57,6 +57,16 @@ pub struct Cloud {
     pub keep_alive: Duration,
     /// Life of a SAS token; renewed before it ends.
     pub token_ttl: Duration,
+    pub reconnect: Reconnect,
+}
+
+/// How long to wait before a new session with the hub: at random, and longer with each attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reconnect {
+    /// The longest first pause.
+    pub first: Duration,
+    /// The longest of all.
+    pub longest: Duration,
 }
 
 /// Who knows where the gateway belongs.

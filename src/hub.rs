@@ -4,7 +4,7 @@
 //! it in [`Event`]s. What is sent and when is decided by pure code (`twin`, `topics`, `merge`, `sas`,
 //! `backoff`); only `connection` touches a socket. The wire is described in `docs/protocol.md`.
 
-mod backoff;
+pub mod backoff;
 mod connection;
 mod dial;
 mod dps;

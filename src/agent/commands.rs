@@ -7,7 +7,9 @@ use crate::command;
 use crate::control::{self, Method};
 use crate::failure::{Code, Failure};
 use crate::hub;
-use crate::machine::{Event, Extra, Hold, Operation, Origin, Phase, Plan, SlotState, without_query};
+use crate::machine::{
+    Event, Extra, Hold, Last, Operation, Origin, Outcome, Phase, Plan, SlotState, without_query,
+};
 use crate::report;
 use crate::slot::Slot;
 
@@ -119,11 +121,8 @@ impl Agent {
         if let Some(running) = self.record.phase.operation().cloned() {
             return self.while_running(&running, operation).await;
         }
-        let ended = self.record.last().filter(|last| last.id == operation.id && !operation.id.is_empty());
-        if let Some(last) = ended {
-            return Ok(json!({
-                "Response": "Firmware update already ended", "operationId": last.id, "last": report::last(last)
-            }));
+        if let Some(answer) = self.ended(&operation.id) {
+            return Ok(answer);
         }
         self.ready()?;
         if operation.id.is_empty() {
@@ -149,11 +148,24 @@ impl Agent {
         if asked.uri != running.uri && without_query(&asked.uri) == without_query(&running.uri) {
             self.replace_query(asked.uri).await;
         }
-        Ok(json!({
+        Ok(self.state(&running.id))
+    }
+
+    /// What a repeated call is answered with while its operation runs.
+    fn state(&self, id: &str) -> Value {
+        json!({
             "Response": "Firmware update is running",
-            "operationId": running.id,
+            "operationId": id,
             "firmwareStatus": report::status(&self.record),
             "phase": self.record.phase.name(),
+        })
+    }
+
+    /// What it is answered with when its operation ended: the first call may have timed out, and run all the same.
+    fn ended(&self, id: &str) -> Option<Value> {
+        let last = self.record.history.iter().find(|last| last.id == id && !id.is_empty())?;
+        Some(json!({
+            "Response": "Firmware update already ended", "operationId": last.id, "last": report::last(last)
         }))
     }
 
@@ -187,7 +199,12 @@ impl Agent {
     }
 
     async fn cancel(&mut self, payload: &Value) -> Answer {
-        let id = self.meant(command::operation(payload)?)?;
+        let asked = command::operation(payload)?;
+        let cancelled = |last: &&Last| last.result == Outcome::Cancelled && Some(&last.id) == asked.as_ref();
+        if let Some(answer) = self.record.last().filter(cancelled).and_then(|last| self.ended(&last.id)) {
+            return Ok(answer);
+        }
+        let id = self.meant(asked)?;
         if !self.record.phase.can_cancel() {
             let message = format!("operation {id} is past cancelling: its slot is armed");
             return Err(Refusal { failure: Failure::new(Code::Busy, message), running: Some(id) });
@@ -198,7 +215,14 @@ impl Agent {
     }
 
     async fn approve(&mut self, payload: &Value) -> Answer {
-        let id = self.meant(command::operation(payload)?)?;
+        let asked = command::operation(payload)?;
+        if let Some(answer) = asked.as_ref().and_then(|id| self.ended(id)) {
+            return Ok(answer);
+        }
+        let id = self.meant(asked)?;
+        if !self.record.phase.can_cancel() {
+            return Ok(self.state(&id));
+        }
         self.change_hold(id, |hold| Hold { approved: true, ..hold }).await
     }
 
@@ -235,8 +259,14 @@ impl Agent {
     fn rollback(&mut self, payload: &Value, source: Origin) -> Answer {
         let asked = command::operation(payload)?;
         if let Some(running) = self.record.phase.operation().map(|operation| operation.id.clone()) {
+            if asked.as_ref() == Some(&running) {
+                return Ok(self.state(&running));
+            }
             let failure = Failure::new(Code::Busy, format!("operation {running} runs"));
             return Err(Refusal { failure, running: Some(running) });
+        }
+        if let Some(answer) = asked.as_ref().and_then(|id| self.ended(id)) {
+            return Ok(answer);
         }
         self.look();
         self.ready()?;

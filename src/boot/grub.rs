@@ -9,10 +9,15 @@ mod block;
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use self::block::{Block, SECTOR, SIZE};
 use super::{BootError, Bootloader, durable, variables};
 use crate::slot::{Armed, BootEnv, Slot};
+
+/// Longer than the kernel lets a lease be held against a writer (fs.lease-break-time is 45 s).
+const LEASE: Duration = Duration::from_secs(60);
 
 /// The environment in a grubenv file.
 #[derive(Debug)]
@@ -66,9 +71,18 @@ impl Grub {
         }
     }
 
-    /// Opens the file for writing, creating it where it is missing.
+    /// Opens the file for writing, creating it where it is missing. A file server or a backup may hold a lease on
+    /// it, which the kernel ends in due time.
     fn writable(&self) -> Result<File, BootError> {
-        match durable::open(&self.path, true) {
+        let started = Instant::now();
+        let leased = |error: &BootError| matches!(error, BootError::Io { source, .. } if source.kind() == ErrorKind::WouldBlock);
+        let opened = loop {
+            match durable::open(&self.path, true) {
+                Err(error) if leased(&error) && started.elapsed() < LEASE => sleep(Duration::from_millis(20)),
+                other => break other,
+            }
+        };
+        match opened {
             Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
             other => return other,
         }

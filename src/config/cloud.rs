@@ -10,7 +10,7 @@ use super::error::{ConfigError, Warning};
 use super::fragments::{self, Environment};
 use super::inputs::Inputs;
 use super::load::{DAY, SECOND, absent};
-use super::{Auth, Cloud, Place, Proxy, Seat, Transport, dps};
+use super::{Auth, Cloud, Place, Proxy, Reconnect, Seat, Transport, dps};
 
 /// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
 const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(1177);
@@ -44,8 +44,14 @@ pub fn cloud(
         proxy: proxy.clone(),
         ca_file: inputs.path("cloud.ca_file")?,
         keep_alive: inputs.span("cloud.keep_alive", 5 * SECOND, KEEP_ALIVE_LIMIT)?,
-        token_ttl: inputs.span("cloud.token_ttl", 5 * 60 * SECOND, 365 * DAY)?,
+        token_ttl: inputs.span("cloud.token_ttl", 3 * SECOND, 365 * DAY)?,
+        reconnect: reconnect(inputs)?,
     }))
+}
+
+fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
+    let first = inputs.span("cloud.reconnect_first", SECOND, DAY)?;
+    Ok(Reconnect { first, longest: inputs.span("cloud.reconnect_longest", first, DAY)? })
 }
 
 fn transport(inputs: &Inputs) -> Result<Transport, ConfigError> {

@@ -27,6 +27,8 @@ pub const KEYS: &[Key] = &[
     open("cloud.ca_file"),
     key("cloud.keep_alive", "\"4min\""),
     key("cloud.token_ttl", "\"1h\""),
+    key("cloud.reconnect_first", "\"10s\""),
+    key("cloud.reconnect_longest", "\"5min\""),
     key("cloud.transport", "\"mqtt\""),
     open("cloud.proxy"),
     key("cloud.no_proxy", "[]"),

@@ -52,6 +52,8 @@ fn cloud_table(cloud: &Cloud) -> Table {
         ("port", i64::from(cloud.port).into()),
         ("keep_alive", show_duration(cloud.keep_alive).into()),
         ("token_ttl", show_duration(cloud.token_ttl).into()),
+        ("reconnect_first", show_duration(cloud.reconnect.first).into()),
+        ("reconnect_longest", show_duration(cloud.reconnect.longest).into()),
     ]);
     match &cloud.place {
         Place::Known(seat) => {

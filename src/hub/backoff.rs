@@ -5,24 +5,35 @@
 
 use std::time::Duration;
 
+/// The shortest pause.
+const LEAST: Duration = Duration::from_secs(1);
+
 /// Doubles the span of the next pause with each attempt until it spans `min..=max`.
 #[derive(Debug, Clone)]
-pub(super) struct Backoff {
+pub struct Backoff {
     min: Duration,
+    /// The longest first pause.
+    first: Duration,
     max: Duration,
     attempt: u32,
 }
 
 impl Backoff {
-    pub fn new(min: Duration, max: Duration) -> Backoff {
-        Backoff { min, max: max.max(min), attempt: 0 }
+    /// For sessions with the hub: from 1 s to `first`, then to twice as much, up to `max`.
+    pub fn of_sessions(first: Duration, max: Duration) -> Backoff {
+        Backoff { min: LEAST, first: first.max(LEAST), max: max.max(LEAST), attempt: 0 }
     }
 
-    /// The next pause; `random` is uniform in 0..1. Never shorter than `min`: not even the first retry is hot.
+    /// The first pause is at most twice `min`.
+    pub(super) fn new(min: Duration, max: Duration) -> Backoff {
+        Backoff { min, first: min.saturating_mul(2), max: max.max(min), attempt: 0 }
+    }
+
+    /// The next pause; `random` is uniform in 0..1. Never shorter than the least: not even the first retry is hot.
     pub fn next(&mut self, random: f64) -> Duration {
-        self.attempt = self.attempt.saturating_add(1);
         let factor = 2u32.checked_pow(self.attempt).unwrap_or(u32::MAX);
-        let ceiling = self.min.saturating_mul(factor).min(self.max);
+        self.attempt = self.attempt.saturating_add(1);
+        let ceiling = self.first.saturating_mul(factor).min(self.max);
         self.min + (ceiling - self.min).mul_f64(random.clamp(0.0, 1.0))
     }
 
@@ -50,6 +61,15 @@ mod tests {
         assert_eq!(ceilings, [2, 4, 8, 16, 32, 64, 100, 100, 100]);
         backoff.reset();
         assert_eq!(backoff.next(1.0).as_secs(), 2);
+    }
+
+    #[test]
+    fn a_fleet_is_spread_from_the_first_pause_on() {
+        let mut backoff = Backoff::of_sessions(30 * MIN, MAX);
+        let ceilings: Vec<u64> = (0..4).map(|_| backoff.next(1.0).as_secs()).collect();
+        assert_eq!(ceilings, [30, 60, 100, 100]);
+        let mut narrow = Backoff::of_sessions(Duration::ZERO, Duration::ZERO);
+        assert_eq!([narrow.next(1.0), narrow.next(0.0)], [MIN, MIN]);
     }
 
     #[test]

@@ -29,13 +29,16 @@ use super::twin::{Action, Twin};
 use super::{Document, Event, identity};
 use crate::config::{Cloud, Seat};
 
+/// Least and longest pause before a request that the hub put off is sent again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(100));
+
 /// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone. Either way the
 /// newest document is sent before it returns, if there is a session and the hub answers within two seconds.
 ///
 /// `interval` is the least time between two reports of one milestone. `clock_floor` is a time that is known to
 /// have passed: tokens and certificates are dated by the later of it and the system's clock. The newest of
-/// `documents` is what the twin shall say, and `telemetry` is sent message by message. Never returns for an error: those are reported and retried, with
-/// pauses of 1 to 100 seconds.
+/// `documents` is what the twin shall say, and `telemetry` is sent message by message. Never returns for an error:
+/// those are reported and retried, with pauses of a second to `cloud.reconnect.longest`.
 pub async fn run(
     cloud: Cloud,
     interval: Duration,
@@ -45,7 +48,7 @@ pub async fn run(
     telemetry: mpsc::Receiver<Message>,
     shutdown: CancellationToken,
 ) {
-    let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(100));
+    let backoff = Backoff::of_sessions(cloud.reconnect.first, cloud.reconnect.longest);
     let mut connection = Connection::new(cloud, interval, clock_floor, documents, events, shutdown, backoff);
     connection.telemetry = Telemetry::new(telemetry);
     connection.run().await;
@@ -101,7 +104,7 @@ impl Connection {
             documents_end: false,
             events,
             shutdown,
-            twin: Twin::new(fastrand::u64(..), interval, backoff.clone(), document),
+            twin: Twin::new(fastrand::u64(..), interval, Backoff::new(RETRY.0, RETRY.1), document),
             outbox: Outbox::default(),
             telemetry: Telemetry::new(mpsc::channel(1).1),
             backoff,

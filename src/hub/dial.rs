@@ -89,7 +89,8 @@ fn proxy(via: &Via) -> rumqttc::Proxy {
 pub(super) fn token(cloud: &Cloud, resource: &str, now: OffsetDateTime) -> Result<Option<Secret>, HubError> {
     let (Auth::SharedKey(key), Some(life)) = (&cloud.auth, token_life(cloud)) else { return Ok(None) };
     let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
-    sas::token(resource, key, now.unix_timestamp().saturating_add(life)).map(Some)
+    // Whole seconds: begun ones count, or the token would end before its time.
+    sas::token(resource, key, now.unix_timestamp().saturating_add(1).saturating_add(life)).map(Some)
 }
 
 /// `None`: there is no token.

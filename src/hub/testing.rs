@@ -104,6 +104,10 @@ impl Server {
             ca_file: Some(self.path("ca.pem")),
             keep_alive: Duration::from_secs(60),
             token_ttl: Duration::from_secs(3600),
+            reconnect: crate::config::Reconnect {
+                first: Duration::from_secs(1),
+                longest: Duration::from_secs(1),
+            },
         }
     }
 

@@ -13,6 +13,9 @@ const BYTES: usize = 4096;
 const PHASES: [&str; 8] =
     ["preparing", "staging", "holding", "arming", "rebooting", "trying", "committing", "rollingBack"];
 
+const ARMING: usize = 3;
+const ROLLING_BACK: usize = 7;
+
 /// What is known of one operation.
 #[derive(Debug, Default)]
 struct Story {
@@ -21,28 +24,97 @@ struct Story {
     downloaded: u64,
     patches: usize,
     outcome: Option<Value>,
+    /// A later outcome took its place in the twin.
+    past: bool,
+}
+
+/// What the hub was told so far.
+#[derive(Default)]
+struct Told {
+    twin: Value,
+    version: Option<u64>,
+    log_time: String,
+    stories: BTreeMap<String, Story>,
 }
 
 /// Panics at the first report that is false or goes backwards. `patches`: the most that an operation may cost.
 pub fn check(history: &[ReportedPatch], patches: Option<usize>) {
-    let (mut twin, mut stories) = (Value::Null, BTreeMap::<String, Story>::new());
+    let mut told = Told::default();
     for (position, report) in history.iter().enumerate() {
-        merge(&mut twin, &report.patch);
-        let at = || format!("report {position}: {}\nseen {}\ntwin {twin}", report.patch, report.seen);
-        assert!(report.size < BYTES, "{} bytes in {}", report.size, at());
-        if let Err(why) = judge(&twin, &report.seen, &mut stories) {
-            panic!("{why} in {}", at());
+        let judged = told.hear(report, patches.is_some());
+        if let Err(why) = judged {
+            let Told { twin, .. } = told;
+            panic!("{why} in report {position}: {}\nseen {}\ntwin {twin}", report.patch, report.seen);
         }
     }
-    for (id, story) in stories {
+    let running = told.twin["fwupdate"]["operation"]["id"].as_str();
+    for (id, story) in &told.stories {
         assert!(patches.is_none_or(|most| story.patches <= most), "{id} cost {} patches", story.patches);
+        let ended = story.outcome.is_some() || running == Some(id);
+        assert!(ended, "{id} was seen running and got no outcome: {story:?}");
+    }
+}
+
+impl Told {
+    fn hear(&mut self, report: &ReportedPatch, undisturbed: bool) -> Result<(), String> {
+        if report.replaced {
+            (self.twin, self.version) = (report.patch.clone(), Some(report.version));
+            return Ok(());
+        }
+        if self.version.is_some_and(|before| report.version != before + 1) {
+            return Err(format!("version {} follows {:?}", report.version, self.version));
+        }
+        self.version = Some(report.version);
+        let before = self.twin.clone();
+        merge(&mut self.twin, &report.patch);
+        if undisturbed && before == self.twin {
+            return Err("a patch that says nothing new".into());
+        }
+        if report.size >= BYTES {
+            return Err(format!("{} bytes", report.size));
+        }
+        let time = self.twin["logTime"].as_str().unwrap_or_default();
+        if time < &*self.log_time {
+            return Err(format!("logTime fell from {}", self.log_time));
+        }
+        self.log_time = time.to_owned();
+        self.outcome_stays(&before["fwupdate"]["last"])?;
+        judge(&self.twin, &report.seen, &mut self.stories)
+    }
+
+    /// An outcome that a later one replaced is not told again, and none is taken back.
+    fn outcome_stays(&mut self, before: &Value) -> Result<(), String> {
+        let (before, now) = (before["id"].as_str(), self.twin["fwupdate"]["last"]["id"].as_str());
+        if before == now {
+            return Ok(());
+        }
+        let Some(now) = now else { return Err("an outcome was taken back".into()) };
+        if self.stories.get(now).is_some_and(|story| story.past) {
+            return Err(format!("the outcome of {now} is told again after a later one"));
+        }
+        if let Some(story) = before.and_then(|id| self.stories.get_mut(id)) {
+            story.past = true;
+        }
+        Ok(())
     }
 }
 
 fn judge(twin: &Value, seen: &Value, stories: &mut BTreeMap<String, Story>) -> Result<(), String> {
     let (status, ours) = (twin["firmwareStatus"].as_str().unwrap_or_default(), &twin["fwupdate"]);
     let (operation, last) = (&ours["operation"], &ours["last"]);
+    let newly_ended = last["id"].as_str().filter(|id| stories.get(*id).is_none_or(|s| s.outcome.is_none()));
+    if newly_ended.is_some() && operation.is_null() {
+        on_disk(last, seen)?;
+    }
     if let Some(id) = operation["id"].as_str() {
+        let others = stories.iter().filter(|(other, _)| *other != id);
+        if let Some((other, _)) = others.into_iter().find(|(_, story)| story.outcome.is_none()) {
+            // Its outcome may still wait for the one before it to be acknowledged; it may not be followed by progress.
+            let follows = stories.get(id).is_some_and(|story| story.patches > 0);
+            if follows && last["id"].as_str() != Some(other) {
+                return Err(format!("{id} and {other} run at once"));
+            }
+        }
         let story = stories.entry(id.to_owned()).or_default();
         running(operation, status, story)?;
     }
@@ -50,7 +122,19 @@ fn judge(twin: &Value, seen: &Value, stories: &mut BTreeMap<String, Story>) -> R
         ended(last, stories.entry(id.to_owned()).or_default())?;
     }
     if operation.is_null() {
-        at_rest(status, last, seen)?;
+        at_rest(status, last)?;
+    }
+    Ok(())
+}
+
+/// An outcome that is told for the first time is what the gateway's disk shows: nothing is armed, and a success is
+/// committed.
+fn on_disk(last: &Value, seen: &Value) -> Result<(), String> {
+    if last["result"] == "committed" && (seen["trial"] != "" || seen["primary"] != seen["booted"]) {
+        return Err("success was reported before it was committed".into());
+    }
+    if seen["trial"].as_str().is_some_and(|trial| !trial.is_empty()) {
+        return Err("an end was reported while a slot is on trial".into());
     }
     Ok(())
 }
@@ -71,7 +155,8 @@ fn running(operation: &Value, status: &str, story: &mut Story) -> Result<(), Str
     if status != expected {
         return Err(format!("{name} is {expected}, not {status}"));
     }
-    *story = Story { phase, percent, downloaded, patches: story.patches + 1, outcome: None };
+    (story.phase, story.percent, story.downloaded) = (phase, percent, downloaded);
+    story.patches += 1;
     Ok(())
 }
 
@@ -82,6 +167,14 @@ fn ended(last: &Value, story: &mut Story) -> Result<(), String> {
     }
     if story.outcome.is_none() {
         story.patches += 1;
+        let impossible = match last["result"].as_str() {
+            Some("cancelled") => story.phase >= ARMING,
+            Some("committed") => story.phase >= ROLLING_BACK,
+            _ => false,
+        };
+        if impossible {
+            return Err(format!("{} cannot follow {story:?}", last["result"]));
+        }
     }
     // A trial that no record explains was committed all the same.
     let good = last["result"] == "committed" || last["result"] == "unknown";
@@ -92,8 +185,8 @@ fn ended(last: &Value, story: &mut Story) -> Result<(), String> {
     Ok(())
 }
 
-/// Nothing runs: the status is the last outcome's, and a success is on disk.
-fn at_rest(status: &str, last: &Value, seen: &Value) -> Result<(), String> {
+/// Nothing runs: the status is the last outcome's.
+fn at_rest(status: &str, last: &Value) -> Result<(), String> {
     let expected = match last["result"].as_str() {
         None | Some("unknown") => "standBy",
         Some("committed") => "completed",
@@ -101,10 +194,6 @@ fn at_rest(status: &str, last: &Value, seen: &Value) -> Result<(), String> {
     };
     if status != expected {
         return Err(format!("the status should be {expected:?}"));
-    }
-    let proven = seen["trial"] == "" && seen["primary"] == seen["booted"];
-    if status == "completed" && !proven {
-        return Err("success was reported before it was committed".into());
     }
     Ok(())
 }
@@ -134,7 +223,13 @@ mod tests {
     use serde_json::json;
 
     fn report(patch: Value, seen: Value) -> ReportedPatch {
-        ReportedPatch { time: String::new(), version: 1, size: patch.to_string().len(), patch, seen }
+        let (time, size) = (String::new(), patch.to_string().len());
+        ReportedPatch { time, version: 1, size, patch, seen, replaced: false }
+    }
+
+    /// The same reports with the versions that a hub gives them.
+    fn told(reports: impl IntoIterator<Item = ReportedPatch>) -> Vec<ReportedPatch> {
+        reports.into_iter().zip(1..).map(|(report, version)| ReportedPatch { version, ..report }).collect()
     }
 
     fn running(id: &str, phase: &str, percent: u64) -> ReportedPatch {
@@ -154,12 +249,21 @@ mod tests {
 
     fn good() -> Vec<ReportedPatch> {
         let end = ended("1", "completed", "committed", on_slot("B", ""));
-        vec![running("1", "staging", 10), running("1", "trying", 100), end]
+        told([running("1", "staging", 10), running("1", "trying", 100), end])
+    }
+
+    /// A good story, and then these reports.
+    fn and_then(reports: impl IntoIterator<Item = ReportedPatch>) -> Vec<ReportedPatch> {
+        told(good().into_iter().chain(reports))
     }
 
     #[test]
     fn a_true_story_passes() {
         check(&good(), Some(3));
+        check(
+            &and_then([running("2", "staging", 0), ended("2", "failed", "failed", on_slot("B", ""))]),
+            Some(3),
+        );
     }
 
     #[test]
@@ -169,24 +273,92 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "on trial")]
+    fn an_end_in_the_middle_of_a_trial_is_found() {
+        check(&[ended("1", "rolledBack", "rolledBack", on_slot("A", "B"))], None);
+    }
+
+    #[test]
     #[should_panic(expected = "backwards")]
     fn progress_that_goes_back_is_found() {
-        check(&[running("1", "staging", 40), running("1", "staging", 0)], None);
+        check(&told([running("1", "staging", 40), running("1", "staging", 0)]), None);
     }
 
     #[test]
     #[should_panic(expected = "contradicts")]
     fn a_second_outcome_is_found() {
-        let mut story = good();
-        story.push(ended("1", "rolledBack", "rolledBack", on_slot("B", "")));
-        check(&story, None);
+        check(&and_then([ended("1", "rolledBack", "rolledBack", on_slot("B", ""))]), None);
     }
 
     #[test]
     #[should_panic(expected = "runs again")]
     fn a_dead_operation_that_walks_is_found() {
-        let mut story = good();
-        story.push(running("1", "trying", 100));
+        check(&and_then([running("1", "trying", 100)]), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "told again")]
+    fn an_old_outcome_that_comes_back_is_found() {
+        let two = ended("2", "failed", "failed", on_slot("B", ""));
+        let one = ended("1", "completed", "committed", on_slot("B", ""));
+        check(&and_then([two, one]), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "taken back")]
+    fn an_outcome_that_vanishes_is_found() {
+        check(&and_then([report(json!({"fwupdate": {"last": null}}), Value::Null)]), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot follow")]
+    fn a_cancelled_trial_is_found() {
+        let end = ended("1", "cancelled", "cancelled", on_slot("A", ""));
+        check(&told([running("1", "trying", 100), end]), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "no outcome")]
+    fn an_operation_without_an_outcome_is_found() {
+        let end = ended("2", "failed", "failed", on_slot("A", ""));
+        check(&told([running("1", "staging", 10), end]), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "run at once")]
+    fn two_operations_at_once_are_found() {
+        check(
+            &told([running("1", "staging", 10), running("2", "staging", 0), running("2", "staging", 10)]),
+            None,
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "follows")]
+    fn a_report_that_is_missing_is_found() {
+        check(&[running("1", "staging", 10), running("1", "staging", 20)], None);
+    }
+
+    #[test]
+    #[should_panic(expected = "says nothing new")]
+    fn an_idle_patch_is_found() {
+        check(&told([running("1", "staging", 10), running("1", "staging", 10)]), Some(9));
+    }
+
+    #[test]
+    #[should_panic(expected = "logTime fell")]
+    fn a_clock_that_goes_back_is_found() {
+        let at = |time: &str| report(json!({"firmwareStatus": "standBy", "logTime": time}), Value::Null);
+        check(&told([at("2026-01-02T00:00:00Z"), at("2026-01-01T00:00:00Z")]), None);
+    }
+
+    #[test]
+    fn a_twin_that_went_back_by_itself_is_no_lie_of_the_gateway() {
+        let older = ReportedPatch { replaced: true, ..running("1", "staging", 10) };
+        let mut story = and_then([older]);
+        story[3].version = 1;
+        let end = ended("1", "completed", "committed", on_slot("B", ""));
+        story.push(ReportedPatch { version: 2, ..end });
         check(&story, None);
     }
 

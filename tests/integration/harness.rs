@@ -34,6 +34,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::checker;
+use crate::relay::Relay;
 
 /// No wait takes longer, however busy the machine is.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -55,6 +56,8 @@ pub struct Setup {
     pub slot_size: u64,
     /// Switched on, and connected to the hub.
     pub on: bool,
+    /// The way to the hub leads through [`World::relay`].
+    pub relay: bool,
     /// Who the gateway is at the hub: `device` or `device/module`.
     pub device: &'static str,
     /// Known to the hub, and has a connection string. If not, the test says how it gets its place.
@@ -64,7 +67,8 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         let (bootloader, settings) = (Bootloader::Uboot, String::new());
-        Setup { bootloader, settings, slot_size: SLOT, on: true, device: DEVICE, registered: true }
+        let (device, registered) = (DEVICE, true);
+        Setup { bootloader, settings, slot_size: SLOT, on: true, relay: false, device, registered }
     }
 }
 
@@ -107,7 +111,19 @@ pub struct World {
     pub gateway: Gateway,
     device: &'static str,
     releases: Vec<Release>,
+    /// The name under which the gateway knows the hub, which may move.
+    pub relay: Option<Relay>,
+    unchecked: Unchecked,
     dir: TempDir,
+}
+
+/// A test that ends without having its reports checked has proven nothing: it fails.
+struct Unchecked(bool);
+
+impl Drop for Unchecked {
+    fn drop(&mut self) {
+        assert!(!self.0 || std::thread::panicking(), "the test did not end with World::finish");
+    }
 }
 
 impl World {
@@ -122,7 +138,7 @@ impl World {
         let options = Options { www: Some(www), ..Options::ephemeral(dir.path().join("hub")) };
         let hub = Hub::start(options).await.unwrap();
         keygen(dir.path());
-        let cloud = match (setup.registered, setup.device.split_once('/')) {
+        let mut cloud = match (setup.registered, setup.device.split_once('/')) {
             (false, _) => Cloud::unregistered(&hub, setup.device),
             (true, None) => Cloud::register(&hub, setup.device).unwrap(),
             (true, Some((device, module))) => {
@@ -132,6 +148,8 @@ impl World {
             }
         };
         let factory = build_image(dir.path(), &Spec { version: "1.0.0", ..Spec::default() });
+        let relay = if setup.relay { Some(Relay::to(hub.mqtt_addr()).await) } else { None };
+        cloud.mqtt_port = relay.as_ref().map_or(cloud.mqtt_port, Relay::port);
         let gateway = Gateway::new(Parts {
             dir: dir.path().join("gateway"),
             agent: AGENT.into(),
@@ -145,7 +163,8 @@ impl World {
         let gateway = gateway.unwrap();
         gateway.add_check("10-app", &health_check(&gateway.root())).unwrap();
         hub.watch_reports(setup.device, witness(&gateway));
-        let mut world = World { hub, gateway, device: setup.device, releases: Vec::new(), dir };
+        let (device, releases, unchecked) = (setup.device, Vec::new(), Unchecked(true));
+        let mut world = World { hub, gateway, device, releases, relay, unchecked, dir };
         if setup.on {
             world.switch_on().await;
         }
@@ -363,6 +382,7 @@ impl World {
 
     async fn end(mut self, patches: Option<usize>) {
         self.gateway.shut_down().await.unwrap();
+        self.unchecked.0 = false;
         checker::check(&self.hub.history(self.device), patches);
         let reported = self.twin();
         let last = &reported["fwupdate"]["last"];

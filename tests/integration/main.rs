@@ -19,18 +19,34 @@ mod debian;
 mod desired;
 /// Loop devices under the gateway's slots.
 mod devices;
+/// Each fault of the way to the hub, in each phase of an update.
+mod faults;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.
 mod house;
+/// Holds up the agent's next write to a file.
+mod lease;
+/// Rollback and reboot, and every method called twice.
+mod methods;
 /// The provisioning service assigns the hub, and another one later.
 mod provision;
+/// An address that leads to another one.
+mod relay;
 /// Updates that must not stay.
 mod rollback;
 /// A back end on Azure's SDK for services runs a fleet.
 mod sdk;
+/// A hundred thousand gateways against IoT Hub's limits.
+mod spread;
+/// An update that stands still in each of its phases.
+mod stops;
+/// Many agents' connections, and a hub in trouble.
+mod storm;
 /// Lifecycle events as device-to-cloud messages.
 mod telemetry;
+/// What an update costs in messages.
+mod thrift;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
 mod transport;
 /// The tutorial's service app, unmodified, sees an update through.

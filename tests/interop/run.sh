@@ -4,9 +4,10 @@ set -eu
 cd "$(dirname "$0")/../.."
 tests/interop/venv.sh
 cargo build --quiet -p fwupdate-hub
+cargo build --quiet --bin fwupdated
 hub="${CARGO_TARGET_DIR:-target}/debug/fwupdate-hub"
 verdict=0
-for part in sdks provisioning service_app; do
+for part in sdks provisioning service_app trace; do
     target/venv/bin/python -B -W ignore "tests/interop/$part.py" "$hub" || verdict=1
 done
 exit $verdict

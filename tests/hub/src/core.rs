@@ -3,7 +3,7 @@
 //! MQTT and REST are two doors to it.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -21,6 +21,7 @@ use crate::methods::Calls;
 use crate::mqtt::topics;
 use crate::query::{Query, Source};
 use crate::registry::{Entry, Identity, Registry};
+use crate::trace::Trace;
 use crate::{clock, lock};
 
 /// Merge into a twin, or replace it.
@@ -36,8 +37,9 @@ pub struct Core {
     pub registry: Mutex<Registry>,
     pub live: Live,
     pub calls: Calls,
-    pub faults: Faults,
-    pub history: History,
+    pub faults: Arc<Faults>,
+    pub history: Arc<History>,
+    pub trace: Arc<Trace>,
     pub jobs: Jobs,
     pub dps: Dps,
     pub configurations: Configurations,
@@ -195,6 +197,17 @@ impl Core {
 
     pub fn connection_state(&self, identity: &Identity) -> &'static str {
         if self.live.is_connected(identity) { "Connected" } else { "Disconnected" }
+    }
+
+    /// The token by which the identity came in last ends now: so does its connection, and it opens no other.
+    pub fn expire_token(&self, identity: &Identity) -> Result<(), HubError> {
+        lock(&self.registry).update(identity, |entry| {
+            entry.expired = entry.token;
+            Ok(())
+        })?;
+        tracing::info!(%identity, "401003 IoTHubUnauthorized: the token expired");
+        self.live.close(Some(identity));
+        Ok(())
     }
 
     /// Forgets an identity and closes its connections.

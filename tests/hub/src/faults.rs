@@ -4,9 +4,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::lock;
 
@@ -25,12 +26,21 @@ pub struct MqttFaults {
     pub lose_pubacks: u64,
     /// This many reported patches are applied but not answered.
     pub lose_patch_answers: u64,
+    /// This many reported patches are applied, and the connection breaks before the answer is out.
+    pub cut_patch_answers: u64,
+    /// This many reported patches are answered twice.
+    pub repeat_patch_answers: u64,
+    /// This many method calls are delivered twice, with the same request id.
+    pub repeat_methods: u64,
     /// This many reported patches are refused with 429 and not applied.
     pub throttle_patches: u64,
     /// This many requests to the provisioning service are refused with 429.
     pub throttle_registrations: u64,
     /// Every publish of a device is handled this much later.
     pub delay_ms: u64,
+    /// No more CONNECTs than this are served in a second, evenly spread; on others the connection is closed.
+    /// Absent: no limit.
+    pub connects_per_second: Option<u64>,
 }
 
 /// What happens to a request of a file.
@@ -41,6 +51,8 @@ pub enum FileEffect {
     Drop { after: u64 },
     /// Nothing more comes after this many bytes of a body; the connection stays open.
     Stall { after: u64 },
+    /// The same, until the rule is gone: then the rest comes.
+    Hold { after: u64 },
     /// This status instead of the file.
     Status { status: u16 },
     /// The byte at this offset of the file is served with all its bits flipped.
@@ -139,18 +151,22 @@ struct Counters {
 /// Switches and counters; all methods may be called at any time.
 #[derive(Debug, Default)]
 pub struct Faults {
-    set: Mutex<FaultSet>,
-    counters: Mutex<Counters>,
+    set: watch::Sender<FaultSet>,
+    counters: watch::Sender<Counters>,
+    /// When the next CONNECT may be served.
+    next_connect: Mutex<Option<Instant>>,
+    /// Bodies that are held now.
+    held: watch::Sender<u64>,
 }
 
 impl Faults {
     pub fn get(&self) -> FaultSet {
-        lock(&self.set).clone()
+        self.set.borrow().clone()
     }
 
     /// Replaces all faults.
     pub fn put(&self, set: FaultSet) {
-        *lock(&self.set) = set;
+        self.set.send_replace(set);
     }
 
     /// Everything works again.
@@ -160,68 +176,146 @@ impl Faults {
 
     /// Changes the MQTT faults.
     pub fn mqtt(&self, change: impl FnOnce(&mut MqttFaults)) {
-        change(&mut lock(&self.set).mqtt);
+        self.set.send_modify(|set| change(&mut set.mqtt));
     }
 
     /// Adds a rule behind the others.
     pub fn file(&self, rule: FileRule) {
-        lock(&self.set).files.push(rule);
+        self.set.send_modify(|set| set.files.push(rule));
+    }
+
+    /// Removes all rules for files.
+    pub fn clear_files(&self) {
+        self.set.send_modify(|set| set.files.clear());
     }
 
     /// Uses up one of a count.
     pub fn take(&self, count: impl FnOnce(&mut MqttFaults) -> &mut u64) -> bool {
-        let mut set = lock(&self.set);
-        let left = count(&mut set.mqtt);
-        let any = *left > 0;
-        *left = left.saturating_sub(1);
-        any
+        self.set.send_if_modified(|set| {
+            let left = count(&mut set.mqtt);
+            let any = *left > 0;
+            *left = left.saturating_sub(1);
+            any
+        })
+    }
+
+    /// Whether the limit of connects lets this one through.
+    pub fn admits(&self) -> bool {
+        let Some(most) = self.set.borrow().mqtt.connects_per_second else { return true };
+        let Some(share) = Duration::from_secs(1).checked_div(u32::try_from(most).unwrap_or(u32::MAX)) else {
+            return false;
+        };
+        let (now, mut next) = (Instant::now(), lock(&self.next_connect));
+        let free = next.is_none_or(|next| next <= now);
+        if free {
+            *next = Some(next.unwrap_or(now).max(now - share) + share);
+        }
+        free
+    }
+
+    /// Waits until a MQTT fault is used up; `left` says how much of it is left.
+    pub async fn used_up(&self, left: impl Fn(&MqttFaults) -> u64) {
+        let mut set = self.set.subscribe();
+        // The sender lives as long as `self`.
+        drop(set.wait_for(|set| left(&set.mqtt) == 0).await);
+    }
+
+    /// Waits until a body is held.
+    pub async fn holding(&self) {
+        drop(self.held.subscribe().wait_for(|held| *held > 0).await);
+    }
+
+    /// Returns when no rule holds this path any more.
+    pub async fn released(&self, path: &str) {
+        self.held.send_modify(|held| *held += 1);
+        let _leaving = Leaving(&self.held);
+        let holds = |rule: &FileRule| {
+            (rule.path == "*" || rule.path == path) && matches!(rule.effect, FileEffect::Hold { .. })
+        };
+        let mut set = self.set.subscribe();
+        drop(set.wait_for(|set| !set.files.iter().any(holds)).await);
     }
 
     pub fn delay(&self) -> Duration {
-        Duration::from_millis(lock(&self.set).mqtt.delay_ms)
+        Duration::from_millis(self.set.borrow().mqtt.delay_ms)
     }
 
     /// The effect on this request of a file, if any.
     pub fn on_file(&self, path: &str) -> Option<FileEffect> {
-        lock(&self.set).files.iter_mut().find_map(|rule| rule.fires(path).then(|| rule.effect.clone()))
+        let mut effect = None;
+        self.set.send_if_modified(|set| {
+            effect = set.files.iter_mut().find_map(|rule| rule.fires(path).then(|| rule.effect.clone()));
+            effect.is_some()
+        });
+        effect
     }
 
     pub fn served(&self, served: Served) {
-        let mut counters = lock(&self.counters);
-        counters.paths.entry(served.path.clone()).or_default().requests += 1;
-        if counters.log.len() == KEPT {
-            counters.log.pop_front();
-        }
-        counters.log.push_back(served);
+        self.counters.send_modify(|counters| {
+            counters.paths.entry(served.path.clone()).or_default().requests += 1;
+            if counters.log.len() == KEPT {
+                counters.log.pop_front();
+            }
+            counters.log.push_back(served);
+        });
+    }
+
+    /// Waits until such an answer was given, since the start or the last reset.
+    pub async fn answered(&self, wanted: impl Fn(&Served) -> bool) {
+        let mut counters = self.counters.subscribe();
+        // The sender lives as long as `self`.
+        drop(counters.wait_for(|counters| counters.log.iter().any(&wanted)).await);
     }
 
     pub fn sent(&self, path: &str, bytes: u64) {
-        lock(&self.counters).paths.entry(path.to_owned()).or_default().body_bytes += bytes;
+        let add = |counters: &mut Counters| {
+            counters.paths.entry(path.to_owned()).or_default().body_bytes += bytes;
+        };
+        self.counters.send_modify(add);
     }
 
     /// Requests and bytes by path below `/files/`.
     pub fn counts(&self) -> BTreeMap<String, PathCount> {
-        lock(&self.counters).paths.clone()
+        self.counters.borrow().paths.clone()
     }
 
     /// Of one path; zeros if it was never asked for.
     pub fn count(&self, path: &str) -> PathCount {
-        lock(&self.counters).paths.get(path).copied().unwrap_or_default()
+        self.counters.borrow().paths.get(path).copied().unwrap_or_default()
     }
 
     /// Every request of a file since the start or the last reset.
     pub fn log(&self) -> Vec<Served> {
-        lock(&self.counters).log.iter().cloned().collect()
+        self.counters.borrow().log.iter().cloned().collect()
     }
 
     pub fn reset_counts(&self) {
-        *lock(&self.counters) = Counters::default();
+        self.counters.send_replace(Counters::default());
+    }
+}
+
+/// A held body is released, or nobody waits for it any more.
+struct Leaving<'a>(&'a watch::Sender<u64>);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|held| *held -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connects_are_limited_evenly() {
+        let faults = Faults::default();
+        assert!((0..100).all(|_| faults.admits()));
+        faults.mqtt(|mqtt| mqtt.connects_per_second = Some(1));
+        assert_eq!([faults.admits(), faults.admits()], [true, false]);
+        faults.mqtt(|mqtt| mqtt.connects_per_second = Some(0));
+        assert!(!faults.admits());
+    }
 
     const BAD: FileEffect = FileEffect::Status { status: 503 };
 

@@ -429,6 +429,8 @@ fn settings(dir: &Path, parts: &Parts) -> String {
     };
     if let Some(cloud) = &parts.cloud {
         let mut lines = vec![("port", cloud.mqtt_port.to_string()), ("ca_file", quoted(&cloud.ca_file))];
+        // One gateway needs no spreading, and its user waits.
+        lines.push(("reconnect_first", "\"2s\"".into()));
         lines.extend(
             cloud.connection_string.as_ref().map(|_| ("connection_string_file", at("state/connection"))),
         );

@@ -1,10 +1,12 @@
-//! What devices said, in order: every reported patch and every telemetry message, for tests and for the curious.
+//! What devices said and when they came, in order: every session, every reported patch and every telemetry message,
+//! for tests and for the curious.
 //!
-//! In memory only: it is the story of one run.
+//! In memory only: it is the story of one run, the hub's restarts within it included.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -27,6 +29,22 @@ pub struct ReportedPatch {
     /// What the device's witness saw when the patch came in, if it has one.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub seen: Value,
+    /// Not the device's word: the twin was made anew or went back to an older copy, and `patch` is all it holds.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
+}
+
+/// One CONNECT, and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Visit {
+    /// Rises from connection to connection.
+    pub number: u64,
+    pub began: Instant,
+    /// The device was let in.
+    pub accepted: bool,
+    pub ended: Option<Instant>,
+    /// The device said DISCONNECT.
+    pub orderly: bool,
 }
 
 /// Looks at the world beside the hub, at the moment of a patch.
@@ -59,6 +77,7 @@ pub struct Telemetry {
 struct Story {
     patches: VecDeque<ReportedPatch>,
     telemetry: VecDeque<Telemetry>,
+    visits: VecDeque<Visit>,
     witness: Option<Witness>,
 }
 
@@ -71,7 +90,35 @@ impl History {
         let mut stories = lock(&self.0);
         let story = stories.entry(identity.clone()).or_default();
         let seen = story.witness.as_ref().map_or(Value::Null, |witness| (witness.0)());
-        push(&mut story.patches, ReportedPatch { time: clock::now(), version, patch, size, seen });
+        let time = clock::now();
+        push(&mut story.patches, ReportedPatch { time, version, patch, size, seen, replaced: false });
+    }
+
+    /// The reported properties are `whole` from now on, without a word of the device.
+    pub fn replaced(&self, identity: &Identity, version: u64, whole: Value) {
+        let mut stories = lock(&self.0);
+        let (time, seen) = (clock::now(), Value::Null);
+        let entry = ReportedPatch { time, version, patch: whole, size: 0, seen, replaced: true };
+        push(&mut stories.entry(identity.clone()).or_default().patches, entry);
+    }
+
+    /// A device said CONNECT.
+    pub fn came(&self, identity: &Identity, number: u64, accepted: bool) {
+        let visit = Visit { number, began: Instant::now(), accepted, ended: None, orderly: false };
+        push(&mut lock(&self.0).entry(identity.clone()).or_default().visits, visit);
+    }
+
+    /// That connection is over.
+    pub fn left(&self, identity: &Identity, number: u64, orderly: bool) {
+        let mut stories = lock(&self.0);
+        let visits = stories.get_mut(identity).map(|story| story.visits.iter_mut().rev());
+        if let Some(visit) = visits.into_iter().flatten().find(|visit| visit.number == number) {
+            (visit.ended, visit.orderly) = (Some(Instant::now()), orderly);
+        }
+    }
+
+    pub fn visits(&self, identity: &Identity) -> Vec<Visit> {
+        lock(&self.0).get(identity).map(|story| story.visits.iter().copied().collect()).unwrap_or_default()
     }
 
     pub fn said(&self, identity: &Identity, properties: &str, body: &[u8]) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 use crate::configurations::{self, Configurations};
@@ -15,12 +16,13 @@ use crate::core::{Core, Tasks, Write};
 use crate::dps::{Dps, Enrollment, Registration};
 use crate::error::HubError;
 use crate::faults::Faults;
-use crate::history::{History, ReportedPatch, Telemetry, Witness};
+use crate::history::{History, ReportedPatch, Telemetry, Visit, Witness};
 use crate::jobs::{self, Jobs};
 use crate::live::Live;
 use crate::methods::{self, Answer, Call, Calls};
 use crate::registry::{Credentials, Entry, Identity, Registry};
 use crate::setup::{self, Setup, device_connection_string};
+use crate::trace::Trace;
 use crate::{auth, certs, clock, disk, lock, mqtt, rest, server};
 
 /// How to start a hub.
@@ -51,38 +53,63 @@ impl Options {
 #[derive(Debug)]
 pub struct Hub {
     core: Arc<Core>,
+    options: Options,
     setup: Setup,
     ca_pem: String,
-    dir: PathBuf,
     mqtt: SocketAddr,
     https: SocketAddr,
+    /// Keeps both ports for a restart.
+    ports: Arc<[TcpSocket; 2]>,
     /// Released when the hub is gone.
-    _lock: File,
+    lock: Arc<File>,
+}
+
+/// What a restart within one process keeps beside the folder.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    faults: Arc<Faults>,
+    history: Arc<History>,
+    trace: Arc<Trace>,
 }
 
 impl Hub {
     /// Binds both ports, writes `ca.pem` and `service.txt`, and serves until it is stopped or dropped.
     pub async fn start(options: Options) -> Result<Hub> {
+        let lock = Arc::new(setup::claim(&options.dir)?);
+        let ports = Arc::new([
+            server::reserve(options.bind, options.mqtt_port, "--mqtt-port")?,
+            server::reserve(options.bind, options.https_port, "--https-port")?,
+        ]);
+        Hub::serve(options, ports, lock, Memory::default()).await
+    }
+
+    async fn serve(
+        options: Options,
+        ports: Arc<[TcpSocket; 2]>,
+        lock: Arc<File>,
+        memory: Memory,
+    ) -> Result<Hub> {
         let host = host_name(&options);
-        let lock = setup::claim(&options.dir)?;
         let setup = Setup::prepare(&options.dir, &host)?;
         let certificates = certs::prepare(&options.dir, options.bind, &options.names)?;
-        let mqtt_listener = server::listen(options.bind, options.mqtt_port, "--mqtt-port").await?;
-        let https_listener = server::listen(options.bind, options.https_port, "--https-port").await?;
-        let (mqtt, https) = (mqtt_listener.local_addr()?, https_listener.local_addr()?);
+        let [mqtt, https] = &*ports;
+        let (mqtt, https) = (mqtt.local_addr()?, https.local_addr()?);
+        let mqtt_listener = server::listen(mqtt, "--mqtt-port").await?;
+        let https_listener = server::listen(https, "--https-port").await?;
         let service = setup.service_connection_string(https.port());
         disk::replace(&options.dir.join("service.txt"), format!("{service}\n").as_bytes(), true)?;
         let core = Arc::new(Core {
             registry: Mutex::new(Registry::open(&options.dir)?),
             live: Live::new(),
             calls: Calls::default(),
-            faults: Faults::default(),
-            history: History::default(),
+            faults: memory.faults,
+            history: memory.history,
+            trace: memory.trace,
             dps: Dps::open(&options.dir, &host, &setup.service_key)?,
             jobs: Jobs::open(&options.dir)?,
             configurations: Configurations::open(&options.dir)?,
             service_key: setup.service_key.clone(),
-            www: options.www,
+            www: options.www.clone(),
             tasks: Tasks::default(),
         });
         jobs::resume(&core);
@@ -96,7 +123,70 @@ impl Hub {
         server::accept(&core, https_listener, certificates.https, move |stream, peer| {
             server::serve_http(router.clone(), stream, peer)
         });
-        Ok(Hub { core, setup, ca_pem: certificates.ca_pem, dir: options.dir, mqtt, https, _lock: lock })
+        Ok(Hub { core, options, setup, ca_pem: certificates.ca_pem, mqtt, https, ports, lock })
+    }
+
+    /// Goes down and comes up again on the same ports: connections and open calls are lost, and the twins are read
+    /// from disk. Faults, the recorded story and the trace go on.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.core.tasks.stop().await;
+        self.come_up().await
+    }
+
+    /// The same on another address, as after a failover to another region: for device and service alike, `devices`
+    /// are as they were when these copies were made.
+    pub async fn fail_over(&mut self, devices: Vec<Entry>) -> Result<()> {
+        self.core.tasks.stop().await;
+        let [_, https] = &*self.ports;
+        let https = https.local_addr()?.port();
+        self.ports = Arc::new([
+            server::reserve(self.options.bind, 0, "--mqtt-port")?,
+            server::reserve(self.options.bind, https, "--https-port")?,
+        ]);
+        for older in devices {
+            let identity = older.identity.clone();
+            let (version, reported) = (older.twin.reported.version, older.twin.reported.properties.clone());
+            lock(&self.core.registry).update(&identity, |entry| {
+                entry.twin = older.twin;
+                Ok(())
+            })?;
+            self.core.history.replaced(&identity, version, Value::Object(reported));
+        }
+        self.come_up().await
+    }
+
+    async fn come_up(&mut self) -> Result<()> {
+        let core = &self.core;
+        let memory =
+            Memory { faults: core.faults.clone(), history: core.history.clone(), trace: core.trace.clone() };
+        *self = Hub::serve(self.options.clone(), self.ports.clone(), self.lock.clone(), memory).await?;
+        Ok(())
+    }
+
+    /// A device as it is now, for [`Hub::fail_over`].
+    pub fn copy(&self, id: &str) -> Result<Entry, HubError> {
+        self.core.entry(&Identity::device(id))
+    }
+
+    /// The token by which the device came in last expires now.
+    pub fn expire_token(&self, id: &str) -> Result<(), HubError> {
+        self.core.expire_token(&Identity::device(id))
+    }
+
+    /// Every CONNECT of the device, in order.
+    pub fn visits(&self, id: &str) -> Vec<Visit> {
+        self.core.history.visits(&Identity::device(id))
+    }
+
+    /// Waits for the device's `count`th CONNECT that was accepted; `false` if that takes longer than `patience`.
+    pub async fn wait_accepted(&self, id: &str, count: usize, patience: Duration) -> bool {
+        let accepted = || self.visits(id).iter().filter(|visit| visit.accepted).count();
+        self.wait_until(patience, || accepted() >= count).await
+    }
+
+    /// Records the bytes of MQTT, once started.
+    pub fn trace(&self) -> &Trace {
+        &self.core.trace
     }
 
     /// Closes both ports and every connection, and waits until that is done.
@@ -123,11 +213,11 @@ impl Hub {
     }
 
     pub fn ca_path(&self) -> PathBuf {
-        self.dir.join("ca.pem")
+        self.options.dir.join("ca.pem")
     }
 
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.options.dir
     }
 
     pub fn service_connection_string(&self) -> String {
@@ -198,6 +288,7 @@ impl Hub {
         let identity = Identity::from(id);
         let credentials = self.core.entry(&identity)?.credentials;
         self.core.remove(&identity, None)?;
+        self.core.history.replaced(&identity, 1, json!({}));
         lock(&self.core.registry).create(Entry::new(identity, credentials))?;
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! no code with the agent, because shared code would share a misreading of the protocol.
 //!
 //! [`hub`] is the handle. The modules in the order of a request: `server` accepts connections, `mqtt` and `rest` are the two doors,
-//! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], [`history`] and [`faults`];
+//! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], [`history`], [`trace`] and [`faults`];
 //! `configurations` and `jobs` are its engines for fleets; [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
 
 pub mod auth;
@@ -32,6 +32,7 @@ pub mod registry;
 mod rest;
 mod server;
 pub mod setup;
+pub mod trace;
 pub mod twin;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

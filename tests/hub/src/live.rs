@@ -51,9 +51,13 @@ impl Live {
         Live { links: Mutex::default(), numbers: AtomicU64::new(1), changes: watch::Sender::new(()) }
     }
 
+    /// A number for a new connection.
+    pub fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Takes the identity's place; an older connection is closed (log code 400027 in Azure).
-    pub fn enter(&self, identity: &Identity) -> Ticket {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+    pub fn enter(&self, identity: &Identity, number: u64) -> Ticket {
         let (outbox, inbox) = mpsc::channel(BACKLOG);
         let closed = CancellationToken::new();
         let link = Link { number, outbox, closed: closed.clone() };

@@ -131,7 +131,11 @@ pub async fn invoke(core: &Core, identity: &Identity, call: Call) -> Result<Answ
     let (request, wait) = core.calls.open(identity);
     let name = utf8_percent_encode(&call.name, NON_ALPHANUMERIC_BUT_WORDS);
     let topic = format!("$iothub/methods/POST/{name}/?$rid={request}");
-    if !core.live.send(identity, Message { topic, payload: Bytes::from(payload) }) {
+    let message = Message { topic, payload: Bytes::from(payload) };
+    if core.faults.take(|faults| &mut faults.repeat_methods) {
+        core.live.send(identity, message.clone());
+    }
+    if !core.live.send(identity, message) {
         core.calls.close(&request);
         return Err(not_online());
     }

@@ -144,6 +144,11 @@ pub struct Entry {
     pub twin: Twin,
     /// MQTT topic filters with the granted quality of service; they outlive connections and the hub itself.
     pub subscriptions: Vec<(String, u8)>,
+    /// When the token that was accepted last ends, Unix seconds; and the newest that counts as expired already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<u64>,
     /// The automatic configurations that target it.
     #[serde(default)]
     pub configurations: BTreeMap<String, Standing>,
@@ -162,6 +167,8 @@ impl Entry {
             credentials,
             twin: Twin::new(&clock::now()),
             subscriptions: Vec::new(),
+            token: None,
+            expired: None,
             configurations: BTreeMap::new(),
         }
     }

@@ -75,6 +75,7 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/admin/faults", get(admin::faults).put(admin::put_faults).delete(admin::clear_faults))
         .route("/admin/counters", get(admin::counters).delete(admin::reset_counters))
         .route("/admin/connections", axum::routing::delete(admin::drop_connections))
+        .route("/admin/trace", get(admin::trace).put(admin::start_trace))
         .route("/admin/registrations", get(admin::registrations))
         .route("/admin/history/{device}", get(admin::history))
         .route("/admin/telemetry/{device}", get(admin::telemetry))

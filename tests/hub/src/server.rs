@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -11,7 +11,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -23,10 +23,37 @@ use crate::rest::{Peer, Scissors};
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(20);
 
-/// Binds a port; `option` is the one that chooses it, for the advice in the error.
-pub async fn listen(bind: IpAddr, port: u16, option: &str) -> Result<TcpListener> {
-    let address = SocketAddr::new(bind, port);
-    let outcome = TcpListener::bind(address).await;
+/// How long a port may take to be free again.
+const HANDOVER: Duration = Duration::from_secs(5);
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// Takes a port (0: any that is free) without listening: it stays ours while nobody listens on it, and no other
+/// program is given it. `option` is the one that chooses it, for the advice in the error.
+pub fn reserve(bind: IpAddr, port: u16, option: &str) -> Result<TcpSocket> {
+    bound(SocketAddr::new(bind, port), option)
+}
+
+/// Listens on a port that was reserved. After a restart the old listener may live a moment longer: in a process that
+/// is being started, between fork and exec.
+pub async fn listen(address: SocketAddr, option: &str) -> Result<TcpListener> {
+    let started = Instant::now();
+    loop {
+        match bound(address, option).and_then(|socket| Ok(socket.listen(BACKLOG)?)) {
+            Err(_) if started.elapsed() < HANDOVER => tokio::time::sleep(Duration::from_millis(20)).await,
+            outcome => return outcome.with_context(|| format!("cannot listen on {address}")),
+        }
+    }
+}
+
+fn bound(address: SocketAddr, option: &str) -> Result<TcpSocket> {
+    let outcome = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let outcome = outcome.and_then(|socket| {
+        // Two sockets may share a port while neither or one of them listens.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    });
     let advice = match outcome.as_ref().map_err(io::Error::kind) {
         Err(io::ErrorKind::AddrInUse) => {
             format!("another program does; choose another port with {option}, or --bind")

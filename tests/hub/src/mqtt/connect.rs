@@ -66,7 +66,11 @@ fn check_token(core: &Core, host: &str, entry: &Entry, password: &str) -> Result
             return Err(format!("{} is registered with a certificate, not with a key", entry.identity));
         }
     };
-    checked.map(|()| token.expiry).map_err(|error| error.to_string())
+    checked.map_err(|error| error.to_string())?;
+    if entry.expired.is_some_and(|expired| token.expiry <= expired) {
+        return Err("the token expired".to_owned());
+    }
+    Ok(token.expiry)
 }
 
 fn check_certificate(entry: &Entry, thumbprints: &[String]) -> Result<(), String> {

@@ -1,6 +1,7 @@
 //! One device's connection: frames in and out, keep-alive, the token's end, and the hub's wish to be rid of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,6 +17,8 @@ use super::provisioning::Registrar;
 use super::session::{Next, Session};
 use crate::core::Core;
 use crate::live::{Message, Ticket};
+use crate::registry::Identity;
+use crate::trace::Trace;
 use crate::{auth, clock};
 
 /// A message of 256 KB with its topic and properties.
@@ -33,7 +36,8 @@ where
     if core.faults.take(|faults| &mut faults.drop_connects) {
         return;
     }
-    let mut wire = Wire { stream, buffer: BytesMut::new() };
+    let trace = core.trace.clone();
+    let mut wire = Wire { stream, buffer: BytesMut::new(), number: core.live.number(), trace };
     if let Err(error) = converse(&core, &mut wire, &chain).await {
         tracing::info!("connection closed: {error:#}");
     }
@@ -57,11 +61,18 @@ where
     if connect.login.as_ref().is_some_and(|login| core.dps.is_addressed(&login.username)) {
         return provision(core, wire, &connect, chain).await;
     }
+    let number = wire.number;
+    let came = |accepted| core.history.came(&Identity::from(&*connect.client_id), number, accepted);
+    if !core.faults.admits() {
+        came(false);
+        bail!("429 ThrottlingException: too many connects in this second");
+    }
     let refused = core.faults.take(|faults| &mut faults.refuse_connects);
     let thumbprints = chain.first().map(|leaf| auth::thumbprints(leaf).to_vec()).unwrap_or_default();
     let accepted = match authorise(core, &connect, &thumbprints) {
         Ok(accepted) if !refused => accepted,
         outcome => {
+            came(false);
             wire.refuse(ConnectReturnCode::NotAuthorized).await?;
             bail!(
                 "refused {:?}: {}",
@@ -70,6 +81,7 @@ where
             );
         }
     };
+    came(true);
     attend(core, wire, connect, accepted).await
 }
 
@@ -116,9 +128,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let identity = accepted.identity;
-    let (mut session, present) = Session::open(core.clone(), identity.clone(), connect.clean_session)?;
+    let (mut session, present) =
+        Session::open(core.clone(), identity.clone(), connect.clean_session, accepted.expiry)?;
     // Before CONNACK, so that who hears of the connection can rely on it.
-    let mut ticket = core.live.enter(&identity);
+    let mut ticket = core.live.enter(&identity, wire.number);
+    let visit = Leaving { core, identity: &identity, number: wire.number, orderly: AtomicBool::new(false) };
     tracing::info!(%identity, "connected");
     let silence = longest_silence(connect.keep_alive);
     let outcome = async {
@@ -126,12 +140,27 @@ where
         exchange(core, wire, &mut session, &mut ticket, silence, end_of_token(accepted.expiry)).await
     }
     .await;
+    visit.orderly.store(outcome.is_ok(), Ordering::Relaxed);
     core.live.leave(&identity, ticket.number);
     if let (Err(_), Some(will)) = (&outcome, &connect.last_will) {
         session.on_will(&will.topic, &will.message);
     }
     tracing::info!(%identity, "disconnected");
     outcome
+}
+
+/// Notes the end of a visit, also when the hub's own end cuts it short.
+struct Leaving<'a> {
+    core: &'a Core,
+    identity: &'a Identity,
+    number: u64,
+    orderly: AtomicBool,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.core.history.left(self.identity, self.number, self.orderly.load(Ordering::Relaxed));
+    }
 }
 
 async fn exchange<S>(
@@ -198,14 +227,22 @@ struct Wire<S> {
     stream: S,
     /// Bytes that are no whole packet yet; kept here, so that a cancelled read loses nothing.
     buffer: BytesMut,
+    /// Of this connection.
+    number: u64,
+    trace: Arc<Trace>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// The next packet; `None` at the end of the stream.
     async fn read(&mut self) -> Result<Option<Packet>> {
         loop {
+            let before = self.trace.is_on().then(|| self.buffer.clone());
             match v4::read(&mut self.buffer, PACKET_LIMIT) {
-                Ok(packet) => return Ok(Some(packet)),
+                Ok(packet) => {
+                    let taken = before.as_ref().and_then(|b| b.get(..b.len() - self.buffer.len()));
+                    self.trace.record(self.number, true, taken.unwrap_or_default());
+                    return Ok(Some(packet));
+                }
                 Err(MqttError::InsufficientBytes(_)) => {}
                 Err(error) => bail!("broken packet: {error:?}"),
             }
@@ -218,7 +255,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     async fn send(&mut self, packets: &[Packet]) -> Result<()> {
         let mut bytes = BytesMut::new();
         for packet in packets {
+            let start = bytes.len();
             encode(packet, &mut bytes).map_err(|error| anyhow!("cannot encode {packet:?}: {error:?}"))?;
+            self.trace.record(self.number, false, bytes.get(start..).unwrap_or_default());
         }
         let written = async {
             self.stream.write_all(&bytes).await?;

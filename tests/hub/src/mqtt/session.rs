@@ -35,9 +35,16 @@ pub struct Session {
 
 impl Session {
     /// Resumes what the registry remembers, or starts clean; the flag is CONNACK's "session present".
-    pub fn open(core: Arc<Core>, identity: Identity, clean: bool) -> Result<(Session, bool), HubError> {
+    /// `token`: when the device's token ends.
+    pub fn open(
+        core: Arc<Core>,
+        identity: Identity,
+        clean: bool,
+        token: Option<u64>,
+    ) -> Result<(Session, bool), HubError> {
         let subscriptions = lock(&core.registry).update(&identity, |entry| {
             entry.last_activity = crate::clock::now();
+            entry.token = token;
             if clean {
                 entry.subscriptions.clear();
             }
@@ -93,7 +100,10 @@ impl Session {
         let acknowledged =
             publish.qos == QoS::AtLeastOnce && !self.core.faults.take(|faults| &mut faults.lose_pubacks);
         let acknowledgement = acknowledged.then(|| Packet::PubAck(PubAck::new(publish.pkid)));
-        Next::Send(acknowledgement.into_iter().chain(answer).collect())
+        let patched = answer.is_some() && matches!(incoming, Incoming::ReportedPatch { .. });
+        let again = patched && self.core.faults.take(|faults| &mut faults.repeat_patch_answers);
+        let repeated = answer.clone().filter(|_| again);
+        Next::Send(acknowledgement.into_iter().chain(answer).chain(repeated).collect())
     }
 
     fn twin_get(&self, request: &str) -> Option<Packet> {
@@ -113,6 +123,10 @@ impl Session {
             .and_then(|patch| self.core.patch_reported(&self.identity, &patch, payload.len()));
         match outcome {
             Ok(_) if self.core.faults.take(|faults| &mut faults.lose_patch_answers) => None,
+            Ok(_) if self.core.faults.take(|faults| &mut faults.cut_patch_answers) => {
+                self.core.live.close(Some(&self.identity));
+                None
+            }
             Ok(version) => self.twin_answer(204, request, &format!("&$version={version}"), String::new()),
             Err(error) => self.twin_error(request, &error),
         }

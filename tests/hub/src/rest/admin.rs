@@ -14,6 +14,7 @@ use crate::error::{HubError, Kind};
 use crate::faults::FaultSet;
 use crate::history::{ReportedPatch, Telemetry};
 use crate::registry::Identity;
+use crate::trace::Frame;
 
 pub async fn faults(State(core): State<Arc<Core>>) -> Json<FaultSet> {
     Json(core.faults.get())
@@ -53,6 +54,17 @@ pub async fn registrations(State(core): State<Arc<Core>>) -> Json<Vec<Registrati
 /// `{device}` or `{device}%2F{module}`.
 pub async fn history(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<ReportedPatch>> {
     Json(core.history.patches(&Identity::from(&*device)))
+}
+
+/// What was recorded of the wire.
+pub async fn trace(State(core): State<Arc<Core>>) -> Json<Vec<Frame>> {
+    Json(core.trace.frames())
+}
+
+/// Records from now on, from nothing.
+pub async fn start_trace(State(core): State<Arc<Core>>) -> StatusCode {
+    core.trace.start();
+    StatusCode::NO_CONTENT
 }
 
 pub async fn telemetry(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<Telemetry>> {

@@ -257,7 +257,13 @@ impl Sending {
                 pending().await
             }
             Some(FileEffect::Stall { after }) if self.sent >= after => pending().await,
-            Some(FileEffect::Drop { after } | FileEffect::Stall { after }) => after - self.sent,
+            Some(FileEffect::Hold { after }) if self.sent >= after => {
+                self.asked.core.faults.released(&self.asked.path).await;
+                u64::MAX
+            }
+            Some(FileEffect::Drop { after } | FileEffect::Stall { after } | FileEffect::Hold { after }) => {
+                after - self.sent
+            }
             _ => u64::MAX,
         }
     }

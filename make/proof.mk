@@ -1,0 +1,7 @@
+.PHONY: storm reconnect-plot
+
+storm: ## 1,000 agents' connections against a hub that fails over, restarts and throttles (minutes)
+	FWUPDATE_STORM=1000 $(CARGO) test --test integration storm::a_fleet -- --ignored --nocapture
+
+reconnect-plot: ## draws docs/reconnect.svg anew: 100,000 gateways against IoT Hub's limits
+	FWUPDATE_DRAW=1 $(CARGO) test --test integration spread:: -- --nocapture

@@ -1,0 +1,280 @@
+//! The record that outlives power cuts: everything the agent remembers, and how an operation ends in it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::{Extra, Operation, Origin, Phase, Plan, without_query};
+use crate::failure::Failure;
+use crate::manifest::Digest;
+use crate::slot::Slot;
+
+/// The version of the record that this agent writes; readers of any version read what they know of it.
+pub const RECORD_VERSION: u32 = 1;
+
+/// How many ended operations `history` keeps.
+const HISTORY: usize = 16;
+
+/// How many digests the quarantine keeps; the oldest goes first.
+const QUARANTINE: usize = 16;
+
+/// Everything the agent remembers. Additive: a field that is missing has a default, one that is unknown is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Record {
+    pub version: u32,
+    pub phase: Phase,
+    /// Ended operations, the newest first.
+    pub history: Vec<Last>,
+    /// How many of the newest outcomes the hub has not acknowledged yet; they are told one by one, the
+    /// oldest first.
+    pub unreported: usize,
+    pub slots: Slots,
+    /// Images that must not be tried again unless forced.
+    pub quarantine: Vec<Quarantined>,
+    /// The highest security version ever committed.
+    pub floor: u64,
+    /// The tutorial's time stamps.
+    pub times: Times,
+    /// The newest wall clock that was seen, Unix seconds: the clock never falls below it.
+    pub wall_clock: i64,
+    /// Bytes that the running operation has received, over all its runs.
+    pub downloaded: u64,
+    /// How far its staging has come, so that no restart takes back what was reported.
+    pub progress: Progress,
+    /// systemd units that had failed before the last update was armed; `None`: not known.
+    pub failed_units: Option<BTreeSet<String>>,
+    /// The last desired section that was acted upon.
+    pub desired: Option<Desired>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Default for Record {
+    fn default() -> Record {
+        Record {
+            version: RECORD_VERSION,
+            phase: Phase::Unknown,
+            history: Vec::new(),
+            unreported: 0,
+            slots: Slots::default(),
+            quarantine: Vec::new(),
+            floor: 0,
+            times: Times::default(),
+            wall_clock: 0,
+            downloaded: 0,
+            progress: Progress::default(),
+            failed_units: None,
+            desired: None,
+            extra: Extra::new(),
+        }
+    }
+}
+
+/// How far staging has come, as it was last told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    pub percent: u64,
+    /// What `downloaded` will be at the end, bytes.
+    pub expected: u64,
+    /// Bytes of the image that needed no download.
+    pub reused: u64,
+}
+
+/// The desired section as it was last acted upon, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Desired {
+    /// Digest of the section without query strings.
+    pub digest: Digest,
+    pub version: Option<String>,
+    /// `Accepted`, `Committed`, `Superseded`, or an error code.
+    pub code: String,
+    pub message: String,
+    /// The operation that it led to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Times {
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub download_complete: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub started_applying_image: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_firmware_update: Option<OffsetDateTime>,
+}
+
+/// What is known of the two slots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Slots {
+    pub a: SlotInfo,
+    pub b: SlotInfo,
+}
+
+impl Slots {
+    pub fn get(&self, slot: Slot) -> &SlotInfo {
+        match slot {
+            Slot::A => &self.a,
+            Slot::B => &self.b,
+        }
+    }
+
+    pub fn get_mut(&mut self, slot: Slot) -> &mut SlotInfo {
+        match slot {
+            Slot::A => &mut self.a,
+            Slot::B => &mut self.b,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SlotInfo {
+    pub state: SlotState,
+    pub image: Option<ImageInfo>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SlotState {
+    /// It booted, passed its checks and was committed, or was the primary when this agent first ran.
+    Proven,
+    /// It is being written, or holds an image that was never tried.
+    Writing,
+    /// Its image was tried and failed, or its writing ended early.
+    Failed,
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// An image as its manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageInfo {
+    pub version: String,
+    pub security_version: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+    /// Digest of the manifest and of the image; bytes of the image.
+    pub manifest: Digest,
+    pub sha256: Digest,
+    pub size: u64,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    Committed,
+    Failed,
+    RolledBack,
+    Cancelled,
+    #[serde(other)]
+    Unknown,
+}
+
+/// An ended operation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Last {
+    pub id: String,
+    pub source: Origin,
+    pub result: Outcome,
+    pub from_version: Option<String>,
+    pub to_version: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub finished_at: OffsetDateTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+    /// What the operation asked for, without its query: a repeated call is recognised by it.
+    #[serde(default)]
+    pub operation: Operation,
+}
+
+/// An image that failed, with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quarantined {
+    pub sha256: Digest,
+    pub version: String,
+    pub failure: Failure,
+    /// False: its tries were used up by power cuts once, and it is offered once more.
+    pub refused: bool,
+}
+
+impl Record {
+    /// The newest outcome.
+    pub fn last(&self) -> Option<&Last> {
+        self.history.first()
+    }
+
+    /// The outcome to report: the oldest that the hub has not acknowledged, else the newest.
+    pub fn told(&self) -> Option<&Last> {
+        self.history.get(self.unreported.saturating_sub(1)).or(self.last())
+    }
+
+    /// The entry that refuses this image, if one does.
+    pub fn refusal(&self, sha256: &Digest) -> Option<&Quarantined> {
+        self.quarantine.iter().find(|entry| entry.refused && entry.sha256 == *sha256)
+    }
+
+    /// Ends `operation`: the phase is idle again and the outcome waits to be reported.
+    pub(super) fn finish(&mut self, end: End<'_>, now: OffsetDateTime) {
+        let mut operation = end.operation.clone();
+        operation.uri = without_query(&operation.uri).to_owned();
+        if let Some(desired) = &mut self.desired {
+            desired.ended(&operation.id, end.failure.as_ref());
+        }
+        self.history.insert(
+            0,
+            Last {
+                id: operation.id.clone(),
+                source: operation.source,
+                result: end.result,
+                from_version: end.plan.and_then(|plan| plan.from_version.clone()),
+                to_version: end
+                    .plan
+                    .and_then(|plan| plan.image.as_ref())
+                    .map(|image| image.version.clone())
+                    .or_else(|| operation.version.clone()),
+                finished_at: now,
+                error: end.failure,
+                operation,
+            },
+        );
+        self.history.truncate(HISTORY);
+        self.unreported = (self.unreported + 1).min(HISTORY);
+        self.phase = Phase::Idle;
+    }
+
+    /// A command other than the desired section starts something.
+    pub(super) fn supersede_desired(&mut self) {
+        if let Some(desired) = &mut self.desired {
+            desired.superseded();
+        }
+    }
+
+    /// Remembers that `plan`'s image failed. `refused` false only marks it.
+    pub(super) fn quarantine(&mut self, plan: &Plan, failure: &Failure, refused: bool) {
+        let Some(image) = &plan.image else { return };
+        self.quarantine.retain(|entry| entry.sha256 != image.sha256);
+        let (sha256, version) = (image.sha256, image.version.clone());
+        self.quarantine.insert(0, Quarantined { sha256, version, failure: failure.clone(), refused });
+        self.quarantine.truncate(QUARANTINE);
+    }
+}
+
+/// How and why an operation ends; `plan` is there once there was one.
+pub(super) struct End<'a> {
+    pub operation: &'a Operation,
+    pub plan: Option<&'a Plan>,
+    pub result: Outcome,
+    pub failure: Option<Failure>,
+}

@@ -1,0 +1,127 @@
+//! The rules of the transition function, one by one; the explorer tests their interplay.
+
+use super::*;
+
+/// What release 0.1.0 wrote: every later agent must be able to read it.
+const RELEASE_0_1: &str = include_str!("../../tests/records/0.1.0-trying.json");
+
+fn boot(booted: Slot, env: BootEnv) -> Boot {
+    let boot_id = BootId("b1".into());
+    Boot { booted: Some(booted), env: Some(env), boot_id, now: OffsetDateTime::UNIX_EPOCH, uptime: 9 }
+}
+
+fn record() -> Record {
+    serde_json::from_str(RELEASE_0_1).unwrap()
+}
+
+fn plan() -> Plan {
+    record().phase.plan().unwrap().clone()
+}
+
+fn roll_back(code: Code, boots: u8, record: &Record) -> Record {
+    let trial = Trial { boot_id: BootId("b1".into()), since: 0, boots, connected: true };
+    let record = Record { phase: Phase::Trying { plan: plan(), trial }, ..record.clone() };
+    let on_trial = boot(Slot::B, plan().env_armed());
+    step(&record, &on_trial, Event::Failed(Failure::new(code, "no"))).0
+}
+
+#[test]
+fn the_previous_releases_record_is_read() {
+    let record = record();
+    assert_eq!(record.phase.name(), "trying");
+    assert_eq!(record.slots.a.state, SlotState::Proven);
+    assert_eq!(plan().image.unwrap().version, "1.5.0");
+    assert_eq!(record.history.len(), 1);
+}
+
+#[test]
+fn what_a_newer_agent_wrote_is_kept() {
+    let mut newer: Value = serde_json::from_str(RELEASE_0_1).unwrap();
+    newer["version"] = 7.into();
+    newer["shiny"] = serde_json::json!({"a": [1]});
+    newer["phase"]["plan"]["polish"] = true.into();
+    newer["phase"]["plan"]["operation"]["colour"] = "red".into();
+    let read: Record = serde_json::from_value(newer.clone()).unwrap();
+    let written = serde_json::to_value(&read).unwrap();
+    assert_eq!(written["version"], 7);
+    assert_eq!(written["shiny"], newer["shiny"]);
+    assert_eq!(written["phase"]["plan"]["polish"], true);
+    assert_eq!(written["phase"]["plan"]["operation"]["colour"], "red");
+}
+
+#[test]
+fn an_unknown_phase_means_ask_the_environment() {
+    let mut newer: Value = serde_json::from_str(RELEASE_0_1).unwrap();
+    newer["phase"]["name"] = "polishing".into();
+    let read: Record = serde_json::from_value(newer).unwrap();
+    assert_eq!(read.phase, Phase::Unknown);
+    let env = BootEnv { primary: Slot::A, ..plan().env_armed() };
+    let (next, effect) = step(&read, &boot(Slot::B, env), Event::Started);
+    assert!(matches!(next.phase, Phase::Trying { .. }), "{:?}", next.phase);
+    assert!(matches!(effect, Some(Effect::Check(..))));
+    let (next, effect) = step(&read, &boot(Slot::A, BootEnv::only(Slot::A)), Event::Started);
+    assert_eq!((next.phase, effect), (Phase::Idle, None));
+}
+
+#[test]
+fn a_failed_check_is_quarantined_at_once() {
+    let next = roll_back(Code::HealthCheckFailed, 1, &record());
+    assert!(next.refusal(&plan().image.unwrap().sha256).is_some());
+}
+
+#[test]
+fn a_hub_out_of_reach_never_quarantines() {
+    let next = roll_back(Code::CloudUnreachable, 1, &record());
+    assert_eq!(next.quarantine, []);
+}
+
+#[test]
+fn tries_used_up_by_power_cuts_are_offered_once_more() {
+    let used_up = boot(Slot::A, BootEnv { primary: Slot::A, ..plan().env_armed() });
+    let trial = crate::slot::Armed { slot: Slot::B, tries: 0 };
+    let used_up = Boot { env: Some(BootEnv { trial: Some(trial), ..BootEnv::only(Slot::A) }), ..used_up };
+    let sha256 = plan().image.unwrap().sha256;
+    let (once, _) = step(&record(), &used_up, Event::Started);
+    assert_eq!((once.quarantine.len(), once.refusal(&sha256)), (1, None));
+    let again = Record { phase: record().phase, ..once };
+    let (twice, _) = step(&again, &used_up, Event::Started);
+    assert!(twice.refusal(&sha256).is_some());
+}
+
+#[test]
+fn an_image_that_never_reached_user_space_is_quarantined() {
+    let trial = crate::slot::Armed { slot: Slot::B, tries: 0 };
+    let env = BootEnv { trial: Some(trial), ..BootEnv::only(Slot::A) };
+    let phase = Phase::Rebooting { plan: plan(), boot_id: BootId("b0".into()), connected: true };
+    let (next, effect) = step(&Record { phase, ..record() }, &boot(Slot::A, env), Event::Started);
+    assert!(matches!(effect, Some(Effect::Revert(_))));
+    let entry = next.refusal(&plan().image.unwrap().sha256).unwrap();
+    assert_eq!(entry.failure.code, Code::BootloaderFellBack);
+    assert_eq!(entry.failure.evidence.as_ref().unwrap().boot_attempts, Some(3));
+}
+
+#[test]
+fn a_commit_raises_the_floor_and_a_rollback_does_not_lower_it() {
+    let record = Record { phase: Phase::Committing { plan: plan() }, ..record() };
+    let (next, _) = step(&record, &boot(Slot::B, plan().env_committed()), Event::Committed);
+    assert_eq!(next.floor, 4);
+    assert_eq!(next.last().unwrap().result, Outcome::Committed);
+    assert_eq!(next.slots.b.state, SlotState::Proven);
+    assert_eq!(next.unreported, 1);
+}
+
+#[test]
+fn nothing_is_touched_when_the_witnesses_disagree() {
+    let unsure = Boot { booted: None, ..boot(Slot::B, plan().env_armed()) };
+    assert_eq!(step(&record(), &unsure, Event::Started), (record(), None));
+}
+
+#[test]
+fn the_ended_operation_keeps_no_token() {
+    let next = roll_back(Code::HealthCheckFailed, 1, &record());
+    let (ended, _) = step(&next, &boot(Slot::A, BootEnv::only(Slot::A)), Event::Reverted);
+    let last = ended.last().unwrap();
+    assert_eq!(last.result, Outcome::RolledBack);
+    assert_eq!(last.operation.uri, "https://host/fw.fwb");
+    assert!(!serde_json::to_string(&ended).unwrap().contains("sig=secret"));
+}
