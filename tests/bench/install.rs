@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fwupdate::config::Download;
+use fwupdate::config::{Download, Proxy};
 use fwupdate::manifest::TrustedKeys;
 use fwupdate::stage::{self, Http, Meter, Progress, Source, Target};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -31,7 +31,13 @@ async fn install(arguments: &[String]) -> Result<()> {
     let tls = fwupdate::tls::client_config(ca.map(|path| Path::new(path.as_str())), None, now)?;
     let hour = Duration::from_secs(3600);
     let stall_timeout = Duration::from_secs(60);
-    let download = Download { patience: hour, stall_timeout, rate_limit: None, max_bytes: None };
+    let download = Download {
+        proxy: Proxy::default(),
+        patience: hour,
+        stall_timeout,
+        rate_limit: None,
+        max_bytes: None,
+    };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
     let source = match bundle.starts_with("https:") {
         true => Source::Http(bundle.parse()?),
