@@ -6,8 +6,8 @@ set -eu
 cd "$(dirname "$0")/.."
 out=$PWD/target/pages
 rm -rf "$out"
-${CARGO:-cargo} build --quiet --features pages,fwupdate-hub/pages --target-dir target/pages-build --bins -p fwupdate -p fwupdate-hub
-programs=target/pages-build/debug
+${CARGO:-cargo} build --quiet --features pages,fwupdate-hub/pages --bins -p fwupdate -p fwupdate-hub
+programs=target/debug
 FWUPDATE_PAGES=$out/agent $programs/fwupdated
 FWUPDATE_PAGES=$out/agent $programs/fwupdatectl
 FWUPDATE_PAGES=$out/tools $programs/fwupdate-bundle

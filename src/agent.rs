@@ -39,6 +39,8 @@ use crate::store::Store;
 const TICK: Duration = Duration::from_millis(250);
 /// Received bytes that may go uncounted when the power is cut.
 const SPENT_STEP: u64 = 4 << 20;
+/// Lifecycle events that may wait for the hub: those of several updates.
+const EVENTS: usize = 64;
 /// Longest pause before an effect that has to work is tried again.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -57,11 +59,15 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     let record = load(&store);
     let gateway = Arc::new(Gateway::new(settings));
     let (mut agent, hub_documents) = Agent::new(gateway.clone(), store, record);
+    let (telemetry_in, telemetry) = mpsc::channel(EVENTS);
+    if gateway.settings.cloud.is_some() && gateway.settings.report.telemetry {
+        agent.publisher.tell_events(&agent.record, telemetry_in);
+    }
     let (calls_in, mut calls) = mpsc::channel(16);
     let (events_in, mut events) = mpsc::channel(64);
     let edges = CancellationToken::new();
     let control = serve_control(&gateway, calls_in);
-    let hub = connect(&gateway, &agent, hub_documents, events_in, edges.clone());
+    let hub = connect(&gateway, &agent, hub_documents, events_in, telemetry, edges.clone());
     agent.apply(Event::Started);
     systemd::ready();
     let exit = agent.serve(&mut events, &mut calls, &shutdown).await;
@@ -105,6 +111,7 @@ fn connect(
     agent: &Agent,
     documents: tokio::sync::watch::Receiver<Arc<hub::Document>>,
     events: mpsc::Sender<hub::Event>,
+    telemetry: mpsc::Receiver<hub::Message>,
     shutdown: CancellationToken,
 ) -> Option<JoinHandle<()>> {
     let Some(cloud) = gateway.settings.cloud.clone() else {
@@ -112,7 +119,7 @@ fn connect(
         return None;
     };
     let (interval, floor) = (gateway.settings.report.interval, gateway.now(&agent.record));
-    Some(tokio::spawn(hub::run(cloud, interval, floor, documents, events, shutdown)))
+    Some(tokio::spawn(hub::run(cloud, interval, floor, documents, events, telemetry, shutdown)))
 }
 
 /// The agent's own state: what is remembered, what is durable, and what is under way.

@@ -238,6 +238,8 @@ pub struct Window {
 pub struct Report {
     /// Least time between two progress patches within one phase.
     pub interval: Duration,
+    /// Whether lifecycle events are sent as device-to-cloud messages.
+    pub telemetry: bool,
 }
 
 #[derive(Debug, Clone)]

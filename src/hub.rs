@@ -17,6 +17,7 @@ mod placement;
 mod provision;
 mod sas;
 mod session;
+mod telemetry;
 mod topics;
 mod twin;
 
@@ -29,6 +30,7 @@ pub use connection::run;
 pub use error::HubError;
 pub use method::MethodCall;
 pub use sas::service_token;
+pub use telemetry::Message;
 
 /// What the agent is told.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod command;
 pub mod desired;
 pub mod failure;
+pub mod lifecycle;
 pub mod machine;
 pub mod manifest;
 pub mod plan;
@@ -26,6 +27,9 @@ pub mod hub;
 pub mod stage;
 pub mod store;
 pub mod tls;
+
+// What the command-line programs share.
+pub mod cli;
 
 // Build step: man pages and completions of the programs.
 #[cfg(feature = "pages")]

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::gateway::Gateway;
 use super::{Agent, systemd};
 use crate::clock;
 use crate::control::Reply;
-use crate::hub::Document;
+use crate::hub::{Document, Message};
+use crate::lifecycle;
 use crate::machine::{self, Last, Phase, Record};
 use crate::report::{self, Progress, View};
 use crate::stage::Step;
@@ -25,6 +26,8 @@ pub struct Publisher {
     milestone: (String, u64),
     /// When this run's staging began, and the percent it began from.
     staging_since: Option<(Instant, u64)>,
+    /// Where lifecycle events go, and the record up to which they were told; `None`: switched off.
+    telemetry: Option<(mpsc::Sender<Message>, Record)>,
 }
 
 impl Publisher {
@@ -39,8 +42,29 @@ impl Publisher {
             outcome: None,
             milestone: (String::new(), 0),
             staging_since: None,
+            telemetry: None,
         };
         (publisher, receiver)
+    }
+
+    /// From now on what happens to `record` is told, and so are its outcomes that the hub may not know.
+    pub fn tell_events(&mut self, record: &Record, telemetry: mpsc::Sender<Message>) {
+        let history = record.history.get(record.unreported..).unwrap_or_default().to_vec();
+        self.telemetry = Some((telemetry, Record { history, ..record.clone() }));
+    }
+
+    /// Hands what happened to the hub edge, which sends it when it can; never waits.
+    fn events(&mut self, record: &Record, now: time::OffsetDateTime) {
+        let Some((telemetry, told)) = &mut self.telemetry else { return };
+        for event in lifecycle::between(told, record, now) {
+            if telemetry.try_send(message(&event)).is_err() {
+                tracing::warn!(
+                    event = event.name.as_str(),
+                    "too many lifecycle events wait: this one is not sent"
+                );
+            }
+        }
+        *told = record.clone();
     }
 
     /// The document of this generation told the outcome that waits for its acknowledgement.
@@ -111,6 +135,7 @@ impl Agent {
         }
         self.publisher.view.progress = None;
         let saved = self.saved.clone();
+        self.publisher.events(&saved, self.gateway.now(&saved));
         self.publisher.publish(&saved);
     }
 
@@ -189,6 +214,16 @@ impl Agent {
             self.publisher.watchers.push(watcher);
         }
     }
+}
+
+/// A copy of an event has the same id, also one that another run of the agent sends.
+fn message(event: &lifecycle::Event) -> Message {
+    let named = format!("{}\n{}\n{}", event.operation, event.name, event.attempt);
+    let digest = ring::digest::digest(&ring::digest::SHA256, named.as_bytes());
+    let id: String = data_encoding::HEXLOWER.encode(digest.as_ref()).chars().take(32).collect();
+    let mut properties = vec![("schema", lifecycle::SCHEMA.to_owned()), ("event", event.name.clone())];
+    properties.extend(event.code.map(|code| ("code", code.to_string())));
+    Message { id, correlation: event.operation.clone(), properties, body: event.body.clone() }
 }
 
 fn without_time(body: &Map<String, Value>) -> Map<String, Value> {

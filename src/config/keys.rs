@@ -64,6 +64,7 @@ pub const KEYS: &[Key] = &[
     key("policy.approval", "false"),
     key("policy.reboot_command", "[\"systemctl\", \"reboot\"]"),
     key("report.interval", "\"5s\""),
+    key("report.telemetry", "true"),
     key("state.dir", "\"/var/lib/fwupdate\""),
     key("system.proc", "\"/proc\""),
     key("system.sys", "\"/sys\""),

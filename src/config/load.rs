@@ -95,7 +95,10 @@ fn settings(
         download: download(inputs, proxy)?,
         health: health(inputs)?,
         policy: policy(inputs)?,
-        report: Report { interval: inputs.span("report.interval", SECOND, HOUR)? },
+        report: Report {
+            interval: inputs.span("report.interval", SECOND, HOUR)?,
+            telemetry: inputs.flag("report.telemetry")?,
+        },
         state: State { dir: inputs.need_path("state.dir")? },
         system: System {
             proc: inputs.need_path("system.proc")?,

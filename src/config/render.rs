@@ -24,7 +24,10 @@ pub fn render(settings: &Settings) -> String {
     root.insert("health".into(), health(settings).into());
     root.insert("policy".into(), policy(settings).into());
     let interval = show_duration(settings.report.interval).into();
-    root.insert("report".into(), table([("interval", interval)]).into());
+    root.insert(
+        "report".into(),
+        table([("interval", interval), ("telemetry", settings.report.telemetry.into())]).into(),
+    );
     root.insert("state".into(), table([("dir", path(&settings.state.dir))]).into());
     root.insert("system".into(), system(settings).into());
     root.to_string()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rumqttc::{MqttOptions, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
+use rumqttc::{MqttOptions, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +23,7 @@ use super::method::MethodCall;
 use super::outbox::Outbox;
 use super::placement::Placement;
 use super::session::{CLOSE_WITHIN, Packets, Session, packets, say_goodbye};
+use super::telemetry::{Message, Telemetry};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
 use super::{Document, Event, identity};
@@ -33,7 +34,7 @@ use crate::config::{Cloud, Seat};
 ///
 /// `interval` is the least time between two reports of one milestone. `clock_floor` is a time that is known to
 /// have passed: tokens and certificates are dated by the later of it and the system's clock. The newest of
-/// `documents` is what the twin shall say. Never returns for an error: those are reported and retried, with
+/// `documents` is what the twin shall say, and `telemetry` is sent message by message. Never returns for an error: those are reported and retried, with
 /// pauses of 1 to 100 seconds.
 pub async fn run(
     cloud: Cloud,
@@ -41,10 +42,13 @@ pub async fn run(
     clock_floor: OffsetDateTime,
     documents: watch::Receiver<Arc<Document>>,
     events: mpsc::Sender<Event>,
+    telemetry: mpsc::Receiver<Message>,
     shutdown: CancellationToken,
 ) {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(100));
-    Connection::new(cloud, interval, clock_floor, documents, events, shutdown, backoff).run().await;
+    let mut connection = Connection::new(cloud, interval, clock_floor, documents, events, shutdown, backoff);
+    connection.telemetry = Telemetry::new(telemetry);
+    connection.run().await;
 }
 
 /// Why a session is over.
@@ -69,6 +73,7 @@ pub(super) struct Connection {
     shutdown: CancellationToken,
     twin: Twin,
     outbox: Outbox,
+    telemetry: Telemetry,
     backoff: Backoff,
     /// The agent was told that it is connected.
     online: bool,
@@ -98,6 +103,7 @@ impl Connection {
             shutdown,
             twin: Twin::new(fastrand::u64(..), interval, backoff.clone(), document),
             outbox: Outbox::default(),
+            telemetry: Telemetry::new(mpsc::channel(1).1),
             backoff,
             online: false,
             reason: None,
@@ -108,6 +114,7 @@ impl Connection {
         loop {
             let end = self.session().await;
             self.twin.disconnected();
+            self.telemetry.disconnected();
             match end {
                 End::Stopped => break,
                 End::Renew => continue,
@@ -184,9 +191,12 @@ impl Connection {
         for action in self.twin.poll(now) {
             self.perform(session, action)?;
         }
+        if session.ready_at.is_some() {
+            self.send_telemetry(session)?;
+        }
         if let Some(by) = session.closing {
             // Before the twin was read there is nothing to report, but a call may wait for its answer.
-            let told = session.ready_at.is_none() || self.twin.is_settled();
+            let told = session.ready_at.is_none() || self.twin.is_settled() && self.telemetry.is_empty();
             let done = session.is_idle() && told;
             return Ok((done || now >= by).then_some(End::Stopped));
         }
@@ -204,6 +214,7 @@ impl Connection {
         tokio::select! {
             packet = packets.next() => match packet {
                 Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(End::Lost)?,
+                Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(packet)))) => session.left(packet),
                 Some(Ok(rumqttc::Event::Outgoing(_))) => {}
                 Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.line, session.accepted))),
                 None => return Err(End::Stopped),
@@ -213,6 +224,7 @@ impl Connection {
                 self.documents_end = changed.is_err();
                 self.adopt_document();
             }
+            () = self.telemetry.filled() => {}
             () = sleep_until(wake) => {}
             () = self.shutdown.cancelled(), if session.closing.is_none() => {
                 return self.finish(session);
@@ -249,6 +261,9 @@ impl Connection {
             }
             Packet::SubAck(answer) => self.subscribed(session, &answer)?,
             Packet::Publish(message) => self.message(session, &message)?,
+            Packet::PubAck(answer) if session.acknowledges_telemetry(answer.pkid) => {
+                self.telemetry.acknowledged()
+            }
             _ => {}
         }
         Ok(())
@@ -290,16 +305,24 @@ impl Connection {
 
     fn perform(&mut self, session: &mut Session, action: Action) -> Result<(), HubError> {
         match action {
-            Action::Publish { topic, payload } => session
-                .client
-                .try_publish(topic, QoS::AtLeastOnce, false, payload)
-                .map_err(|_| stuck(session))?,
+            Action::Publish { topic, payload } => {
+                if !session.publish(topic, payload, false) {
+                    return Err(stuck(session));
+                }
+            }
             Action::Ready => self.ready(session),
             Action::Desired(desired) => self.outbox.push(Event::Desired(desired)),
             Action::Acknowledged(generation) => self.outbox.push(Event::Acknowledged { generation }),
             Action::Lost(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn send_telemetry(&mut self, session: &mut Session) -> Result<(), HubError> {
+        let Some(message) = self.telemetry.take() else { return Ok(()) };
+        let topic = message.topic(&identity::messages(&session.seat));
+        let queued = session.publish(topic, message.body.to_string().into_bytes(), true);
+        if queued { Ok(()) } else { Err(stuck(session)) }
     }
 
     fn ready(&mut self, session: &mut Session) {

@@ -46,6 +46,14 @@ pub(super) fn dps_resource(dps: &Dps) -> String {
     format!("{}/registrations/{}", dps.id_scope, dps.registration_id)
 }
 
+/// The same within the hub, where messages are sent to.
+pub(super) fn messages(seat: &Seat) -> String {
+    match &seat.module_id {
+        Some(module) => format!("devices/{}/modules/{module}", seat.device_id),
+        None => format!("devices/{}", seat.device_id),
+    }
+}
+
 /// The host to connect to, for TCP and TLS.
 pub(super) fn address(seat: &Seat) -> &str {
     seat.gateway.as_deref().unwrap_or(&seat.host)
@@ -69,6 +77,7 @@ mod tests {
         let seat = seat(None, None);
         assert_eq!(client_id(&seat), "dev-1");
         assert_eq!(resource(&seat), "myhub.azure-devices.net/devices/dev-1");
+        assert_eq!(messages(&seat), "devices/dev-1");
         assert_eq!(address(&seat), "myhub.azure-devices.net");
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(
@@ -84,6 +93,7 @@ mod tests {
         let seat = seat(Some("updater"), Some("edge.local"));
         assert_eq!(client_id(&seat), "dev-1/updater");
         assert_eq!(resource(&seat), "myhub.azure-devices.net/devices/dev-1/modules/updater");
+        assert_eq!(messages(&seat), "devices/dev-1/modules/updater");
         assert_eq!(address(&seat), "edge.local");
         assert!(user_name(&seat).starts_with("myhub.azure-devices.net/dev-1/updater/?api-version="));
     }

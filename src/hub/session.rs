@@ -1,5 +1,6 @@
 //! One MQTT session: its client, the calls that wait for answers, and its deadlines.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
@@ -39,6 +40,10 @@ pub(super) struct Session {
     /// At which hub, and as whom.
     pub seat: Seat,
     pub line: Line,
+    /// Whether each publish that has not left yet is telemetry.
+    queued: VecDeque<bool>,
+    /// The packet id of the telemetry under way.
+    telemetry: Option<u16>,
     started: Instant,
     /// The token's life, if there is a token.
     token: Option<Duration>,
@@ -64,6 +69,8 @@ impl Session {
             closing: None,
             seat,
             line,
+            queued: VecDeque::new(),
+            telemetry: None,
             started: Instant::now(),
             token,
         };
@@ -103,9 +110,30 @@ impl Session {
         times.into_iter().flatten().min().unwrap_or_else(|| now + Duration::from_secs(3600))
     }
 
-    pub fn reply(&self, reply: Reply) {
+    /// Queues a message; `false`: the hub stopped acknowledging.
+    pub fn publish(&mut self, topic: String, body: Vec<u8>, telemetry: bool) -> bool {
+        let queued = self.client.try_publish(topic, QoS::AtLeastOnce, false, body).is_ok();
+        if queued {
+            self.queued.push_back(telemetry);
+        }
+        queued
+    }
+
+    /// A message left with this packet id: messages leave in the order in which they were queued.
+    pub fn left(&mut self, packet: u16) {
+        if self.queued.pop_front() == Some(true) {
+            self.telemetry = Some(packet);
+        }
+    }
+
+    /// Whether this acknowledgement is that of the telemetry under way.
+    pub fn acknowledges_telemetry(&mut self, packet: u16) -> bool {
+        self.telemetry.take_if(|under_way| *under_way == packet).is_some()
+    }
+
+    pub fn reply(&mut self, reply: Reply) {
         let topic = topics::method_response(reply.status, &reply.rid);
-        if self.client.try_publish(topic, QoS::AtLeastOnce, false, reply.body).is_err() {
+        if !self.publish(topic, reply.body, false) {
             tracing::warn!("the answer to a method call could not be sent");
         }
     }
@@ -153,10 +181,14 @@ mod tests {
     use serde_json::json;
 
     fn session(life: Option<Duration>) -> Session {
+        connected(life).0
+    }
+
+    fn connected(life: Option<Duration>) -> (Session, EventLoop) {
         let (host, device_id) = ("hub".to_owned(), "dev-1".to_owned());
         let seat = Seat { host, gateway: None, device_id, module_id: None };
         let line = Line { address: "localhost:1".into(), identity: "dev-1".into(), proxy: None };
-        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, line, life).0
+        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, line, life)
     }
 
     #[test]
@@ -181,6 +213,18 @@ mod tests {
         assert_eq!(session.wake_at(at, None), by);
         let soon = start + Duration::from_secs(1);
         assert_eq!(session.wake_at(start, Some(soon)), soon);
+    }
+
+    #[test]
+    fn only_the_acknowledgement_of_telemetry_counts_as_one() {
+        // Its event loop is there, or nothing could be queued.
+        let (mut session, _events) = connected(None);
+        for telemetry in [false, true, false] {
+            assert!(session.publish("t".into(), Vec::new(), telemetry));
+        }
+        (1..4).for_each(|packet| session.left(packet));
+        assert!(!session.acknowledges_telemetry(1) && !session.acknowledges_telemetry(3));
+        assert!(session.acknowledges_telemetry(2) && !session.acknowledges_telemetry(2));
     }
 
     #[test]

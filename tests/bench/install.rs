@@ -32,11 +32,11 @@ async fn install(arguments: &[String]) -> Result<()> {
     let hour = Duration::from_secs(3600);
     let stall_timeout = Duration::from_secs(60);
     let download = Download {
-        proxy: Proxy::default(),
         patience: hour,
         stall_timeout,
         rate_limit: None,
         max_bytes: None,
+        proxy: Proxy::default(),
     };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
     let source = match bundle.starts_with("https:") {

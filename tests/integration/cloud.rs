@@ -132,6 +132,30 @@ async fn a_rollout_calls_all_that_the_query_selects_and_tells_what_became_of_the
     assert_eq!(*last, json!({"job": "completed", "gateways": 1, "counts": {"committed": 1}}));
     assert_eq!(world.outcome("ring-one").await["toVersion"], "2.0.0");
 
+    let shown = cloud(&mut world, &["job", "ring-one", "--json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&out(&shown)).unwrap(), *last);
+    let later = [
+        "rollout",
+        "--query",
+        "*",
+        "--uri",
+        &two.url,
+        "--operation-id",
+        "later",
+        "--start",
+        "2999-01-01T00:00:00Z",
+    ];
+    assert_eq!(cloud(&mut world, &later).await.status.code(), Some(0));
+    let cancelled = cloud(&mut world, &["job", "later", "--cancel"]).await;
+    assert!(
+        out(&cancelled).starts_with("job cancelled, 0 gateways"),
+        "{}{}",
+        out(&cancelled),
+        err(&cancelled)
+    );
+    assert_eq!(cloud(&mut world, &["job", "later", "--watch"]).await.status.code(), Some(1));
+    assert_eq!(cloud(&mut world, &["job", "none"]).await.status.code(), Some(1));
+
     // One is not connected, the other has this version: neither commits.
     world.hub.add_device("spare").unwrap();
     let failed = cloud(&mut world, &rollout("*", "ring-two")).await;
@@ -145,4 +169,119 @@ async fn a_rollout_calls_all_that_the_query_selects_and_tells_what_became_of_the
     assert_eq!(nobody.status.code(), Some(1), "{}", err(&nobody));
     assert!(err(&nobody).contains("no gateway"), "{}", err(&nobody));
     world.finish().await;
+}
+
+#[tokio::test]
+async fn a_configuration_updates_a_fleet_and_is_withdrawn() {
+    let settings = "[health]\ndeadline = \"3s\"\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let two = world.release("2.0.0");
+    let three = world.make(Spec { version: "3.0.0", health: "bad", ..Spec::default() });
+    let apply = |id: &str, uri: &str, version: &str, more: &[&str]| {
+        let head =
+            ["config", "apply", "--id", id, "--query", "deviceId = 'gw'", "--version", version, "--uri", uri];
+        head.iter().chain(more).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let more = ["--priority", "1", "--label", "ring=canary", "--watch", "--json"];
+    let first = apply("fw-2", &two.url, "2.0.0", &more);
+    let done = cloud(&mut world, &words(&first)).await;
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    let last: Value = serde_json::from_str(out(&done).lines().last().unwrap()).unwrap();
+    assert_eq!(
+        last,
+        json!({"configuration": "fw-2", "gateways": 1, "waiting": 0, "codes": {"Committed": 1}})
+    );
+    let shown = out(&cloud(&mut world, &["config", "show", "fw-2"]).await);
+    for told in [
+        "Priority    1",
+        "Applied     1",
+        "Version     2.0.0",
+        "ring = canary",
+        "committed = 1",
+        "failed = 0",
+    ] {
+        assert!(shown.contains(told), "{told} is not in\n{shown}");
+    }
+
+    let again = apply("fw-2", &two.url, "2.0.0", &["--priority", "2"]);
+    let again = cloud(&mut world, &words(&again)).await;
+    assert!(
+        again.status.success() && out(&again).contains("fw-2 is changed"),
+        "{}{}",
+        out(&again),
+        err(&again)
+    );
+    let other = apply("fw-2", &three.url, "3.0.0", &[]);
+    let other = cloud(&mut world, &words(&other)).await;
+    assert_eq!(other.status.code(), Some(3), "{}", err(&other));
+
+    let bad = apply("fw-3", &three.url, "3.0.0", &["--priority", "9", "--watch"]);
+    let bad = cloud(&mut world, &words(&bad)).await;
+    assert_eq!(bad.status.code(), Some(1), "{}", err(&bad));
+    assert!(err(&bad).contains("1 HealthCheckFailed"), "{}", err(&bad));
+    let shown = cloud(&mut world, &["config", "show", "fw-3", "--json"]).await;
+    let shown: Value = serde_json::from_str(&out(&shown)).unwrap();
+    let counted = json!({"committed": 0, "failed": 1, "rolledBack": 1, "running": 0});
+    assert_eq!(shown["metrics"]["results"], counted);
+    let list = out(&cloud(&mut world, &["config", "list"]).await);
+    assert!(list.lines().count() == 2 && list.contains("fw-3") && list.contains("1 of 1 told"), "{list}");
+
+    // The next priority holds again, and the gateway runs it already.
+    let gone = cloud(&mut world, &["config", "delete", "fw-3"]).await;
+    assert_eq!(gone.status.code(), Some(0), "{}", err(&gone));
+    world.reported(|twin| twin["fwupdate"]["desired"]["code"] == "AlreadyInstalled").await;
+    let gone = cloud(&mut world, &["config", "delete", "fw-2", "--cancel"]).await;
+    assert!(
+        gone.status.success() && out(&gone).contains("takes the update back"),
+        "{}{}",
+        out(&gone),
+        err(&gone)
+    );
+    world.reported(|twin| twin["fwupdate"].get("desired").is_none()).await;
+
+    for (args, exit, said) in [
+        (vec!["config", "show", "fw-2"], 1, "no configuration fw-2"),
+        (vec!["config", "delete", "fw-2"], 1, "no configuration fw-2"),
+        (
+            vec![
+                "config",
+                "apply",
+                "--id",
+                "x",
+                "--query",
+                "tags.",
+                "--uri",
+                "https://h/x",
+                "--version",
+                "1",
+            ],
+            2,
+            "condition",
+        ),
+        (
+            vec![
+                "config",
+                "apply",
+                "--id",
+                "Upper",
+                "--query",
+                "*",
+                "--uri",
+                "https://h/x",
+                "--version",
+                "1",
+            ],
+            2,
+            "id",
+        ),
+    ] {
+        let output = cloud(&mut world, &args).await;
+        assert_eq!(output.status.code(), Some(exit), "{}", err(&output));
+        assert!(err(&output).contains(said), "{}", err(&output));
+    }
+    world.finish().await;
+}
+
+fn words(line: &[String]) -> Vec<&str> {
+    line.iter().map(String::as_str).collect()
 }

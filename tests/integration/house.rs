@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Values and decisions.
-const CORE: [&str; 9] =
-    ["bundle", "command", "desired", "failure", "machine", "manifest", "plan", "report", "slot"];
+const CORE: [&str; 10] =
+    ["bundle", "command", "desired", "failure", "lifecycle", "machine", "manifest", "plan", "report", "slot"];
 /// Settings, and what several edges need of the system.
 const GROUND: [&str; 4] = ["clock", "config", "device", "tls"];
 const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];
@@ -104,8 +104,8 @@ fn allowed(module: &str) -> Option<Vec<&'static str>> {
     let settings = ["config"];
     match module {
         "report" => Some(CORE.to_vec()),
-        // Makes man pages out of what it is given.
-        "pages" => Some(Vec::new()),
+        // They know what they are given, and nothing of the agent.
+        "cli" | "pages" => Some(Vec::new()),
         _ if CORE.contains(&module) => Some([&CORE[..], &settings].concat()),
         _ if GROUND.contains(&module) => Some([&CORE[..], &GROUND].concat()),
         _ if EDGES.contains(&module) => Some([&CORE[..], &GROUND].concat()),

@@ -27,6 +27,10 @@ mod house;
 mod provision;
 /// Updates that must not stay.
 mod rollback;
+/// A back end on Azure's SDK for services runs a fleet.
+mod sdk;
+/// Lifecycle events as device-to-cloud messages.
+mod telemetry;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
 mod transport;
 /// The tutorial's service app, unmodified, sees an update through.

@@ -5,6 +5,10 @@ set -eu
 cd "$(dirname "$0")/../.."
 venv=target/venv
 wanted=tests/interop/requirements.txt
+# Several tests may want it at once.
+mkdir -p target
+exec 9>target/venv.lock
+flock 9
 if cmp -s "$wanted" "$venv/requirements.done"; then exit 0; fi
 
 missing=""
@@ -19,7 +23,6 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of packages
     apt-get install -qq -y $missing >/dev/null
 fi
-mkdir -p target
 python3 -m venv --clear "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$wanted"
 cp "$wanted" "$venv/requirements.done"

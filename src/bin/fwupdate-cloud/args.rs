@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use fwupdate::cli::update::Options;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Updates gateways through Azure IoT Hub, or its local stand-in.
 ///
@@ -32,6 +35,11 @@ pub enum Command {
     Watch(Watch),
     /// Start an update on all gateways that a query selects, by a job of IoT Hub.
     Rollout(Rollout),
+    /// Show, follow or cancel a job that `rollout` ordered.
+    Job(Job),
+    /// Automatic device configurations: an update for every gateway that fits a condition, now or later.
+    #[command(subcommand)]
+    Config(Config),
     /// Show what a gateway reports.
     Twin {
         #[arg(value_name = "DEVICE")]
@@ -63,8 +71,8 @@ pub struct Rollout {
     pub query: String,
     #[command(flatten)]
     pub update: Update,
-    /// Start then (RFC 3339); without it, now.
-    #[arg(long, value_name = "TIME")]
+    /// Start then (RFC 3339, such as 2030-01-31T22:00:00Z); without it, now.
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub start: Option<String>,
     /// Seconds that the job may take to call all gateways.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=172_800))]
@@ -86,62 +94,97 @@ pub struct Watch {
     pub operation_id: Option<String>,
 }
 
+#[derive(Debug, ClapArgs)]
+pub struct Job {
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Show a live summary until every gateway has its outcome; the exit status is 0 when all committed.
+    #[arg(long)]
+    pub watch: bool,
+    /// Call no further gateway; those that were called go on.
+    #[arg(long, conflicts_with = "watch")]
+    pub cancel: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Make a configuration, or change all of it but its content.
+    Apply(Box<Apply>),
+    /// Show a configuration with its metrics.
+    Show {
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Show live counts until every gateway has its outcome; the exit status is 0 when all committed.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// List all configurations.
+    List,
+    /// Delete a configuration: no further gateway is told.
+    Delete {
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Also take the update back, by a job, from gateways that were told; what is armed goes on.
+        #[arg(long)]
+        cancel: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Apply {
+    /// JSON file with a whole configuration; without it, --id, --query, --uri and --version say what it holds.
+    #[arg(value_name = "FILE", conflicts_with_all = ["id", "query", "uri"])]
+    pub file: Option<PathBuf>,
+    /// Name of the configuration: lower-case letters, digits, dashes and dots.
+    #[arg(long, value_name = "ID", required_unless_present = "file")]
+    pub id: Option<String>,
+    /// Which gateways it is for, such as "tags.ring = 'canary'"; * selects all.
+    #[arg(long, value_name = "CONDITION", required_unless_present = "file")]
+    pub query: Option<String>,
+    /// Of several configurations that fit a gateway, the highest priority holds.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "file")]
+    pub priority: u32,
+    /// A label of the configuration; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", conflicts_with = "file")]
+    pub labels: Vec<String>,
+    /// https URL of the bundle.
+    #[arg(long, value_name = "URI", required_unless_present = "file")]
+    pub uri: Option<String>,
+    #[command(flatten)]
+    pub options: Options,
+    /// Then show live counts, as `config show --watch` does.
+    #[arg(long)]
+    pub watch: bool,
+}
+
 /// The fields of firmwareUpdate.
 #[derive(Debug, ClapArgs)]
 pub struct Update {
     /// https URL of the bundle.
     #[arg(long, value_name = "URI")]
     uri: String,
-    /// Fail unless the bundle has this version.
-    #[arg(long)]
-    version: Option<String>,
-    /// Fail unless the manifest has this SHA-256.
-    #[arg(long, value_name = "HEX")]
-    manifest_sha256: Option<String>,
-    /// Name the operation; the same id never starts twice.
-    #[arg(long, value_name = "ID")]
-    operation_id: Option<String>,
-    /// Fail before more bytes than this are downloaded.
-    #[arg(long, value_name = "BYTES")]
-    max_download_bytes: Option<u64>,
-    /// Accept an older version; the security floor still holds.
-    #[arg(long)]
-    allow_downgrade: bool,
-    /// Ignore quarantine and "already installed".
-    #[arg(long)]
-    force: bool,
-    /// Reboot no earlier (RFC 3339).
-    #[arg(long, value_name = "TIME")]
-    not_before: Option<String>,
-    /// Reboot by then regardless of windows (RFC 3339).
-    #[arg(long, value_name = "TIME")]
-    deadline: Option<String>,
+    #[command(flatten)]
+    options: Options,
 }
 
 impl Update {
     /// The caller's id for the operation.
     pub fn operation_id(&self) -> Option<&str> {
-        self.operation_id.as_deref()
+        self.options.operation_id()
     }
 
     /// The method's payload.
     pub fn payload(&self) -> Map<String, Value> {
-        let mut fields = Map::new();
-        let mut put = |name: &str, value: Option<Value>| {
-            fields.extend(value.map(|value| (name.to_owned(), value)));
-        };
-        let text = |value: &Option<String>| value.clone().map(Value::from);
-        put("fwPackageUri", Some(self.uri.clone().into()));
-        put("version", text(&self.version));
-        put("manifestSha256", text(&self.manifest_sha256));
-        put("operationId", text(&self.operation_id));
-        put("maxDownloadBytes", self.max_download_bytes.map(Value::from));
-        put("allowDowngrade", self.allow_downgrade.then_some(true.into()));
-        put("force", self.force.then_some(true.into()));
-        put("notBefore", text(&self.not_before));
-        put("deadline", text(&self.deadline));
+        let mut fields = self.options.fields();
+        fields.insert("fwPackageUri".into(), self.uri.clone().into());
         fields
     }
+}
+
+/// A time that the hub will understand.
+fn time(text: &str) -> Result<String, String> {
+    let read = OffsetDateTime::parse(text, &Rfc3339);
+    read.map(|_| text.to_owned()).map_err(|why| format!("it is no time in RFC 3339: {why}"))
 }
 
 #[cfg(test)]
@@ -161,7 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_within_the_hubs_limits() {
+    fn times_are_what_the_hub_takes() {
+        let late = "fwupdate-cloud rollout --query * --uri https://h/x --start tomorrow";
+        assert!(Args::try_parse_from(late.split(' ')).unwrap_err().to_string().contains("RFC 3339"));
         for wrong in ["--connect-timeout 301", "--response-timeout 4"] {
             let line = format!("fwupdate-cloud invoke gw --uri https://h/x {wrong}");
             assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");

@@ -4,13 +4,11 @@
 //! sentence on stderr, or `{"error":{"code","message"}}` with `--json`.
 
 mod args;
+mod config;
 mod error;
+mod patience;
 mod rollout;
 mod service;
-// Both programs show the same documents, and alike; this one does not show all of them.
-#[allow(dead_code)]
-#[path = "../fwupdatectl/show.rs"]
-mod show;
 mod watch;
 
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -18,12 +16,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use fwupdate::cli::screen::Style;
+use fwupdate::cli::show;
 use serde_json::Value;
 
-use crate::args::{Args, Command, Invoke, Rollout};
+use crate::args::{Args, Command, Invoke, Job, Rollout};
 use crate::error::Error;
 use crate::service::Service;
-use crate::watch::{Style, Watch};
+use crate::watch::Watch;
 
 fn main() -> ExitCode {
     #[cfg(feature = "pages")]
@@ -60,6 +60,8 @@ async fn perform(args: &Args, service: &Service) -> Result<(), Error> {
         Command::Invoke(invoke) => self::invoke(args, service, invoke).await,
         Command::Watch(asked) => follow(args, service, &asked.device, asked.operation_id.clone()).await,
         Command::Rollout(asked) => self::rollout(args, service, asked).await,
+        Command::Job(asked) => job(args, service, asked).await,
+        Command::Config(asked) => config::perform(service, asked, args.json, &mut std::io::stdout()).await,
         Command::Twin { device } => twin(args, service, device).await,
     }
 }
@@ -84,11 +86,7 @@ async fn invoke(args: &Args, service: &Service, invoke: &Invoke) -> Result<(), E
 }
 
 async fn follow(args: &Args, service: &Service, device: &str, id: Option<String>) -> Result<(), Error> {
-    let style = match args.json {
-        true => Style::Json,
-        false if std::io::stdout().is_terminal() => Style::Bar,
-        false => Style::Lines,
-    };
+    let style = Style::of(args.json, std::io::stdout().is_terminal());
     let last = Watch { service, device, style }.until_done(id, &mut std::io::stdout()).await?;
     match last.get("result").and_then(Value::as_str) {
         Some("committed") => Ok(()),
@@ -99,15 +97,33 @@ async fn follow(args: &Args, service: &Service, device: &str, id: Option<String>
 async fn rollout(args: &Args, service: &Service, asked: &Rollout) -> Result<(), Error> {
     let made = || format!("fwupdate-{:016x}", fastrand::u64(..));
     let id = asked.update.operation_id().map_or_else(made, str::to_owned);
-    if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    {
-        return Err(Error::Usage("--operation-id names the job: 1 to 64 letters, digits and dashes".into()));
-    }
+    check_job(&id)?;
     let job = service.order_job(&id, rollout::order(&id, asked)).await?;
     if asked.watch {
         return rollout::follow(service, &id, args.json, &mut std::io::stdout()).await;
     }
     if args.json { print(&format!("{job:#}\n")) } else { Ok(rollout::ordered(&id, &mut std::io::stdout())?) }
+}
+
+async fn job(args: &Args, service: &Service, asked: &Job) -> Result<(), Error> {
+    // The id stands in queries; no job of ours has another sign.
+    check_job(&asked.id)?;
+    let out = &mut std::io::stdout();
+    match (asked.watch, asked.cancel) {
+        (true, _) => rollout::follow(service, &asked.id, args.json, out).await,
+        (false, true) => {
+            service.cancel_job(&asked.id).await?;
+            rollout::show(service, &asked.id, args.json, out).await
+        }
+        (false, false) => rollout::show(service, &asked.id, args.json, out).await,
+    }
+}
+
+fn check_job(id: &str) -> Result<(), Error> {
+    let good =
+        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let wrong = || Error::Usage("a job's id has 1 to 64 letters, digits and dashes".into());
+    good.then_some(()).ok_or_else(wrong)
 }
 
 async fn twin(args: &Args, service: &Service, device: &str) -> Result<(), Error> {

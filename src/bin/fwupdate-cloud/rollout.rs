@@ -8,9 +8,12 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::args::Rollout;
 use crate::error::Error;
+use crate::patience::Patience;
 use crate::service::Service;
 
 /// Between two looks: a hub answers 20 queries a minute, and each look costs two and a read of the job.
@@ -50,13 +53,22 @@ pub fn order(id: &str, rollout: &Rollout) -> Value {
             "connectTimeoutInSeconds": rollout.connect_timeout,
         },
         "queryCondition": condition(&rollout.query),
-        "startTime": rollout.start,
+        "startTime": rollout.start.clone().unwrap_or_else(now),
         "maxExecutionTimeInSeconds": rollout.max_seconds,
     })
 }
 
+/// Jobs have a time at which they start.
+pub fn now() -> String {
+    OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .ok()
+        .and_then(|now| now.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
+
 /// A whole query is taken, too: jobs want its condition alone.
-fn condition(query: &str) -> &str {
+pub fn condition(query: &str) -> &str {
     let query = query.trim();
     let head = "select * from devices where ";
     match query.get(..head.len()) {
@@ -67,25 +79,42 @@ fn condition(query: &str) -> &str {
 
 /// Follows the job to its end, then its gateways to theirs. An error when any of them did not commit.
 pub async fn follow(service: &Service, id: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let mut shown = String::new();
+    let (mut shown, mut patience) = (String::new(), Patience::default());
     loop {
-        let job = service.job(id).await?;
-        let status = job.get("status").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-        let rows =
-            service.query(&format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{id}'")).await?;
-        let twins = service.query(&of_operation(id)).await?;
-        let summary = Summary::of(&rows, &twins, id);
-        let line = if json { summary.json(&status).to_string() } else { summary.line(&status) };
-        if line != shown {
-            writeln!(out, "{line}")?;
-            out.flush()?;
-            shown = line;
+        if let Some((status, summary)) = patience.forgive(look(service, id).await)? {
+            let line = summary.told(&status, json);
+            if line != shown {
+                writeln!(out, "{line}")?;
+                out.flush()?;
+                shown = line;
+            }
+            if is_over(&status) && summary.is_over() {
+                return summary.verdict(&status, json, out);
+            }
         }
-        if is_over(&status) && summary.is_over() {
-            return summary.verdict(&status, json, out);
-        }
-        tokio::time::sleep(if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }).await;
+        tokio::time::sleep(interval(service)).await;
     }
+}
+
+/// Shows how the job and its gateways stand now.
+pub async fn show(service: &Service, id: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
+    let (status, summary) = look(service, id).await?;
+    writeln!(out, "{}", summary.told(&status, json))?;
+    Ok(out.flush()?)
+}
+
+/// The status of the job, and what is known of its gateways.
+async fn look(service: &Service, id: &str) -> Result<(String, Summary), Error> {
+    let job = service.job(id).await?;
+    let status = job.get("status").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    let parts = format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{id}'");
+    let (rows, twins) = (service.query(&parts).await?, service.query(&of_operation(id)).await?);
+    Ok((status, Summary::of(&rows, &twins, id)))
+}
+
+/// The pause between two looks.
+pub fn interval(service: &Service) -> Duration {
+    if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }
 }
 
 fn of_operation(id: &str) -> String {
@@ -128,6 +157,10 @@ impl Summary {
         let counts: Vec<_> =
             self.count().into_iter().map(|(name, count)| format!("{count} {name}")).collect();
         format!("job {status}, {} gateways: {}", self.stands.len(), counts.join(", "))
+    }
+
+    fn told(&self, status: &str, json: bool) -> String {
+        if json { self.json(status).to_string() } else { self.line(status) }
     }
 
     fn json(&self, status: &str) -> Value {

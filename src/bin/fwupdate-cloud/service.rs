@@ -41,6 +41,23 @@ pub struct Answer {
     pub payload: Value,
 }
 
+/// One request.
+struct Request<'a> {
+    method: Method,
+    path: &'a str,
+    body: Option<Value>,
+    timeout: Duration,
+    /// The token that the page before ended with.
+    page: Option<&'a str>,
+    if_match: Option<&'a str>,
+}
+
+impl Request<'_> {
+    fn new(method: Method, path: &str) -> Request<'_> {
+        Request { method, path, body: None, timeout: TIMEOUT, page: None, if_match: None }
+    }
+}
+
 /// An answer of the hub, and the token of the page that follows it.
 struct Page {
     body: Value,
@@ -111,12 +128,51 @@ impl Service {
         self.send(Method::GET, &format!("jobs/v2/{}", encoded(id)), None, TIMEOUT).await
     }
 
+    pub async fn cancel_job(&self, id: &str) -> Result<Value, Error> {
+        self.send(Method::POST, &format!("jobs/v2/{}/cancel", encoded(id)), None, TIMEOUT).await
+    }
+
+    /// An automatic device configuration; `None`: there is none of this id.
+    pub async fn configuration(&self, id: &str) -> Result<Option<Value>, Error> {
+        match self.send(Method::GET, &format!("configurations/{}", encoded(id)), None, TIMEOUT).await {
+            Err(Error::Failed { code, .. }) if code == "NotFound" => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    pub async fn configurations(&self) -> Result<Vec<Value>, Error> {
+        let all = self.send(Method::GET, "configurations", None, TIMEOUT).await?;
+        Ok(all.as_array().cloned().unwrap_or_default())
+    }
+
+    /// Makes a configuration, or with the etag of one that was read changes it.
+    pub async fn put_configuration(&self, id: &str, body: Value, etag: Option<&str>) -> Result<Value, Error> {
+        let etag = etag.map(|etag| format!("\"{etag}\""));
+        let path = format!("configurations/{}", encoded(id));
+        let request =
+            Request { body: Some(body), if_match: etag.as_deref(), ..Request::new(Method::PUT, &path) };
+        Ok(self.ask(request).await?.body)
+    }
+
+    pub async fn delete_configuration(&self, id: &str) -> Result<(), Error> {
+        let path = format!("configurations/{}", encoded(id));
+        let request = Request { if_match: Some("*"), ..Request::new(Method::DELETE, &path) };
+        self.ask(request).await.map(drop)
+    }
+
+    /// What the hub finds wrong with a condition and the queries of metrics.
+    pub async fn test_queries(&self, body: Value) -> Result<Value, Error> {
+        self.send(Method::POST, "configurations/testQueries", Some(body), TIMEOUT).await
+    }
+
     /// All rows of a query, page by page.
     pub async fn query(&self, query: &str) -> Result<Vec<Value>, Error> {
         let (mut rows, mut next) = (Vec::new(), None);
         loop {
-            let body = json!({"query": query});
-            let page = self.ask(Method::POST, "devices/query", Some(body), TIMEOUT, next.as_deref()).await?;
+            let body = Some(json!({"query": query}));
+            let request =
+                Request { body, page: next.as_deref(), ..Request::new(Method::POST, "devices/query") };
+            let page = self.ask(request).await?;
             rows.extend(page.body.as_array().cloned().unwrap_or_default());
             match page.next {
                 Some(token) => next = Some(token),
@@ -132,17 +188,12 @@ impl Service {
         body: Option<Value>,
         timeout: Duration,
     ) -> Result<Value, Error> {
-        Ok(self.ask(method, path, body, timeout, None).await?.body)
+        Ok(self.ask(Request { body, timeout, ..Request::new(method, path) }).await?.body)
     }
 
-    /// One request; `page` is the token that the page before ended with.
     async fn ask(
         &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-        timeout: Duration,
-        page: Option<&str>,
+        Request { method, path, body, timeout, page, if_match }: Request<'_>,
     ) -> Result<Page, Error> {
         let url = format!("https://{}/{path}?api-version={API_VERSION}", self.host);
         let expires = OffsetDateTime::now_utc().unix_timestamp() + TOKEN_TTL;
@@ -155,8 +206,8 @@ impl Service {
             request =
                 request.header("Content-Type", "application/json; charset=utf-8").body(body.to_string());
         }
-        if let Some(page) = page {
-            request = request.header(CONTINUATION, page);
+        for (name, value) in [(CONTINUATION, page), ("If-Match", if_match)] {
+            request = value.into_iter().fold(request, |request, value| request.header(name, value));
         }
         let answer = request.send().await.map_err(|why| self.unreachable(&why))?;
         let status = answer.status();

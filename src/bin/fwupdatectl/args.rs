@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use fwupdate::cli::update::Options;
 use fwupdate::control::Method;
 use serde_json::{Map, Value};
 
@@ -80,30 +81,8 @@ pub struct Install {
     /// URL or file of a bundle.
     #[arg(value_name = "URL or FILE")]
     source: String,
-    /// Fail unless the bundle has this version.
-    #[arg(long)]
-    version: Option<String>,
-    /// Fail unless the manifest has this SHA-256.
-    #[arg(long, value_name = "HEX")]
-    manifest_sha256: Option<String>,
-    /// Name the operation; the same id never starts twice.
-    #[arg(long, value_name = "ID")]
-    operation_id: Option<String>,
-    /// Fail before more bytes than this are downloaded.
-    #[arg(long, value_name = "BYTES")]
-    max_download_bytes: Option<u64>,
-    /// Accept an older version; the security floor still holds.
-    #[arg(long)]
-    allow_downgrade: bool,
-    /// Ignore quarantine and "already installed".
-    #[arg(long)]
-    force: bool,
-    /// Reboot no earlier (RFC 3339).
-    #[arg(long, value_name = "TIME")]
-    not_before: Option<String>,
-    /// Reboot by then regardless of windows (RFC 3339).
-    #[arg(long, value_name = "TIME")]
-    deadline: Option<String>,
+    #[command(flatten)]
+    options: Options,
     #[command(flatten)]
     follow: Follow,
 }
@@ -177,18 +156,11 @@ impl Install {
             let path = folder.join(&self.source);
             put(params, "file", Some(&path.display().to_string()));
         }
-        put(params, "version", self.version.as_ref());
-        put(params, "manifestSha256", self.manifest_sha256.as_ref());
-        put(params, "operationId", self.operation_id.as_ref());
-        put(params, "maxDownloadBytes", self.max_download_bytes.as_ref());
-        put(params, "allowDowngrade", self.allow_downgrade.then_some(&true));
-        put(params, "force", self.force.then_some(&true));
-        put(params, "notBefore", self.not_before.as_ref());
-        put(params, "deadline", self.deadline.as_ref());
+        params.extend(self.options.fields());
     }
 }
 
-fn put<T: Clone + Into<Value>>(params: &mut Map<String, Value>, name: &str, value: Option<&T>) {
+fn put(params: &mut Map<String, Value>, name: &str, value: Option<&String>) {
     params.extend(value.map(|value| (name.to_owned(), value.clone().into())));
 }
 

@@ -5,7 +5,6 @@
 
 mod args;
 mod run;
-mod show;
 mod wait;
 
 use std::io::{ErrorKind, Write};

@@ -3,12 +3,14 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
+use fwupdate::cli::screen::Style;
+use fwupdate::cli::show;
 use fwupdate::control::{Client, ClientError};
 use fwupdate::failure::{Code, Failure};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command, Follow};
-use crate::{show, wait};
+use crate::wait;
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -111,11 +113,7 @@ fn act(
         out.write_all(text.as_bytes())?;
         return Ok(0);
     }
-    let style = match follow.json {
-        true => wait::Style::Json,
-        false if io::stdout().is_terminal() => wait::Style::Bar,
-        false => wait::Style::Lines,
-    };
+    let style = Style::of(follow.json, io::stdout().is_terminal());
     let id = id.ok_or(Error::NothingToWaitFor)?;
     let wanted = if matches!(args.command, Command::Cancel(_)) { "cancelled" } else { "committed" };
     let last = wait_for(&args.socket, client, id, style, out)?;
@@ -126,7 +124,7 @@ fn wait_for(
     socket: &Path,
     client: Client,
     id: &str,
-    style: wait::Style,
+    style: Style,
     out: &mut impl Write,
 ) -> Result<Value, Error> {
     wait::Watch { socket, id, style, patience: wait::PATIENCE }.until_done(client, out)

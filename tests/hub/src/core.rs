@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::configurations::{Configurations, Standing};
 use crate::dps::Dps;
 use crate::error::{HubError, Kind};
 use crate::faults::Faults;
@@ -18,7 +19,7 @@ use crate::jobs::Jobs;
 use crate::live::{Live, Message};
 use crate::methods::Calls;
 use crate::mqtt::topics;
-use crate::query::Query;
+use crate::query::{Query, Source};
 use crate::registry::{Entry, Identity, Registry};
 use crate::{clock, lock};
 
@@ -39,6 +40,7 @@ pub struct Core {
     pub history: History,
     pub jobs: Jobs,
     pub dps: Dps,
+    pub configurations: Configurations,
     /// The service policy `iothubowner`'s key, base64.
     pub service_key: String,
     /// The folder under `/files/`.
@@ -128,18 +130,27 @@ impl Core {
         })?;
         let entry = registry.get(identity)?;
         // Within the lock, so that a device hears the versions in order.
+        self.tell(entry, notice);
+        let document = self.twin_document(entry);
+        drop(registry);
+        self.live.changed();
+        Ok(document)
+    }
+
+    /// Tells a subscribed device what changed in its desired properties.
+    pub fn tell(&self, entry: &Entry, notice: Option<Value>) {
         if let Some(notice) =
             notice.filter(|_| entry.subscriptions.iter().any(|(have, _)| have == topics::DESIRED))
         {
             let topic = format!("{}?$version={}", topics::DESIRED_PREFIX, entry.twin.desired.version);
-            self.live.send(identity, Message { topic, payload: Bytes::from(notice.to_string()) });
+            self.live.send(&entry.identity, Message { topic, payload: Bytes::from(notice.to_string()) });
         }
-        Ok(self.twin_document(entry))
     }
 
     /// The twin as REST shows it.
     pub fn twin_document(&self, entry: &Entry) -> Value {
         let (kind, thumbprints) = entry.credentials.shown();
+        let shown = |(id, standing): (&String, &Standing)| (id.clone(), standing.shown());
         let mut document = json!({
             "deviceId": entry.identity.device,
             "etag": entry.twin.etag(),
@@ -155,6 +166,7 @@ impl Core {
             "version": entry.twin.version,
             "tags": entry.twin.tags,
             "properties": entry.twin.properties(),
+            "configurations": entry.configurations.iter().map(shown).collect::<Map<_, _>>(),
             "capabilities": {"iotEdge": false},
         });
         if let (Some(map), Some(module)) = (document.as_object_mut(), &entry.identity.module) {
@@ -163,17 +175,22 @@ impl Core {
         document
     }
 
-    /// The devices that a query selects, by id.
-    pub fn select(&self, query: &Query) -> Result<Vec<String>, HubError> {
+    /// The rows that a query is answered with, each with the place by which pages are cut.
+    pub fn rows(&self, query: &Query) -> Result<Vec<(String, Value)>, HubError> {
+        let mut rows = match query.source() {
+            Source::Jobs => self.jobs.rows(),
+            source => self.twins(source == Source::Modules)?,
+        };
+        rows.retain(|(_, row)| query.matches(row));
+        Ok(query.answer(rows))
+    }
+
+    fn twins(&self, modules: bool) -> Result<Vec<(String, Value)>, HubError> {
         let mut registry = lock(&self.registry);
-        let devices = registry.list()?.into_iter().filter(|identity| identity.module.is_none());
-        let mut found = Vec::new();
-        for identity in devices {
-            if query.matches(&self.twin_document(registry.get(&identity)?)) {
-                found.push(identity.device);
-            }
-        }
-        Ok(found)
+        let found = registry.list()?.into_iter().filter(|identity| identity.module.is_some() == modules);
+        found
+            .map(|identity| Ok((identity.to_string(), self.twin_document(registry.get(&identity)?))))
+            .collect()
     }
 
     pub fn connection_state(&self, identity: &Identity) -> &'static str {

@@ -10,12 +10,13 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::configurations::{self, Configurations};
 use crate::core::{Core, Tasks, Write};
 use crate::dps::{Dps, Enrollment, Registration};
 use crate::error::HubError;
 use crate::faults::Faults;
 use crate::history::{History, ReportedPatch, Telemetry, Witness};
-use crate::jobs::Jobs;
+use crate::jobs::{self, Jobs};
 use crate::live::Live;
 use crate::methods::{self, Answer, Call, Calls};
 use crate::registry::{Credentials, Entry, Identity, Registry};
@@ -77,12 +78,15 @@ impl Hub {
             calls: Calls::default(),
             faults: Faults::default(),
             history: History::default(),
-            jobs: Jobs::default(),
             dps: Dps::open(&options.dir, &host, &setup.service_key)?,
+            jobs: Jobs::open(&options.dir)?,
+            configurations: Configurations::open(&options.dir)?,
             service_key: setup.service_key.clone(),
             www: options.www,
             tasks: Tasks::default(),
         });
+        jobs::resume(&core);
+        core.tasks.spawn(configurations::keep_applied(core.clone()));
         let devices = core.clone();
         server::accept(&core, mqtt_listener, certificates.mqtt, move |stream, peer| {
             let core = devices.clone();
@@ -180,6 +184,7 @@ impl Hub {
     fn add(&self, entry: Entry) -> Result<String, HubError> {
         let text = device_connection_string(&self.setup.host, &entry);
         lock(&self.core.registry).create(entry)?;
+        self.core.live.changed();
         Ok(text)
     }
 
@@ -238,6 +243,16 @@ impl Hub {
             .await
             .then(reported)
             .flatten()
+    }
+
+    /// Waits until the device's messages are as `wanted` says; `false` if that takes longer than `patience`.
+    pub async fn wait_telemetry(
+        &self,
+        id: &str,
+        patience: Duration,
+        wanted: impl Fn(&[Telemetry]) -> bool,
+    ) -> bool {
+        self.wait_until(patience, || wanted(&self.telemetry(id))).await
     }
 
     /// Waits until something holds that connections, twins or registrations decide.

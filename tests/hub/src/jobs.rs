@@ -1,71 +1,93 @@
 //! Jobs: one direct method or twin update for every device that a condition selects, at a given time.
 //!
-//! Rules: Azure's "Schedule jobs on multiple devices". The devices are selected when the job starts. Jobs are kept
-//! in memory: a hub that restarts has forgotten them.
+//! Rules: Azure's "Schedule jobs on multiple devices". The devices are selected when the job starts. Each job is a
+//! file, so that it outlives a restart: what was not done yet is done then, and a call whose answer the restart cut
+//! off is made again.
 
 #![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is absent")]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+mod run;
 
-use futures_util::{FutureExt, StreamExt, stream};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::core::{Core, Write};
+pub use self::run::{create, resume};
 use crate::error::{HubError, Kind};
-use crate::methods::{self, Call};
-use crate::query::Query;
-use crate::registry::Identity;
-use crate::{clock, lock};
+use crate::{clock, disk, lock};
 
-/// Devices that are served at once: IoT Hub allows ten job operations a second.
-const AT_ONCE: usize = 10;
-const LONGEST: u64 = 48 * 3600;
-
-/// What is done to each device.
-#[derive(Debug, Clone)]
-pub enum Work {
-    Method(Call),
-    Twin(Value),
+/// Of a job, and of one device's part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Status {
+    /// A job whose time has not come.
+    Scheduled,
+    /// A job that is about to start.
+    Queued,
+    /// A device whose turn has not come.
+    Pending,
+    Running,
+    Completed,
+    Failed,
+    Cancelled,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Job {
     /// As it was ordered; the answer repeats it.
     order: Value,
-    condition: Query,
-    work: Work,
-    starts: OffsetDateTime,
-    longest: Duration,
-    status: &'static str,
+    /// RFC 3339.
+    starts: String,
+    status: Status,
     created: String,
     ended: Option<String>,
+    /// Empty until the job starts.
     devices: BTreeMap<String, DeviceJob>,
+    #[serde(skip)]
     cancel: CancellationToken,
 }
 
 /// One device's part.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct DeviceJob {
-    status: &'static str,
+    status: Status,
     started: Option<String>,
     ended: Option<String>,
     outcome: Option<Value>,
     error: Option<Value>,
 }
 
-/// Every job since the hub started.
-#[derive(Debug, Default)]
+/// Every job that was ever ordered.
+#[derive(Debug)]
 pub struct Jobs {
+    folder: PathBuf,
     jobs: Mutex<BTreeMap<String, Job>>,
 }
 
 impl Jobs {
+    /// Those in `dir/jobs`.
+    pub fn open(dir: &Path) -> Result<Jobs> {
+        let folder = dir.join("jobs");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut jobs = BTreeMap::new();
+        for file in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let job = read(&path)?;
+                jobs.insert(job.order["jobId"].as_str().unwrap_or_default().to_owned(), job);
+            }
+        }
+        Ok(Jobs { folder, jobs: Mutex::new(jobs) })
+    }
+
     /// The job as REST shows it.
     pub fn get(&self, id: &str) -> Result<Value, HubError> {
         lock(&self.jobs).get(id).map(Job::shown).ok_or_else(|| unknown(id))
@@ -81,31 +103,59 @@ impl Jobs {
     }
 
     /// The rows of `devices.jobs`, ordered by job and device.
-    pub fn rows(&self) -> Vec<Value> {
+    pub fn rows(&self) -> Vec<(String, Value)> {
         let jobs = lock(&self.jobs);
-        jobs.iter()
-            .flat_map(|(id, job)| job.devices.iter().map(|(device, part)| job.row(id, device, part)))
-            .collect()
+        let parts = jobs.iter().flat_map(|(id, job)| job.devices.iter().map(move |part| (id, job, part)));
+        parts.map(|(id, job, (device, part))| (format!("{id}/{device}"), job.row(id, device, part))).collect()
     }
 
     /// Nothing more is begun, and the answers of calls under way are not waited for.
     pub fn cancel(&self, id: &str) -> Result<Value, HubError> {
-        let mut jobs = lock(&self.jobs);
-        let job = jobs.get_mut(id).ok_or_else(|| unknown(id))?;
-        if job.ended.is_none() {
-            job.cancel.cancel();
-            job.end("cancelled");
-        }
-        Ok(job.shown())
+        let cancelled = self.with(id, |job| {
+            if job.ended.is_none() {
+                job.cancel.cancel();
+                job.end(Status::Cancelled);
+            }
+            job.shown()
+        });
+        cancelled.ok_or_else(|| unknown(id))
     }
 
+    /// Takes a new job in.
+    fn insert(&self, id: &str, job: Job) -> Result<(), HubError> {
+        let mut jobs = lock(&self.jobs);
+        if jobs.contains_key(id) {
+            return Err(HubError::new(Kind::JobAlreadyExists, format!("the job {id} exists")));
+        }
+        self.save(id, &job)?;
+        jobs.insert(id.to_owned(), job);
+        Ok(())
+    }
+
+    /// Changes a job that has not ended, and keeps that on disk.
     fn with<T>(&self, id: &str, change: impl FnOnce(&mut Job) -> T) -> Option<T> {
-        lock(&self.jobs).get_mut(id).map(change)
+        let mut jobs = lock(&self.jobs);
+        let job = jobs.get_mut(id)?;
+        let outcome = change(job);
+        if let Err(error) = self.save(id, job) {
+            tracing::warn!(id, "the job is not kept: {error:#}");
+        }
+        Some(outcome)
+    }
+
+    fn save(&self, id: &str, job: &Job) -> Result<()> {
+        let name = format!("{}.json", utf8_percent_encode(id, NON_ALPHANUMERIC));
+        disk::replace(&self.folder.join(name), &serde_json::to_vec_pretty(job)?, true)
+    }
+
+    fn unfinished(&self) -> Vec<String> {
+        let jobs = lock(&self.jobs);
+        jobs.iter().filter(|(_, job)| job.ended.is_none()).map(|(id, _)| id.clone()).collect()
     }
 }
 
 impl Job {
-    fn end(&mut self, status: &'static str) {
+    fn end(&mut self, status: Status) {
         let now = clock::now();
         for part in self.devices.values_mut().filter(|part| part.ended.is_none()) {
             (part.status, part.ended) = (status, Some(now.clone()));
@@ -113,22 +163,28 @@ impl Job {
         (self.status, self.ended) = (status, Some(now));
     }
 
+    /// When it starts, or started.
+    fn begins(&self) -> OffsetDateTime {
+        let read = |text: &str| OffsetDateTime::parse(text, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        read(&self.starts).max(read(&self.created))
+    }
+
     fn shown(&self) -> Value {
-        let count = |status: &str| self.devices.values().filter(|part| part.status == status).count();
+        let count = |status: Status| self.devices.values().filter(|part| part.status == status).count();
         let mut shown = self.order.clone();
         if let Some(fields) = shown.as_object_mut() {
             fields.insert("createdTime".into(), self.created.clone().into());
-            fields.insert("startTime".into(), self.starts.format(&Rfc3339).unwrap_or_default().into());
+            fields.insert("startTime".into(), self.starts.clone().into());
             fields.insert("endTime".into(), json!(self.ended));
-            fields.insert("status".into(), self.status.into());
+            fields.insert("status".into(), json!(self.status));
             fields.insert(
                 "deviceJobStatistics".into(),
                 json!({
                     "deviceCount": self.devices.len(),
-                    "failedCount": count("failed"),
-                    "succeededCount": count("completed"),
-                    "runningCount": count("running"),
-                    "pendingCount": count("pending"),
+                    "failedCount": count(Status::Failed),
+                    "succeededCount": count(Status::Completed),
+                    "runningCount": count(Status::Running),
+                    "pendingCount": count(Status::Pending),
                 }),
             );
         }
@@ -155,112 +211,16 @@ impl Job {
     }
 }
 
-/// Takes a job up and lets it run; `work` was read from `order`, the request's body.
-pub fn create(core: &Arc<Core>, id: &str, order: Value, work: Work) -> Result<Value, HubError> {
-    let job = read(id, order, work)?;
-    let (starts, longest, cancel) = (job.starts, job.longest, job.cancel.clone());
-    let mut jobs = lock(&core.jobs.jobs);
-    if jobs.contains_key(id) {
-        return Err(HubError::new(Kind::JobAlreadyExists, format!("the job {id} exists")));
+impl DeviceJob {
+    fn waiting() -> DeviceJob {
+        DeviceJob { status: Status::Pending, started: None, ended: None, outcome: None, error: None }
     }
-    let shown = job.shown();
-    jobs.insert(id.to_owned(), job);
-    drop(jobs);
-    let (running, id) = (core.clone(), id.to_owned());
-    core.tasks.spawn(
-        cancel
-            .run_until_cancelled_owned(async move {
-                let wait = starts - OffsetDateTime::now_utc();
-                tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
-                let status = match timeout(longest, run(&running, &id)).await {
-                    Ok(Ok(())) => "completed",
-                    Ok(Err(_)) | Err(_) => "failed",
-                };
-                running.jobs.with(&id, |job| job.end(status));
-            })
-            .map(drop),
-    );
-    Ok(shown)
 }
 
-fn read(id: &str, mut order: Value, work: Work) -> Result<Job, HubError> {
-    let invalid = |message: String| HubError::new(Kind::ArgumentInvalid, message);
-    let condition = text(&order, "queryCondition").unwrap_or("*").trim().to_owned();
-    let query = match condition.as_str() {
-        "*" | "" => "SELECT * FROM devices".to_owned(),
-        condition => format!("SELECT * FROM devices WHERE {condition}"),
-    };
-    let starts = match text(&order, "startTime").filter(|time| !time.is_empty()) {
-        None => OffsetDateTime::now_utc(),
-        Some(time) => {
-            OffsetDateTime::parse(time, &Rfc3339).map_err(|why| invalid(format!("startTime: {why}")))?
-        }
-    };
-    let longest = order.get("maxExecutionTimeInSeconds").and_then(Value::as_u64).unwrap_or(3600);
-    if !(1..=LONGEST).contains(&longest) {
-        return Err(invalid(format!("maxExecutionTimeInSeconds must be within [1; {LONGEST}]")));
-    }
-    if let Some(fields) = order.as_object_mut() {
-        fields.insert("jobId".into(), id.into());
-        fields.insert("maxExecutionTimeInSeconds".into(), longest.into());
-    }
-    Ok(Job {
-        condition: Query::parse(&query).map_err(|why| invalid(why.to_string()))?,
-        order,
-        work,
-        starts,
-        longest: Duration::from_secs(longest),
-        status: if starts > OffsetDateTime::now_utc() { "scheduled" } else { "queued" },
-        created: clock::now(),
-        ended: None,
-        devices: BTreeMap::new(),
-        cancel: CancellationToken::new(),
-    })
-}
-
-/// Selects the devices and serves them, a few at once.
-async fn run(core: &Arc<Core>, id: &str) -> Result<(), HubError> {
-    let Some((condition, work)) = core.jobs.with(id, |job| (job.condition.clone(), job.work.clone())) else {
-        return Ok(());
-    };
-    let devices: Vec<String> = core.select(&condition)?;
-    core.jobs.with(id, |job| {
-        job.status = "running";
-        let part = DeviceJob { status: "pending", started: None, ended: None, outcome: None, error: None };
-        job.devices = devices.iter().map(|device| (device.clone(), part.clone())).collect();
-    });
-    stream::iter(devices)
-        .for_each_concurrent(AT_ONCE, |device| {
-            let work = work.clone();
-            async move { serve(core, id, &device, work).await }
-        })
-        .await;
-    Ok(())
-}
-
-async fn serve(core: &Core, id: &str, device: &str, work: Work) {
-    let change = |change: &dyn Fn(&mut DeviceJob)| {
-        core.jobs.with(id, |job| job.devices.get_mut(device).map(change));
-    };
-    change(&|part| (part.status, part.started) = ("running", Some(clock::now())));
-    let identity = Identity::device(device);
-    let done = match work {
-        Work::Method(call) => methods::invoke(core, &identity, call).await.map(
-            |answer| json!({"deviceMethodResponse": {"status": answer.status, "payload": answer.payload}}),
-        ),
-        Work::Twin(update) => core.write_twin(&identity, &update, Write::Patch, None).map(|_| json!({})),
-    };
-    change(&|part| {
-        part.ended = Some(clock::now());
-        match &done {
-            Ok(outcome) => (part.status, part.outcome) = ("completed", Some(outcome.clone())),
-            Err(error) => {
-                let (_, code, _) = error.kind.parts();
-                (part.status, part.error) =
-                    ("failed", Some(json!({"code": code.to_string(), "description": error.message})));
-            }
-        }
-    });
+fn read(path: &Path) -> Result<Job> {
+    let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&content)
+        .with_context(|| format!("{} is no job; remove the file to forget it", path.display()))
 }
 
 fn unknown(id: &str) -> HubError {

@@ -5,11 +5,12 @@
 //!
 //! [`hub`] is the handle. The modules in the order of a request: `server` accepts connections, `mqtt` and `rest` are the two doors,
 //! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], [`history`] and [`faults`];
-//! [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
+//! `configurations` and `jobs` are its engines for fleets; [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
 
 pub mod auth;
 mod certs;
 mod clock;
+mod configurations;
 pub mod core;
 pub mod demo;
 mod disk;
@@ -21,7 +22,7 @@ pub mod gateway;
 pub mod history;
 pub mod hub;
 pub mod image;
-pub mod jobs;
+mod jobs;
 pub mod live;
 pub mod methods;
 mod mqtt;

@@ -39,6 +39,37 @@ impl Call {
         let (response_timeout, connect_timeout) = (Duration::from_secs(30), Duration::ZERO);
         Call { name: name.into(), payload, response_timeout, connect_timeout }
     }
+
+    /// The body of `POST /twins/{id}/methods`, and `cloudToDeviceMethod` of a job.
+    pub fn read(body: &Value) -> Result<Call, HubError> {
+        let invalid = |message: &str| HubError::new(Kind::ArgumentInvalid, message);
+        let name = body.get("methodName").and_then(Value::as_str).filter(|name| !name.is_empty());
+        let mut call =
+            Call::new(name.ok_or_else(|| invalid("methodName is missing"))?, body.get("payload").cloned());
+        let response = seconds(body, "responseTimeoutInSeconds")?;
+        if response.is_some_and(|seconds| !(5..=300).contains(&seconds)) {
+            return Err(invalid("responseTimeoutInSeconds must be within [5; 300]."));
+        }
+        let connect = seconds(body, "connectTimeoutInSeconds")?;
+        if connect.is_some_and(|seconds| seconds > 300) {
+            return Err(invalid("connectTimeoutInSeconds must be within [0; 300]."));
+        }
+        call.response_timeout = response.map_or(call.response_timeout, Duration::from_secs);
+        call.connect_timeout = connect.map_or(call.connect_timeout, Duration::from_secs);
+        Ok(call)
+    }
+}
+
+fn seconds(body: &Value, field: &str) -> Result<Option<u64>, HubError> {
+    match body.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_u64().map(Some).ok_or_else(|| {
+            HubError::new(
+                Kind::ArgumentInvalid,
+                format!("{field} must be a whole number of seconds, not {value}"),
+            )
+        }),
+    }
 }
 
 /// What the device answered.

@@ -4,7 +4,7 @@
 //! server looks for the file at every lookup; since a file is only ever created or removed from outside, its
 //! existence is all that has to be checked, and no lock is needed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::auth::normal_thumbprint;
+use crate::configurations::Standing;
 use crate::error::{HubError, Kind};
 use crate::twin::Twin;
 use crate::{clock, disk};
@@ -143,6 +144,9 @@ pub struct Entry {
     pub twin: Twin,
     /// MQTT topic filters with the granted quality of service; they outlive connections and the hub itself.
     pub subscriptions: Vec<(String, u8)>,
+    /// The automatic configurations that target it.
+    #[serde(default)]
+    pub configurations: BTreeMap<String, Standing>,
 }
 
 impl Entry {
@@ -158,6 +162,7 @@ impl Entry {
             credentials,
             twin: Twin::new(&clock::now()),
             subscriptions: Vec::new(),
+            configurations: BTreeMap::new(),
         }
     }
 

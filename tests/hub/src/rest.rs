@@ -1,10 +1,12 @@
 //! The other door: the service REST, the files, the WebSocket, and the administration of faults.
 
 mod admin;
+mod configurations;
 mod cut;
 pub mod devices;
 mod files;
 mod jobs;
+mod query;
 mod service;
 mod twins;
 
@@ -39,7 +41,7 @@ pub struct Peer {
 pub fn router(core: Arc<Core>) -> Router {
     let service = Router::new()
         .route("/devices", get(devices::list).post(service::not_imitated))
-        .route("/devices/query", post(twins::query))
+        .route("/devices/query", post(query::query))
         .route("/devices/{device}", get(devices::get).put(devices::put).delete(devices::delete))
         .route("/devices/{device}/modules", get(devices::modules))
         .route(
@@ -53,12 +55,20 @@ pub fn router(core: Arc<Core>) -> Router {
             get(twins::get_module).patch(twins::patch_module).put(twins::put_module),
         )
         .route("/twins/{device}/modules/{module}/methods", post(twins::invoke_module))
-        .route("/statistics/{*rest}", any(service::not_imitated))
+        .route("/statistics/devices", get(query::device_statistics))
+        .route("/statistics/service", get(query::service_statistics))
+        .route("/jobs", any(service::not_imitated))
+        .route("/jobs/{id}", any(service::not_imitated))
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", get(jobs::get).put(jobs::put))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
-        .route("/configurations", any(service::not_imitated))
-        .route("/configurations/{*rest}", any(service::not_imitated))
+        .route("/configurations", get(configurations::list))
+        .route("/configurations/testQueries", post(configurations::test_queries))
+        .route(
+            "/configurations/{id}",
+            get(configurations::get).put(configurations::put).delete(configurations::delete),
+        )
+        .route("/devices/{device}/applyConfigurationContent", post(service::not_imitated))
         .route("/messages/{*rest}", any(service::not_imitated))
         .layer(from_fn_with_state(core.clone(), service::authorise));
     let admin = Router::new()

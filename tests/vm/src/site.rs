@@ -66,6 +66,9 @@ impl Site {
             "fwPackageUri": self.hub.files_url(&file),
             "version": release.version,
             "operationId": id,
+            // Campaigns go back and forth, and try again what was rolled back.
+            "allowDowngrade": true,
+            "force": true,
         });
         let call = Call {
             response_timeout: Duration::from_secs(60),

@@ -86,6 +86,7 @@ impl Session {
             }
             Incoming::Telemetry { properties } => {
                 self.core.history.said(&self.identity, properties, &publish.payload);
+                self.core.live.changed();
                 None
             }
         };

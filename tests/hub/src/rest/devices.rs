@@ -20,7 +20,7 @@ type Answer = Result<Json<Value>, HubError>;
 
 #[derive(Debug, Deserialize)]
 pub struct Page {
-    top: Option<usize>,
+    pub top: Option<usize>,
 }
 
 pub async fn list(State(core): State<Arc<Core>>, Query(page): Query<Page>) -> Answer {
@@ -115,6 +115,7 @@ fn write(core: &Core, identity: Identity, headers: &HeaderMap, body: &[u8]) -> A
             Ok(())
         })?,
     }
+    core.live.changed();
     let entry = registry.get(&identity)?;
     if !entry.enabled {
         core.live.close(Some(&identity));

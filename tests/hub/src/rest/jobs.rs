@@ -1,19 +1,17 @@
 //! `/jobs/v2`: jobs over REST.
 
-#![allow(clippy::indexing_slicing, reason = "JSON's index gives null for what is absent")]
-
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{json_object, twins};
+use super::json_object;
 use crate::core::Core;
-use crate::error::{HubError, Kind};
-use crate::jobs::{self, Work};
+use crate::error::HubError;
+use crate::jobs;
 
 type Answer = Result<Json<Value>, HubError>;
 
@@ -30,27 +28,7 @@ pub async fn put(State(core): State<Arc<Core>>, Path(id): Path<String>, body: By
     if let Some(fields) = order.as_object_mut() {
         fields.retain(|_, value| !value.is_null());
     }
-    let work = match order.get("type").and_then(Value::as_str) {
-        Some("scheduleDeviceMethod") => {
-            Work::Method(twins::read_call(order.get("cloudToDeviceMethod").unwrap_or(&Value::Null))?)
-        }
-        Some("scheduleUpdateTwin") => {
-            Work::Twin(twin_update(order.get("updateTwin").unwrap_or(&Value::Null)))
-        }
-        _ => {
-            let message = "type must be scheduleDeviceMethod or scheduleUpdateTwin";
-            return Err(HubError::new(Kind::ArgumentInvalid, message));
-        }
-    };
-    jobs::create(&core, &id, order, work).map(Json)
-}
-
-/// Tags and desired properties of a whole twin document; the rest of it is not a service's to write.
-fn twin_update(twin: &Value) -> Value {
-    let parts = ["tags", "properties"].into_iter();
-    let given =
-        parts.filter_map(|part| twin.get(part).filter(|value| !value.is_null()).map(|value| (part, value)));
-    given.map(|(part, value)| (part.to_owned(), value.clone())).collect::<Map<_, _>>().into()
+    jobs::create(&core, &id, order).map(Json)
 }
 
 pub async fn get(State(core): State<Arc<Core>>, Path(id): Path<String>) -> Answer {

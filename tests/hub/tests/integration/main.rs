@@ -9,6 +9,8 @@ mod client;
 mod connect;
 /// Ranges, conditions and faults of the file server.
 mod files;
+/// What reaches many devices: queries, jobs and automatic configurations.
+mod fleet;
 /// A client library that others wrote, the one on which the agent is built.
 mod library;
 /// Direct methods and their time limits.

@@ -128,7 +128,7 @@ async fn queries_come_in_pages() {
 #[tokio::test]
 async fn what_is_not_imitated_says_so() {
     let site = Site::new().await;
-    for (method, path) in [("PUT", "/configurations/x"), ("POST", "/devices")] {
+    for (method, path) in [("POST", "/devices/d/applyConfigurationContent"), ("POST", "/devices")] {
         let (status, _, body) = site.service(method, path, Some(json!({}))).await;
         assert_eq!(status, 501, "{method} {path}");
         assert!(body["Message"].as_str().unwrap().contains("does not imitate"), "{body}");
@@ -175,73 +175,4 @@ async fn faults_are_switched_over_rest() {
     assert_eq!(bad.status(), 400);
     site.web().delete(site.url("/admin/faults")).send().await.unwrap();
     assert_eq!(site.hub.faults().get(), Default::default());
-}
-
-#[tokio::test]
-async fn a_job_serves_the_devices_that_its_condition_selects() {
-    let site = Site::new().await;
-    for (id, ring) in [("one", "canary"), ("two", "canary"), ("three", "rest")] {
-        site.hub.add_device(id).unwrap();
-        let tags = json!({"tags": {"ring": ring}});
-        assert_eq!(site.service("PATCH", &format!("/twins/{id}"), Some(tags)).await.0, 200);
-    }
-    let order = json!({
-        "jobId": "j", "type": "scheduleUpdateTwin", "queryCondition": "tags.ring = 'canary'",
-        "updateTwin": {"etag": "*", "properties": {"desired": {"x": 1}}}, "maxExecutionTimeInSeconds": 60,
-    });
-    assert_eq!(site.service("PUT", "/jobs/v2/j", Some(order.clone())).await.0, 200);
-    assert_eq!(site.service("PUT", "/jobs/v2/j", Some(order)).await.0, 409);
-    let call = json!({
-        "type": "scheduleDeviceMethod", "queryCondition": "deviceId IN ['one']",
-        "cloudToDeviceMethod": {"methodName": "m", "payload": {}},
-    });
-    assert_eq!(site.service("PUT", "/jobs/v2/offline", Some(call)).await.0, 200);
-    let mut ended = Vec::new();
-    for id in ["j", "offline"] {
-        let job = loop {
-            let job = site.service("GET", &format!("/jobs/v2/{id}"), None).await.2;
-            if job["status"] == "completed" {
-                break job;
-            }
-            tokio::task::yield_now().await;
-        };
-        ended.push(job["deviceJobStatistics"].clone());
-    }
-    assert_eq!((&ended[0]["deviceCount"], &ended[0]["succeededCount"]), (&json!(2), &json!(2)));
-    assert_eq!((&ended[1]["deviceCount"], &ended[1]["failedCount"]), (&json!(1), &json!(1)));
-    let wanted = |id: &str| site.hub.twin(id).unwrap()["properties"]["desired"]["x"].clone();
-    assert_eq!((wanted("one"), wanted("three")), (json!(1), Value::Null));
-
-    let query = json!({"query": "SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'offline'"});
-    let (status, headers, rows) = site.service("POST", "/devices/query", Some(query)).await;
-    assert_eq!((status, headers["x-ms-item-type"].to_str().unwrap()), (200, "DeviceJob"));
-    assert_eq!(
-        (rows[0]["status"].as_str(), rows[0]["error"]["code"].as_str()),
-        (Some("failed"), Some("404103"))
-    );
-    let all = site.service("GET", "/jobs/v2/query?jobType=scheduleUpdateTwin", None).await.2;
-    assert_eq!((all["items"].as_array().unwrap().len(), &all["items"][0]["jobId"]), (1, &json!("j")));
-}
-
-#[tokio::test]
-async fn a_job_waits_for_its_time_and_can_be_cancelled() {
-    let site = Site::new().await;
-    let order = json!({
-        "type": "scheduleUpdateTwin", "queryCondition": "*", "startTime": "2999-01-01T00:00:00Z",
-        "updateTwin": {"properties": {"desired": {"x": 1}}},
-    });
-    let (_, _, job) = site.service("PUT", "/jobs/v2/later", Some(order)).await;
-    assert_eq!((&job["status"], &job["startTime"]), (&json!("scheduled"), &json!("2999-01-01T00:00:00Z")));
-    let (status, _, job) = site.service("POST", "/jobs/v2/later/cancel", None).await;
-    assert_eq!((status, &job["status"]), (200, &json!("cancelled")));
-    assert_eq!(site.service("GET", "/jobs/v2/none", None).await.0, 404);
-    for nonsense in [
-        json!({"type": "export"}),
-        json!({"type": "scheduleUpdateTwin", "queryCondition": "tags."}),
-        json!({"type": "scheduleUpdateTwin", "startTime": "soon"}),
-        json!({"type": "scheduleUpdateTwin", "maxExecutionTimeInSeconds": 0}),
-        json!({"type": "scheduleDeviceMethod", "cloudToDeviceMethod": {}}),
-    ] {
-        assert_eq!(site.service("PUT", "/jobs/v2/n", Some(nonsense.clone())).await.0, 400, "{nonsense}");
-    }
 }
