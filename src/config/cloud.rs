@@ -75,6 +75,12 @@ pub fn proxy(
 ) -> Result<Proxy, ConfigError> {
     let except = inputs.texts("cloud.no_proxy")?;
     let Some(url) = inputs.text("cloud.proxy")? else {
+        if !except.is_empty() {
+            let file = inputs.file("cloud.no_proxy");
+            return Err(ConfigError::Conflict(format!(
+                "cloud.no_proxy in {file} has no cloud.proxy beside it; for a proxy of the environment, set NO_PROXY"
+            )));
+        }
         let except = environment.no_proxy.iter().flat_map(|list| list.split(',')).map(str::to_owned);
         let Some(url) = &environment.https_proxy else { return Ok(Proxy::default()) };
         return Proxy::new(url, except).map_err(|problem| {

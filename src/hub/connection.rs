@@ -168,7 +168,7 @@ impl Connection {
                 Ok(None) => self.wait(&mut session, &mut packets).await,
                 Ok(Some(end)) => {
                     say_goodbye(&session.client, &mut packets).await;
-                    return end;
+                    return self.ended(&session, end);
                 }
                 Err(error) => Err(End::Lost(error)),
             };
@@ -330,6 +330,7 @@ impl Connection {
 
     fn ready(&mut self, session: &mut Session) {
         session.ready_at = Some(Instant::now());
+        self.placement.reached();
         self.reason = None;
         if !self.online {
             self.online = true;

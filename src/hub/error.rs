@@ -166,6 +166,21 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_that_is_away_is_told_from_one_that_refuses() {
+        use async_http_proxy::HttpError;
+        let login = of(ConnectionError::Proxy(HttpError::HttpCode200(407).into()));
+        assert!(matches!(&login, HubError::ProxyLogin { proxy } if proxy == "proxy:3128"), "{login}");
+        let refused = of(ConnectionError::Proxy(HttpError::HttpCode200(403).into()));
+        assert!(
+            refused.to_string().contains("proxy:3128 does not connect to hub:8883 (status 403)"),
+            "{refused}"
+        );
+        let away = of(ConnectionError::Proxy(io::Error::from(io::ErrorKind::ConnectionRefused).into()));
+        assert!(matches!(away, HubError::ProxyUnreachable { .. }), "{away}");
+        assert!(!login.is_refusal() && !refused.is_refusal(), "the hub did not say it");
+    }
+
+    #[test]
     fn a_bad_certificate_is_named_and_maps_to_an_unreachable_cloud() {
         let verdict = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
         let error = of(ConnectionError::Io(io::Error::new(io::ErrorKind::InvalidData, verdict)));

@@ -65,11 +65,16 @@ impl Placement {
         }
     }
 
-    /// A session held: the place is right.
+    /// There is a session: the place is right.
+    pub fn reached(&mut self) {
+        if let Placement::Assigned(assigned) = self {
+            assigned.looked_into();
+        }
+    }
+
+    /// A session held for long: the next doubt is a new one.
     pub fn held(&mut self) {
         if let Placement::Assigned(assigned) = self {
-            assigned.failures = 0;
-            assigned.doubted = false;
             assigned.not_before = None;
             assigned.backoff.reset();
         }
@@ -100,7 +105,7 @@ impl Assigned {
         if let Some(seat) = self.seat.as_ref().filter(|_| !ask) {
             return Ok(seat.clone());
         }
-        tracing::info!("asking the provisioning service {} for a place", self.dps.endpoint);
+        tracing::debug!("asking the provisioning service {} for a place", self.dps.endpoint);
         match (provision::register(cloud, &self.dps, now).await, &self.seat) {
             (Ok(seat), known) => {
                 tracing::info!("assigned to {} as {}", seat.host, seat.device_id);
@@ -130,6 +135,7 @@ impl Assigned {
         }
     }
 
+    /// No doubt is left.
     fn looked_into(&mut self) {
         self.doubted = false;
         self.failures = 0;

@@ -114,8 +114,14 @@ async fn a_refusal_makes_it_ask_again_at_once_and_then_only_after_a_pause() {
     }
     let Placement::Assigned(assigned) = &placement else { panic!("known") };
     assert!(assigned.wait_left() > PAUSES.0 - Duration::from_secs(20), "{:?}", assigned.wait_left());
-    placement.held();
+    placement.reached();
     placement.failed(&refused());
+    assert_eq!(
+        soon(placement.find(&cloud, now())).await.unwrap().host,
+        "new",
+        "a short session proves little"
+    );
+    placement.held();
     let (found, ()) = tokio::join!(placement.find(&cloud, now()), assign(&server, "third"));
     assert_eq!(found.unwrap().host, "third");
 }

@@ -62,7 +62,7 @@ async fn a_key_of_its_own_and_an_update_that_asks_nobody_again() {
 }
 
 #[tokio::test]
-async fn a_group_s_key_derived_on_the_gateway_or_beforehand() {
+async fn a_group_s_key_derived_on_the_gateway_or_beforehand_and_over_websocket() {
     let (attestation, key) = keys();
     let enrollment = Enrollment::group("fleet", attestation);
     let mut world = world(&enrollment, &format!("group_key = {key:?}")).await;
@@ -73,6 +73,10 @@ async fn a_group_s_key_derived_on_the_gateway_or_beforehand() {
     fs::remove_file(world.gateway.dir().join("state/assigned.json")).unwrap();
     let derived = derive(&key, DEVICE).unwrap();
     configure(&world, &format!("symmetric_key = {derived:?}"));
+    // And by the other way, for the service as for the hub.
+    let port = world.hub.https_addr().port();
+    let way = format!("[cloud]\ntransport = \"websocket\"\nport = {port}\n[cloud.dps]\nport = {port}\n");
+    world.gateway.configure("70-way", &way).unwrap();
     world.gateway.start_agent().unwrap();
     let again = || world.hub.registrations().len() == 2 && world.hub.is_connected(DEVICE);
     assert!(world.hub.wait_until(LIMIT, again).await, "{}", world.gateway.log());

@@ -134,6 +134,8 @@ fn the_configured_proxy_outranks_the_environment_s() {
     assert_eq!(via(&configured, "hub"), Some("mine:2".into()));
     assert_eq!((via(&configured, "files"), via(&configured, "intern")), (None, Some("mine:2".into())));
     assert_eq!(via(&proxy("[cloud]\nproxy = \"none\""), "hub"), None);
+    let alone = with_environment("[cloud]\nno_proxy = [\"files\"]", Some("http://env:1"), None).unwrap_err();
+    assert!(alone.to_string().contains("set NO_PROXY"), "{alone}");
     let hub = format!("[cloud]\nconnection_string = \"{CONNECTION}\"\nproxy = \"http://mine:2\"");
     assert_eq!(via(&cloud(&hub).proxy, "hub"), Some("mine:2".into()));
 }
