@@ -53,7 +53,10 @@ async fn scattered_damage_is_repaired_by_small_requests_on_few_connections() {
     bench.assert_complete();
     let requests = bench.server.served.count();
     let connections = bench.server.served.connections.load(Ordering::SeqCst);
-    assert!(requests > 8 && connections < requests, "{requests} requests on {connections} connections");
+    assert!(
+        requests > 8 && (connections as usize) < requests,
+        "{requests} requests on {connections} connections"
+    );
     assert_eq!(bench.progress.borrow().downloaded, bench.server.served.sent());
     assert!(bench.progress.borrow().downloaded < 5 << 20);
 }

@@ -38,6 +38,16 @@ DIFFERENCES = {
     ("report", "payload"): SPACED,
     ("report", "request id"): RID,
     ("answer a method", "payload"): SPACED,
+    ("provision: connect", "clean session"): (1, 0, "a registration takes seconds; nothing of it is to outlive its session"),
+    ("provision: connect", "keep alive"): (240, 60, "`cloud.keep_alive`, as towards the hub"),
+    ("provision: connect", "password: order"): (
+        ["sr", "sig", "se", "skn"], ["sr", "sig", "se"], "Azure documents `skn=registration` as part of the token"),
+    ("provision: connect", "user name: ClientVersion"): (
+        "fwupdate/..", "azure-iot-device-provisioning-py/..", "each names itself"),
+    ("provision: register", "payload"): SPACED,
+    ("provision: register", "request id"): ("hex", "a UUID", "opaque to the service; one session asks one question at a time"),
+    ("provision: ask for the state", "payload"): ("b''", "b' '", "the documented body is empty"),
+    ("provision: ask for the state", "request id"): ("hex", "a UUID", "the same"),
     ("reconnect", "subscriptions made again"): (
         ["$iothub/methods/POST/#", "$iothub/twin/PATCH/properties/desired/#", "$iothub/twin/res/#"], [],
         "the SDK counts on the hub to remember them; we count on nothing"),
@@ -144,7 +154,7 @@ def connect(packet, identity):
     parts["user name"] = user.replace(identity, "{id}")
     for name, value in urllib.parse.parse_qsl(query):
         # Whose it is, without version and machine.
-        parts["user name: " + name] = value.split("/")[0] + "/.." if name == "DeviceClientType" else value
+        parts["user name: " + name] = value.split("/")[0] + "/.." if name in ("DeviceClientType", "ClientVersion") else value
     parts["user name: order"] = [name for name, _ in urllib.parse.parse_qsl(query)]
     if packet["password"] is None:
         parts["password"] = "none"

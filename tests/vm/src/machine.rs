@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +19,9 @@ use tokio::time::timeout;
 
 use crate::disklog::{self, Loss};
 use crate::images::{Bootloader, call};
+
+/// Within this time a running shell takes up a command line.
+const TAKEN_UP: Duration = Duration::from_secs(15);
 
 /// A disk and what was seen of its machine over all power cycles.
 #[derive(Debug)]
@@ -143,8 +147,20 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs one command line in the running system; its output.
+    /// Runs one command line in the running system; its output. A line that comes while the system still boots is
+    /// lost: it is said again until it is taken up.
     pub async fn shell(&self, line: &str) -> Result<String> {
+        for _ in 0..20 {
+            if let Some(output) = self.converse(line).await? {
+                return Ok(output);
+            }
+        }
+        bail!("the shell does not take up {line:?}")
+    }
+
+    /// `None`: nothing came back, not even the beginning.
+    async fn converse(&self, line: &str) -> Result<Option<String>> {
+        let begun = AtomicBool::new(false);
         let conversation = async {
             let mut stream = UnixStream::connect(self.dir.join("shell")).await?;
             stream.write_all(format!("echo '[begin]'; {line}\n").as_bytes()).await?;
@@ -152,10 +168,13 @@ impl Machine {
             let mut output: Option<String> = None;
             while let Some(line) = lines.next_line().await? {
                 match (&mut output, line.trim_end()) {
-                    (_, "[begin]") => output = Some(String::new()),
+                    (_, "[begin]") => {
+                        begun.store(true, Ordering::Relaxed);
+                        output = Some(String::new());
+                    }
                     (Some(output), line) if line.starts_with("[exit ") => {
                         ensure!(line == "[exit 0]", "{line}: {output}");
-                        return Ok(std::mem::take(output));
+                        return Ok(Some(std::mem::take(output)));
                     }
                     (Some(output), line) => {
                         output.push_str(line);
@@ -166,6 +185,13 @@ impl Machine {
             }
             bail!("the shell ended")
         };
+        tokio::pin!(conversation);
+        if let Ok(done) = timeout(TAKEN_UP, &mut conversation).await {
+            return done;
+        }
+        if !begun.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         timeout(Duration::from_secs(90), conversation)
             .await
             .with_context(|| format!("no answer to {line:?}"))?

@@ -84,6 +84,8 @@ impl Campaign {
             let after = Duration::from_millis(rng.u64(0..u64::try_from(LONGEST.as_millis())?));
             done.push(self.cut(seed, after, &mut loss).await?);
         }
+        // The outcome may have been told before the last cut.
+        self.site.connected().await?;
         let last = self.site.outcome(&id).await?;
         self.site.at_rest().await?;
         let result = text(&last, "/result");
