@@ -61,6 +61,10 @@ impl Told {
             (self.twin, self.version) = (report.patch.clone(), Some(report.version));
             return Ok(());
         }
+        // The first change of a twin that was made anew.
+        if report.version == 2 && self.version >= Some(2) {
+            (self.twin, self.version) = (Value::Null, None);
+        }
         if self.version.is_some_and(|before| report.version != before + 1) {
             return Err(format!("version {} follows {:?}", report.version, self.version));
         }
@@ -105,6 +109,12 @@ fn judge(twin: &Value, seen: &Value, stories: &mut BTreeMap<String, Story>) -> R
     let newly_ended = last["id"].as_str().filter(|id| stories.get(*id).is_none_or(|s| s.outcome.is_none()));
     if newly_ended.is_some() && operation.is_null() {
         on_disk(last, seen)?;
+    }
+    // A record that was lost takes the ends of its operations with it, and the gateway says that.
+    if last["result"] == "unknown" {
+        let lost =
+            stories.iter_mut().filter(|(id, story)| operation["id"] != **id && story.outcome.is_none());
+        lost.for_each(|(_, story)| story.outcome = Some(last.clone()));
     }
     if let Some(id) = operation["id"].as_str() {
         let others = stories.iter().filter(|(other, _)| *other != id);

@@ -160,6 +160,7 @@ async fn a_gateway_that_its_hub_no_longer_knows_is_led_to_another() {
     );
     world.gateway.shut_down().await.unwrap();
     other.stop().await;
+    world.finish_without_twin().await;
 }
 
 #[tokio::test]
@@ -185,4 +186,5 @@ async fn doctor_says_why_no_hub_is_assigned() {
         world.gateway.shut_down().await.unwrap();
     }
     assert!(!world.gateway.log().contains(&key));
+    world.finish_without_twin().await;
 }

@@ -95,6 +95,7 @@ async fn doctor_says_what_a_proxy_has_against_the_connection() {
             gone.trim_start_matches("http://")
         ))
         .await;
+    world.finish_disturbed().await;
 }
 
 #[tokio::test]
