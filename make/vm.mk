@@ -5,7 +5,7 @@ VM_CUTS ?= 100
 VM_PREFIXES ?= 1000
 BOOTLOADERS ?= uboot grub
 
-.PHONY: deb packages packages-check vm vm-short vm-powercut vm-replay msrv
+.PHONY: deb packages packages-check vm-setup vm vm-short vm-powercut vm-replay msrv
 
 deb: ## fwupdate-agent and fwupdate-tools as .deb in target/debian
 	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --locked
@@ -26,20 +26,23 @@ packages: deb ## fwupdate-agent and fwupdate-tools as .deb and .rpm, in target/d
 packages-check: setup packages ## lintian, rpmlint, and the packages' life in a Debian root (as root)
 	packaging/check.sh
 
-vm: setup deb ## real boots on both bootloaders: A to B to A, every failure, a bad environment (as root; about an hour)
+vm-setup:
+	@tests/setup.sh vm
+
+vm: vm-setup deb ## real boots on both bootloaders: A to B to A, every failure, a bad environment (as root; about an hour)
 	$(CARGO) build -q -p fwupdate-vm
 	for bootloader in $(BOOTLOADERS); do for what in story failures environment; do \
 	    $(VM) --bootloader $$bootloader $$what || exit 1; done; done
 
-vm-short: setup deb ## on both bootloaders: A to B to A, replayed; a failed check; 6 power cuts (as root; part of `make test`)
+vm-short: vm-setup deb ## on both bootloaders: A to B to A, replayed; a failed check; 6 power cuts (as root)
 	tests/vm/short.sh
 
-vm-powercut: setup deb ## VM_CUTS power cuts at random instants on each bootloader; the table goes to docs/crash-campaign.md
+vm-powercut: vm-setup deb ## VM_CUTS power cuts at random instants on each bootloader; the table goes to docs/crash-campaign.md
 	$(CARGO) build -q -p fwupdate-vm
 	for bootloader in $(BOOTLOADERS); do \
 	    $(VM) --bootloader $$bootloader power-cut --cuts $(VM_CUTS) --table docs/crash-campaign.md || exit 1; done
 
-vm-replay: setup deb ## VM_PREFIXES prefixes of two updates' writes on each bootloader, examined; a sample is booted
+vm-replay: vm-setup deb ## VM_PREFIXES prefixes of two updates' writes on each bootloader, examined; a sample is booted
 	$(CARGO) build -q -p fwupdate-vm
 	for bootloader in $(BOOTLOADERS); do \
 	    $(VM) --bootloader $$bootloader replay --prefixes $(VM_PREFIXES) || exit 1; done

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests use, or says which are missing. `setup.sh demo`: the demo's alone.
+# Installs the Debian packages that the tests use, or says which are missing. `setup.sh demo`: the demo's alone;
+# `setup.sh vm`: those of the virtual gateway too.
 set -euo pipefail
 
 # program:package
@@ -8,10 +9,12 @@ if [ "${1:-}" != demo ]; then
     needed+=" fw_printenv:libubootenv-tool grub-editenv:grub-common zstd:zstd openssl:openssl
         mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools"
 fi
-# The packages and the virtual gateway, whose tests need root.
+# The packages, whose tests need root.
 if [ "${1:-}" != demo ] && [ "$(id -u)" -eq 0 ]; then
-    needed+=" pandoc:pandoc lintian:lintian dpkg-deb:dpkg systemd-analyze:systemd
-        grub-mkstandalone:grub-common mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk debugfs:e2fsprogs cpio:cpio
+    needed+=" pandoc:pandoc lintian:lintian systemd-analyze:systemd"
+fi
+if [ "${1:-}" = vm ]; then
+    needed+=" grub-mkstandalone:grub-common mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk debugfs:e2fsprogs cpio:cpio
         /usr/lib/grub/x86_64-efi/kernel.img:grub-efi-amd64-bin
         /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf /usr/lib/u-boot/qemu-x86/u-boot.rom:u-boot-qemu"
 fi
@@ -28,7 +31,7 @@ if [ "${1:-}" != demo ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; th
     missing+=(python3-venv)
 fi
 # Both of one release: Debian's emulator and a newer qemu-img exclude each other.
-if [[ $needed == *u-boot-qemu* ]] && ! { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null; then
+if [ "${1:-}" = vm ] && ! { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null; then
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     missing+=("qemu-system-x86/$release" "qemu-utils/$release")
 fi
