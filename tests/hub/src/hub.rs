@@ -141,7 +141,7 @@ impl Hub {
         let https = https.local_addr()?.port();
         self.ports = Arc::new([
             server::reserve(self.options.bind, 0, "--mqtt-port")?,
-            server::reserve(self.options.bind, https, "--https-port")?,
+            server::reserve_again(self.options.bind, https, "--https-port").await?,
         ]);
         for older in devices {
             let identity = older.identity.clone();

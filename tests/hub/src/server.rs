@@ -34,14 +34,25 @@ pub fn reserve(bind: IpAddr, port: u16, option: &str) -> Result<TcpSocket> {
     bound(SocketAddr::new(bind, port), option)
 }
 
-/// Listens on a port that was reserved. After a restart the old listener may live a moment longer: in a process that
-/// is being started, between fork and exec.
+/// The same for a port on which this hub has listened just now.
+pub async fn reserve_again(bind: IpAddr, port: u16, option: &str) -> Result<TcpSocket> {
+    handed_over(|| reserve(bind, port, option)).await
+}
+
+/// Listens on a port that was reserved.
 pub async fn listen(address: SocketAddr, option: &str) -> Result<TcpListener> {
+    let listening = || bound(address, option).and_then(|socket| Ok(socket.listen(BACKLOG)?));
+    handed_over(listening).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// After a restart the old listener may live a moment longer: in a process that is being started, between fork and
+/// exec.
+async fn handed_over<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
-        match bound(address, option).and_then(|socket| Ok(socket.listen(BACKLOG)?)) {
+        match attempt() {
             Err(_) if started.elapsed() < HANDOVER => tokio::time::sleep(Duration::from_millis(20)).await,
-            outcome => return outcome.with_context(|| format!("cannot listen on {address}")),
+            outcome => return outcome,
         }
     }
 }
