@@ -9,7 +9,9 @@ tools=$(ls -t target/debian/fwupdate-tools_*.deb | head -1)
 fail() { echo "packaging/check.sh: $*" >&2; exit 1; }
 
 lintian --fail-on error "$agent" "$tools"
-if command -v rpmlint > /dev/null; then rpmlint target/generate-rpm/*.rpm || :; fi
+if ls target/generate-rpm/*.rpm > /dev/null 2>&1 && command -v rpmlint > /dev/null; then
+    rpmlint target/generate-rpm/*.rpm || :
+fi
 systemd-analyze security --offline=yes --threshold=20 systemd/fwupdate.service > /dev/null ||
     fail "the service is exposed more than 2.0"
 

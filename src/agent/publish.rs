@@ -13,6 +13,7 @@ use crate::control::Reply;
 use crate::hub::{Document, Message};
 use crate::lifecycle;
 use crate::machine::{self, Last, Phase, Record};
+use crate::manifest::Digest;
 use crate::report::{self, Progress, View};
 use crate::stage::Step;
 
@@ -221,8 +222,7 @@ impl Agent {
 /// A copy of an event has the same id, also one that another run of the agent sends.
 fn message(event: &lifecycle::Event) -> Message {
     let named = format!("{}\n{}\n{}", event.operation, event.name, event.attempt);
-    let digest = ring::digest::digest(&ring::digest::SHA256, named.as_bytes());
-    let id: String = data_encoding::HEXLOWER.encode(digest.as_ref()).chars().take(32).collect();
+    let id = Digest::of(named.as_bytes()).to_string().chars().take(32).collect();
     let mut properties = vec![("schema", lifecycle::SCHEMA.to_owned()), ("event", event.name.clone())];
     properties.extend(event.code.map(|code| ("code", code.to_string())));
     Message { id, correlation: event.operation.clone(), properties, body: event.body.clone() }

@@ -48,10 +48,7 @@ pub async fn run(
     telemetry: mpsc::Receiver<Message>,
     shutdown: CancellationToken,
 ) {
-    let backoff = Backoff::of_sessions(cloud.reconnect.first, cloud.reconnect.longest);
-    let mut connection = Connection::new(cloud, interval, clock_floor, documents, events, shutdown, backoff);
-    connection.telemetry = Telemetry::new(telemetry);
-    connection.run().await;
+    Connection::new(cloud, interval, clock_floor, documents, events, telemetry, shutdown).run().await;
 }
 
 /// Why a session is over.
@@ -91,12 +88,13 @@ impl Connection {
         clock_floor: OffsetDateTime,
         documents: watch::Receiver<Arc<Document>>,
         events: mpsc::Sender<Event>,
+        telemetry: mpsc::Receiver<Message>,
         shutdown: CancellationToken,
-        backoff: Backoff,
     ) -> Connection {
         let document = documents.borrow().clone();
         Connection {
             placement: Placement::new(&cloud.place),
+            backoff: Backoff::of_sessions(cloud.reconnect.first, cloud.reconnect.longest),
             cloud,
             clock_floor,
             floor_at: Instant::now(),
@@ -106,8 +104,7 @@ impl Connection {
             shutdown,
             twin: Twin::new(fastrand::u64(..), interval, Backoff::new(RETRY.0, RETRY.1), document),
             outbox: Outbox::default(),
-            telemetry: Telemetry::new(mpsc::channel(1).1),
-            backoff,
+            telemetry: Telemetry::new(telemetry),
             online: false,
             reason: None,
         }

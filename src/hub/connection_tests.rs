@@ -32,9 +32,11 @@ impl Agent {
         let (documents, watched) = watch::channel(document(1, body));
         let (sender, events) = mpsc::channel(capacity);
         let shutdown = CancellationToken::new();
-        let backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(20));
+        let (_, telemetry) = mpsc::channel(1);
         let interval = Duration::from_secs(3600);
-        let connection = Connection::new(cloud, interval, floor, watched, sender, shutdown.clone(), backoff);
+        let mut connection =
+            Connection::new(cloud, interval, floor, watched, sender, telemetry, shutdown.clone());
+        connection.backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(20));
         let task = tokio::spawn(connection.run());
         Agent { documents, events, shutdown, task }
     }

@@ -289,10 +289,8 @@ impl Range<'_> {
             };
             self.response = None;
             match trouble {
-                (Trouble::Final(error @ StageError::Expired { .. }), web) => {
-                    self.await_fresh_link(web, error).await?;
-                }
                 (Trouble::Final(error), _) => return Err(error),
+                (Trouble::Expired(error), web) => self.await_fresh_link(web, error).await?,
                 (Trouble::Passing { reason, after }, web) => {
                     if !self.pause(web, &reason, after).await {
                         let patience = web.http.download.patience.as_secs_f32();
@@ -341,7 +339,9 @@ impl Range<'_> {
             Ok(Ok(Some(bytes))) => bytes,
         };
         let received = bytes.len() as u64;
-        self.remote.meter.wait_for(None);
+        if self.attempts > 0 {
+            self.remote.meter.wait_for(None);
+        }
         self.remote.meter.count(received).await;
         self.remote.meter.afford(0)?;
         if received > left {

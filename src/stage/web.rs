@@ -82,6 +82,8 @@ impl Version {
 /// What one attempt ended with.
 pub(super) enum Trouble {
     Final(StageError),
+    /// Only a fresh link helps; the error is for the end of the patience.
+    Expired(StageError),
     /// Worth another attempt, no sooner than `after`.
     Passing {
         reason: String,
@@ -185,7 +187,7 @@ impl Web {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let status = status.as_u16();
                 Err(match expired(&self.url, response.headers()) {
-                    Some(at) => StageError::Expired { url, status, at }.into(),
+                    Some(at) => Trouble::Expired(StageError::Expired { url, status, at }),
                     None => StageError::Forbidden { url, status }.into(),
                 })
             }

@@ -159,6 +159,19 @@ class Checks:
         return 0 if self.failed == 0 and self.passed > 0 else 1
 
 
+def verdict_on(scene, checks):
+    """Runs all checks on a scene, shows its hub's log if one failed, and closes it; the exit status."""
+    done = Checks()
+    try:
+        for check in checks:
+            done.run(check.__name__.replace("_", " "), check, scene)
+        if done.failed:
+            print("the hub's log:", scene.hub.log(), sep="\n")
+    finally:
+        scene.close()
+    return done.verdict()
+
+
 class Box:
     """Values that another thread puts in and a check waits for."""
 

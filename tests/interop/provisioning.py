@@ -12,7 +12,7 @@ import urllib.request
 from azure.iot.device import IoTHubDeviceClient, ProvisioningDeviceClient, ProxyOptions, X509
 from azure.iot.device.exceptions import ClientError, CredentialError
 
-from harness import Checks, Hub, PortProxy, equal
+from harness import verdict_on, Hub, PortProxy, equal
 
 
 class Scene:
@@ -195,15 +195,7 @@ CHECKS = [
 
 
 def main():
-    scene, checks = Scene(sys.argv[1]), Checks()
-    try:
-        for check in CHECKS:
-            checks.run(check.__name__.replace("_", " "), check, scene)
-        if checks.failed:
-            print("the hub's log:", scene.hub.log(), sep="\n")
-    finally:
-        scene.close()
-    return checks.verdict()
+    return verdict_on(Scene(sys.argv[1]), CHECKS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification, Twin, 
 from azure.iot.hub.protocol.models import JobRequest
 from msrest.exceptions import HttpOperationError
 
-from harness import Box, Checks, Hub, PortProxy, equal, eventually
+from harness import Box, verdict_on, Hub, PortProxy, equal, eventually
 
 
 class Scene:
@@ -346,15 +346,7 @@ CHECKS = [
 
 
 def main():
-    scene, checks = Scene(sys.argv[1]), Checks()
-    try:
-        for check in CHECKS:
-            checks.run(check.__name__.replace("_", " "), check, scene)
-        if checks.failed:
-            print("the hub's log:", scene.hub.log(), sep="\n")
-    finally:
-        scene.close()
-    return checks.verdict()
+    return verdict_on(Scene(sys.argv[1]), CHECKS)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// How long the hub may be out of reach.
+/// How long the hub may be out of reach, or a twin silent about the operation that is followed.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Bridges failures to reach the hub, as long as they do not last.

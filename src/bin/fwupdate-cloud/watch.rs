@@ -7,12 +7,11 @@ use fwupdate::cli::screen::{Screen, Style};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::patience::LIMIT;
 use crate::service::Service;
 
 /// Between two looks at the twin: one read of a hub's hundred a second.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long the hub may be out of reach, or the twin silent about the operation, before that is an error.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is followed, and how.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl Watch<'_> {
         let (mut id, mut seen, mut quiet) = (id, false, Instant::now());
         loop {
             match self.service.twin(self.device).await {
-                Err(Error::Unreachable(why)) if quiet.elapsed() < PATIENCE => screen.note(&why, out)?,
+                Err(Error::Unreachable(why)) if quiet.elapsed() < LIMIT => screen.note(&why, out)?,
                 Err(error) => return Err(error),
                 Ok(twin) => {
                     let reported = twin.pointer("/properties/reported").unwrap_or(&Value::Null);
@@ -53,7 +52,7 @@ impl Watch<'_> {
                             (seen, quiet) = (true, Instant::now());
                             screen.draw(reported, remark(&twin), out)?;
                         }
-                        State::Absent if seen || quiet.elapsed() >= PATIENCE => {
+                        State::Absent if seen || quiet.elapsed() >= LIMIT => {
                             return Err(lost(self.device, &followed));
                         }
                         State::Absent if followed.is_empty() => return Err(nothing(self.device)),
