@@ -7,6 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::examine::DATA;
+
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 const SECTOR: u64 = 512;
 /// Flag of an entry: all before it is on the medium.
@@ -93,19 +95,23 @@ pub fn apply(log: &Path, disk: &Path, loss: &mut Loss) -> Result<Summary> {
 /// What a disk writes at once, at this place. ext4 does not survive half a superblock (its checksum lies in the
 /// second sector), so that on the data partition writes tear between pages; everywhere else between sectors.
 pub fn unit(offset: u64) -> u64 {
-    const DATA: u64 = 514 << 20;
-    if offset < DATA { SECTOR } else { 4096 }
+    if offset < DATA.0 as u64 { SECTOR } else { 4096 }
 }
 
 /// How many bytes of a write of `length` survive.
 fn kept(loss: &mut Loss, length: u64, unit: u64) -> u64 {
     match loss {
         Loss::Nothing => length,
-        Loss::Random(rng) => match rng.u8(0..4) {
-            0 => 0,
-            1 => rng.u64(0..=length / unit) * unit,
-            _ => length,
-        },
+        Loss::Random(rng) => survives(rng, length, unit),
+    }
+}
+
+/// How many bytes of a write that was not flushed survive a cut: none, all, or a first part of whole units.
+pub fn survives(rng: &mut fastrand::Rng, length: u64, unit: u64) -> u64 {
+    match rng.u8(0..4) {
+        0 => 0,
+        1 => rng.u64(0..=length / unit) * unit,
+        _ => length,
     }
 }
 

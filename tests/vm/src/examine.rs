@@ -21,7 +21,7 @@ pub const ENVIRONMENT: (usize, usize) = (MIB, MIB);
 pub const ESP: (usize, usize) = (2 * MIB, 64 * MIB);
 pub const SLOT_A: (usize, usize) = (66 * MIB, 224 * MIB);
 pub const SLOT_B: (usize, usize) = (290 * MIB, 224 * MIB);
-const DATA: (usize, usize) = (514 * MIB, 32 * MIB);
+pub const DATA: (usize, usize) = (514 * MIB, 32 * MIB);
 
 /// A whole image: what a slot may hold when it can be booted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use fwupdate::slot::Slot;
 
-use crate::disklog::{FLUSH, Write, unit, writes};
+use crate::disklog::{FLUSH, Write, survives, unit, writes};
 use crate::examine::{Examiner, Found, SLOT_A, SLOT_B};
 use crate::images::{Workshop, call};
 use crate::site::{DEVICE, PATIENCE, Site, text};
@@ -167,14 +167,8 @@ impl Replay {
     fn tear(&mut self, between: &[Write], rng: &mut fastrand::Rng) -> Result<Vec<(usize, Vec<u8>)>> {
         let mut undo = Vec::new();
         for entry in between {
-            let kept = match rng.u8(0..4) {
-                0 => 0,
-                1 => {
-                    let unit = usize::try_from(unit(entry.offset as u64))?;
-                    rng.usize(0..=entry.data.len() / unit) * unit
-                }
-                _ => entry.data.len(),
-            };
+            let kept = survives(rng, entry.data.len() as u64, unit(entry.offset as u64));
+            let kept = usize::try_from(kept)?;
             let data = entry.data.get(..kept).unwrap_or_default();
             let before = self.disk.get(entry.offset..entry.offset + kept).context("beyond the disk")?;
             undo.push((entry.offset, before.to_vec()));

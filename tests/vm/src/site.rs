@@ -11,6 +11,7 @@ use fwupdate_hub::methods::Call;
 use fwupdate_hub::{Hub, Options};
 use serde_json::{Value, json};
 
+use crate::examine::{SLOT_A, SLOT_B};
 use crate::images::{Release, Spec, Workshop, digest};
 use crate::machine::Machine;
 
@@ -18,8 +19,6 @@ use crate::machine::Machine;
 pub const DEVICE: &str = "gateway-1";
 /// Emulated processors on a busy host are slow; a condition ends the wait, this only a run that hangs.
 pub const PATIENCE: Duration = Duration::from_secs(900);
-/// Where each slot begins on the disk (image/disk.sh), bytes.
-const SLOTS: [(&str, u64); 2] = [("A", 66 << 20), ("B", 290 << 20)];
 
 #[derive(Debug)]
 pub struct Site {
@@ -138,7 +137,7 @@ impl Site {
 
     /// Whether `slot` of the disk, which is off, holds exactly `image`.
     pub fn holds(&self, slot: &str, image: &Path) -> Result<bool> {
-        let offset = SLOTS.iter().find(|(name, _)| *name == slot).context("no such slot")?.1;
+        let offset = if slot == "A" { SLOT_A.0 } else { SLOT_B.0 } as u64;
         let length = fs::metadata(image)?.len();
         Ok(digest(&self.machine.disk, offset, length)? == digest(image, 0, length)?)
     }
