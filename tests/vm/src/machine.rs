@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -53,12 +53,15 @@ impl Machine {
     pub async fn power_on_with(&mut self, bad: Option<u64>) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on");
         let (overlay, log) = (self.dir.join("overlay.qcow2"), self.dir.join("writes.log"));
-        for path in [&overlay, &log, &self.dir.join("shell"), &self.dir.join("qmp")] {
+        for path in
+            [&overlay, &log, &self.dir.join("shell"), &self.dir.join("monitor"), &self.dir.join("qmp")]
+        {
             if path.exists() {
                 fs::remove_file(path)?;
             }
         }
         fs::File::create(&log)?;
+        let control = UnixListener::bind(self.dir.join("qmp"))?;
         call(
             std::process::Command::new("qemu-img")
                 .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -114,9 +117,12 @@ impl Machine {
                 "-device",
                 "virtio-rng-pci",
             ])
+            // Resets and switching off are left to `supervise`.
+            .args(["-action", "reboot=shutdown,shutdown=pause", "-qmp"])
+            .arg(format!("unix:{}", self.dir.join("qmp").display()))
             // For people who look into a machine that hangs.
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", self.dir.join("qmp").display()))
+            .arg("-monitor")
+            .arg(format!("unix:{},server=on,wait=off", self.dir.join("monitor").display()))
             .args(["-serial", "stdio", "-serial"])
             .arg(format!("unix:{},server=on,wait=off", self.dir.join("shell").display()))
             .stdin(Stdio::null())
@@ -127,6 +133,11 @@ impl Machine {
         let output = child.stdout.take().context("no console")?;
         self.console.send_modify(|text| text.push_str("\n[power on]\n"));
         tokio::spawn(keep(output, self.console.clone(), self.dir.join("console.log")));
+        tokio::spawn(async move {
+            if let Err(error) = supervise(control).await {
+                eprintln!("fwupdate-vm: QEMU's control socket: {error:#}");
+            }
+        });
         self.running = Some(child);
         Ok(())
     }
@@ -235,6 +246,37 @@ impl Machine {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// Resets the machine when its system asks for it, and ends QEMU when it switches itself off.
+///
+/// QEMU would reset by itself; but with an emulated processor that now and then loses a race on a busy host: the
+/// processor goes on where it was, in the memory of a machine that has just been reset, and hangs before the firmware
+/// says a word. Here the processor stands still before the reset and is released after it.
+async fn supervise(control: UnixListener) -> Result<()> {
+    let (events, mut commands) = control.accept().await?.0.into_split();
+    drop(control);
+    let mut events = BufReader::new(events).lines();
+    commands.write_all(command("qmp_capabilities").as_bytes()).await?;
+    // A machine whose power is cut closes the socket.
+    while let Ok(Some(line)) = events.next_line().await {
+        let event: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        ensure!(event.get("error").is_none(), "{line}");
+        let asked = match event.pointer("/data/reason").and_then(serde_json::Value::as_str) {
+            Some("guest-reset") => command("system_reset") + &command("cont"),
+            Some("guest-shutdown") => command("quit"),
+            _ => continue,
+        };
+        if event.get("event").and_then(serde_json::Value::as_str) == Some("SHUTDOWN") {
+            commands.write_all(asked.as_bytes()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A line of QMP.
+fn command(name: &str) -> String {
+    format!("{{\"execute\": \"{name}\"}}\n")
 }
 
 /// What a process has used so far (proc(5), /proc/PID/stat: utime and stime, in ticks of 1/100 s).
