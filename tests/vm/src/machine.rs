@@ -262,16 +262,21 @@ async fn supervise(control: UnixListener) -> Result<()> {
     while let Ok(Some(line)) = events.next_line().await {
         let event: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         ensure!(event.get("error").is_none(), "{line}");
-        let asked = match event.pointer("/data/reason").and_then(serde_json::Value::as_str) {
-            Some("guest-reset") => command("system_reset") + &command("cont"),
-            Some("guest-shutdown") => command("quit"),
+        let text = |pointer| event.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
+        let answer = match (text("/event"), text("/data/reason")) {
+            ("SHUTDOWN", "guest-reset") => on_reset("reset") + &command("system_reset"),
+            ("RESET", _) => on_reset("shutdown") + &command("cont"),
+            ("SHUTDOWN", "guest-shutdown") => command("quit"),
             _ => continue,
         };
-        if event.get("event").and_then(serde_json::Value::as_str) == Some("SHUTDOWN") {
-            commands.write_all(asked.as_bytes()).await?;
-        }
+        commands.write_all(answer.as_bytes()).await?;
     }
     Ok(())
+}
+
+/// What QEMU does at a reset, whoever asks for it.
+fn on_reset(action: &str) -> String {
+    format!("{{\"execute\": \"set-action\", \"arguments\": {{\"reboot\": \"{action}\"}}}}\n")
 }
 
 /// A line of QMP.
