@@ -334,6 +334,8 @@ async fn ends(control: UnixListener, pid: u32) -> Result<End> {
             _ => continue,
         };
         commands.write_all(command("quit").as_bytes()).await?;
+        // A connection that is closed too early takes the command with it.
+        while events.next_line().await?.is_some() {}
         return Ok(end);
     }
     bail!("QEMU ended by itself; see qemu.log")
