@@ -25,7 +25,6 @@ mod ioctl;
 mod meter;
 mod open;
 mod pipeline;
-mod runs;
 mod survey;
 mod target;
 #[cfg(test)]
@@ -47,7 +46,7 @@ pub use verify::read_back;
 pub use write::stage;
 
 /// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
-pub const GUARD: u64 = 1 << 20;
+pub use crate::bundle::GUARD;
 
 /// How far staging has come. All figures are bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

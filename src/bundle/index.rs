@@ -93,11 +93,9 @@ impl Index {
         blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
     }
 
-    /// Bytes of the frames that must be fetched when `held` tells which chunks need not be. Zero chunks are
-    /// never fetched; a chunk that the image has twice is fetched twice.
-    pub fn fetch_bytes(&self, mut held: impl FnMut(&Chunk) -> bool) -> u64 {
-        let missing = self.iter().filter(|chunk| !self.is_zero(chunk) && !held(chunk));
-        missing.map(|chunk| u64::from(chunk.frame_length)).sum()
+    /// How many chunks belong to the groups that begin below `guard` bytes of the image: they come first.
+    pub fn chunks_below(&self, guard: u64) -> usize {
+        self.iter().take_while(|chunk| chunk.group_offset < guard).count()
     }
 
     /// The exact bytes of `rootfs.index`, to be kept beside the installed image.
@@ -336,7 +334,6 @@ mod tests {
         (image.index_size, image.index_sha256) = (bytes.len() as u64, Digest::of(&bytes));
         let index = Index::parse(bytes, &image).unwrap();
         assert_eq!(index.iter().map(|chunk| index.is_zero(&chunk)).collect::<Vec<_>>(), [true, false, false]);
-        assert_eq!(index.fetch_bytes(|_| false), 730);
-        assert_eq!(index.fetch_bytes(|chunk| chunk.digest == ChunkDigest::of(&[1; 8192])), 30);
+        assert_eq!((index.chunks_below(4096), index.chunks_below(1 << 20)), (3, 3), "one group");
     }
 }

@@ -6,11 +6,8 @@ use std::sync::Arc;
 use super::StageError;
 use super::fetch::{Http, Remote, Source};
 use super::meter::Meter;
-use crate::bundle::{self, BundleError, HEAD_MAX, Index, Layout};
+use crate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX, Index, Layout};
 use crate::manifest::{self, Digest, Manifest, TrustedKeys};
-
-/// Bytes of the first request: enough for a usual manifest, its signatures and the headers.
-const FIRST_READ: u64 = 8 * 1024;
 
 /// A bundle whose manifest is trusted.
 #[derive(Debug)]

@@ -14,11 +14,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::open::Bundle;
-use super::runs::{Run, runs};
 use super::survey::{Origin, Seed};
 use super::worker::{Group, Part, Sink, Worker};
 use super::{Progress, StageError};
-use crate::bundle::{BundleError, Chunk, Index};
+use crate::bundle::{BundleError, Chunk, Index, Run, fetch_bytes, runs};
 
 /// Range requests in flight at most: hides the round trips of many small ones.
 const IN_FLIGHT: usize = 4;
@@ -74,7 +73,12 @@ pub(super) async fn transfer(
 
 /// Bytes of the requests that `transfer` will make.
 pub(super) fn fetch_size(bundle: &Bundle, index: &Index, origins: &[Origin], positions: Range<usize>) -> u64 {
-    runs(index, bundle.layout(), origins, positions).map(|run| run.span.end - run.span.start).sum()
+    fetch_bytes(index, bundle.layout(), positions, must_fetch(origins))
+}
+
+/// Which positions must be fetched.
+fn must_fetch(origins: &[Origin]) -> impl Fn(usize, &Chunk) -> bool + '_ {
+    |position, _| origins.get(position) == Some(&Origin::Fetch)
 }
 
 /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
@@ -166,7 +170,7 @@ impl Fetch<'_> {
     /// Fetches the blocks of all chunks to fetch, and queues their groups.
     async fn run(&self) -> Result<(), StageError> {
         let (index, layout) = (&self.shared.index, self.bundle.layout());
-        let requests = runs(index, layout, self.origins, self.positions.clone());
+        let requests = runs(index, layout, self.positions.clone(), must_fetch(self.origins));
         let fetches = requests.map(|run| self.fetch(run));
         let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
         while let Some(fetched) = fetches.next().await {

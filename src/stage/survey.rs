@@ -21,6 +21,10 @@ use crate::bundle::chunker::{Chunker, is_zero};
 use crate::bundle::{Chunk, ChunkDigest, Index};
 use crate::manifest::{BLOCK, Chunking};
 
+/// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
+/// begun at the slot's start, and no chunk is lost at the seam.
+const SEAM: u64 = 2048;
+
 /// Where a chunk will come from. Eight bytes, for there is one for each chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -147,11 +151,10 @@ impl Survey<'_> {
         };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
-        in_parallel(split(blocks.min(u64::from(u32::MAX)), threads), |part| {
-            match Chunker::new(self.chunking) {
-                Some(chunker) => self.scan(seed, part, chunker, &note),
-                None => Ok(()),
-            }
+        let blocks = blocks.min(u64::from(u32::MAX));
+        in_parallel(split(blocks, threads), |part| match Chunker::new(self.chunking) {
+            Some(chunker) => self.scan(seed, part.start..(part.end + SEAM).min(blocks), chunker, &note),
+            None => Ok(()),
         })?;
         Ok(())
     }

@@ -197,6 +197,41 @@ async fn the_booted_slot_gives_what_it_has_wherever_it_lies() {
 }
 
 #[tokio::test]
+async fn what_estimate_predicts_is_what_is_fetched() {
+    // Damage of every size, near and far apart, so that some gaps are fetched along and others are not.
+    let old = image(61, 8);
+    let mut new = old.clone();
+    new.chunks_mut(300_000).enumerate().for_each(|(n, part)| part[..(n % 7) * 6_000].fill(n as u8));
+    new.chunks_mut(33_000).skip(120).step_by(2).take(40).for_each(|part| part[0] ^= 1);
+    let bench = Bench::new(new, 0).await;
+    let seed = bench.folder.path().join("booted");
+    std::fs::write(&seed, &old).unwrap();
+    let parts = parts(&old);
+    let held = crate::manifest::Body::parse(&parts.manifest).unwrap().image;
+    let held = crate::bundle::Index::parse(parts.index, &held).unwrap();
+    let held: std::collections::HashSet<_> = held.iter().map(|chunk| chunk.digest).collect();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let predicted = bundle.layout().download_bytes(&index, |chunk| held.contains(&chunk.digest));
+    drop(bundle);
+    let before = bench.server.served.sent();
+    bench.update_with(&bench.server.http(), Some(&seed), free()).await.unwrap();
+    bench.assert_complete();
+    assert_eq!(bench.server.served.sent() - before, predicted);
+    let frames: u64 = index
+        .iter()
+        .filter(|chunk| !held.contains(&chunk.digest) && !index.is_zero(chunk))
+        .map(|chunk| u64::from(chunk.frame_length))
+        .sum();
+    assert!(predicted > bench_head(&bench).await + frames, "no gap was fetched along");
+}
+
+/// What the bundle costs before its payload.
+async fn bench_head(bench: &Bench) -> u64 {
+    bench.open(&bench.server.http(), free()).await.unwrap().layout().head_bytes()
+}
+
+#[tokio::test]
 async fn a_link_that_drops_again_and_again_costs_nothing() {
     let bench = Bench::new(image(9, 6), 0).await;
     bench.update().await.unwrap();

@@ -177,7 +177,7 @@ impl Staging<'_> {
     /// The chunks of the groups that begin within the first MiB, and the others.
     fn withheld(&self) -> (Range<usize>, Range<usize>) {
         let index = &self.shared.index;
-        let first = index.iter().take_while(|chunk| chunk.group_offset < GUARD).count();
+        let first = index.chunks_below(GUARD);
         (0..first, first..index.len())
     }
 
