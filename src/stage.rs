@@ -22,6 +22,9 @@ mod buffer;
 mod fetch;
 mod hosts;
 mod ioctl;
+mod map;
+#[cfg(test)]
+mod map_tests;
 mod meter;
 mod open;
 mod pipeline;
@@ -39,6 +42,7 @@ mod worker;
 mod write;
 
 pub use fetch::{Http, Source, redact};
+pub use map::Maps;
 pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
@@ -52,9 +56,9 @@ pub use crate::bundle::GUARD;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
     pub step: Step,
-    /// Size of the image.
+    /// The current step's work: the size of the image, and while surveying also what is read of the booted slot.
     pub total: u64,
-    /// Bytes of the image that passed the current step.
+    /// How much of it is done.
     pub done: u64,
     /// Body bytes received over the network for this operation, those of earlier runs included.
     pub downloaded: u64,

@@ -1,7 +1,9 @@
 //! What the slots already hold. Every chunk is looked for at its place in the target, then anywhere in the
-//! booted slot (the seed), which is cut by the bundle's own chunking rules. Digests alone decide: no journal
-//! and no kept map is believed, so whatever an interrupted run left, or whatever changed since, is right.
+//! booted slot (the seed): where its map says, or else by cutting all of it by the bundle's own chunking rules.
+//! Digests alone decide: no journal and no map is believed, so whatever an interrupted run left, or whatever
+//! changed since, is right, and the bytes to fetch are known before the first is fetched.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
@@ -15,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::{Buffer, is_aligned};
+use super::map::{self, Draft};
 use super::target::STEP;
 use super::{Progress, StageError, Step, Target};
 use crate::bundle::chunker::{Chunker, is_zero};
@@ -24,6 +27,8 @@ use crate::manifest::{BLOCK, Chunking};
 /// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
 /// begun at the slot's start, and no chunk is lost at the seam.
 const SEAM: u64 = 2048;
+/// A map is stale when more than this part of what it promises is not there: then the seed is scanned.
+const STALE: u64 = 8;
 
 /// Where a chunk will come from. Eight bytes, for there is one for each chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,13 +74,16 @@ pub(super) struct Survey<'a> {
     pub chunking: &'a Chunking,
     pub target: &'a Target,
     pub seed: Option<&'a Seed>,
+    /// The seed's map.
+    pub map: Option<&'a Path>,
     pub progress: &'a watch::Sender<Progress>,
     pub cancel: &'a CancellationToken,
 }
 
 impl Survey<'_> {
-    /// One origin for each chunk of the index. Reads the target once, and the seed once if anything is
-    /// missing, on `threads` threads.
+    /// One origin for each chunk of the index. Reads the target once, and of the seed what its map says of
+    /// missing chunks, or all of it when there is no such map, on `threads` threads. Each byte that is read is
+    /// progress.
     pub(super) fn run(&self, threads: usize) -> Result<Vec<Origin>, StageError> {
         let total = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
@@ -83,9 +91,78 @@ impl Survey<'_> {
         let found = in_parallel(parts, |part| self.in_target(part))?;
         let mut origins: Vec<Origin> = found.into_iter().flatten().collect();
         if let Some(seed) = self.seed.filter(|_| origins.contains(&Origin::Fetch)) {
-            self.in_seed(seed, &mut origins, threads)?;
+            if !self.by_map(seed, &mut origins, threads)? {
+                self.in_seed(seed, &mut origins, threads)?;
+            }
         }
         Ok(origins)
+    }
+
+    /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.
+    /// `false`: there is no map for these chunks, or it is stale, and the rest must be looked for.
+    fn by_map(&self, seed: &Seed, origins: &mut [Origin], threads: usize) -> Result<bool, StageError> {
+        let Some(path) = self.map else { return Ok(false) };
+        let wanted = Wanted::new(self.index, origins);
+        let whole = map::read(path, self.chunking, |digest, block| {
+            for position in wanted.positions(self.index, &digest) {
+                if let Some(origin) = origins.get_mut(position as usize) {
+                    *origin = Origin::Seed(block);
+                }
+            }
+        });
+        let bytes_of = |lost: &dyn Fn(usize) -> bool| -> u64 {
+            let chunks = self.index.iter().enumerate().filter(|(position, _)| lost(*position));
+            chunks.map(|(_, chunk)| u64::from(chunk.length)).sum()
+        };
+        let promised = bytes_of(&|n| matches!(origins.get(n), Some(Origin::Seed(_))));
+        self.progress.send_modify(|p| p.total += promised);
+        let parts = split(self.index.len() as u64, threads);
+        let checked = in_parallel(parts, |part| self.check_map(seed, part, origins))?;
+        let lost: HashSet<usize> = checked.into_iter().flatten().collect();
+        for position in &lost {
+            if let Some(origin) = origins.get_mut(*position) {
+                *origin = Origin::Fetch;
+            }
+        }
+        let missing = bytes_of(&|n| lost.contains(&n));
+        if missing > 0 {
+            tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
+        }
+        Ok(whole && missing <= promised / STALE)
+    }
+
+    /// The chunks of `part` of the index that are not where `origins` says they are in the seed. Chunks that lie
+    /// side by side are read at once.
+    fn check_map(&self, seed: &Seed, part: Range<u64>, origins: &[Origin]) -> Result<Vec<usize>, StageError> {
+        let (mut buffer, mut lost) = (Buffer::new(STEP), Vec::new());
+        let mut next = part.start as usize;
+        while next < part.end as usize {
+            self.check_cancelled()?;
+            let Some(Origin::Seed(first)) = origins.get(next) else {
+                next += 1;
+                continue;
+            };
+            let mut block = *first;
+            let beside = |position: &usize, chunk: &Chunk| {
+                let here = origins.get(*position) == Some(&Origin::Seed(block));
+                block = block.saturating_add(chunk.length / BLOCK);
+                here
+            };
+            let batch = self.batch(next, part.end as usize, beside);
+            let length = batch.iter().map(|chunk| chunk.length as usize).sum();
+            let mut bytes = buffer.first_mut(length);
+            let read = seed.read(bytes, u64::from(*first) * u64::from(BLOCK));
+            for (position, chunk) in (next..).zip(&batch) {
+                let (content, rest) = bytes.split_at_mut(chunk.length as usize);
+                if read.is_err() || ChunkDigest::of(content) != chunk.digest {
+                    lost.push(position);
+                }
+                bytes = rest;
+            }
+            next += batch.len().max(1);
+            self.progress.send_modify(|p| p.done += length as u64);
+        }
+        Ok(lost)
     }
 
     /// Compares a part of the index with the target, in reads of up to 1 MiB.
@@ -95,7 +172,7 @@ impl Survey<'_> {
         let mut next = part.start as usize;
         while next < part.end as usize {
             self.check_cancelled()?;
-            let batch = self.batch(next, part.end as usize);
+            let batch = self.batch(next, part.end as usize, |_, _| true);
             next += batch.len();
             let Some(start) = batch.first().map(|chunk| chunk.offset) else { break };
             let length = batch.iter().map(|chunk| chunk.length as usize).sum();
@@ -128,20 +205,26 @@ impl Survey<'_> {
         }
     }
 
-    /// The chunks from `next` on that fit one read.
-    fn batch(&self, next: usize, end: usize) -> Vec<Chunk> {
+    /// The chunks from `next` on that fit one read, as far as they `belong`.
+    fn batch(&self, next: usize, end: usize, mut belong: impl FnMut(&usize, &Chunk) -> bool) -> Vec<Chunk> {
         let mut room = STEP as u64;
-        let fits =
+        let mut fits =
             |chunk: &Chunk| room.checked_sub(u64::from(chunk.length)).inspect(|left| room = *left).is_some();
-        (next..end).map_while(|position| self.index.get(position)).take_while(fits).collect()
+        let chunks = (next..end).zip(self.index.from(next));
+        chunks.take_while(|(n, chunk)| belong(n, chunk) && fits(chunk)).map(|(_, chunk)| chunk).collect()
     }
 
-    /// Gives chunks that would be fetched an origin in the seed, where it has them.
+    /// Gives chunks that would be fetched an origin in the seed, where it has them, and keeps the seed's map.
     fn in_seed(&self, seed: &Seed, origins: &mut [Origin], threads: usize) -> Result<(), StageError> {
         let wanted = Wanted::new(self.index, origins);
         let blocks = seed.size / u64::from(BLOCK);
         let origins = Mutex::new(origins);
+        self.progress.send_modify(|p| p.total += seed.size);
+        let draft = self.map.map(|path| Draft::new(path, self.chunking));
         let note = |digest: ChunkDigest, block: u32| {
+            if let Some(draft) = &draft {
+                draft.note(digest, block);
+            }
             for position in wanted.positions(self.index, &digest) {
                 let mut origins = origins.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(origin) = origins.get_mut(position as usize) {
@@ -156,6 +239,9 @@ impl Survey<'_> {
             Some(chunker) => self.scan(seed, part.start..(part.end + SEAM).min(blocks), chunker, &note),
             None => Ok(()),
         })?;
+        if let Some(draft) = draft {
+            draft.finish();
+        }
         Ok(())
     }
 
@@ -189,6 +275,7 @@ impl Survey<'_> {
                 tracing::warn!(offset = at * BLOCK as u64, %error, "the booted slot can't be read here");
                 return Ok(());
             }
+            self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
             for content in bytes.chunks_exact(block) {
                 let cut = chunker.push(content);
                 held.extend_from_slice(content);

@@ -281,11 +281,21 @@ impl Bench {
         seed: Option<&std::path::Path>,
         meter: Meter,
     ) -> Result<(), StageError> {
+        self.update_by(http, seed, None, meter).await
+    }
+
+    pub async fn update_by(
+        &self,
+        http: &Http,
+        seed: Option<&std::path::Path>,
+        maps: Option<&Maps>,
+        meter: Meter,
+    ) -> Result<(), StageError> {
         let bundle = self.open(http, meter).await?;
         let target = self.target();
         target.invalidate()?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, seed, &self.progress, &CancellationToken::new()).await
+        stage(&bundle, index, &target, seed, maps, &self.progress, &CancellationToken::new()).await
     }
 
     /// The slot's bytes.

@@ -69,7 +69,7 @@ async fn staging_runs_in_a_task_of_its_own() {
     let task = tokio::spawn(async move {
         let bundle = open(Source::Http(url), &http, Arc::new(free()), &keys, 1, None).await?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, None, &progress, &CancellationToken::new()).await
+        stage(&bundle, index, &target, None, None, &progress, &CancellationToken::new()).await
     });
     task.await.unwrap().unwrap();
     bench.assert_complete();
@@ -101,7 +101,7 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     let index = bundle.index().await.unwrap();
     let sent = bench.server.served.sent();
     let cancel = CancellationToken::new();
-    stage(&bundle, index, &bench.target(), None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &bench.target(), None, None, &bench.progress, &cancel).await.unwrap();
     assert_eq!(bench.server.served.sent(), sent);
     assert_eq!(bench.server.served.count(), requests + 2);
     assert_eq!(std::fs::metadata(&bench.slot).unwrap().modified().unwrap(), before);
@@ -121,11 +121,11 @@ async fn a_slot_that_was_not_prepared_is_prepared_before_it_changes() {
     bench.server.served.script(|_| Act::Status(404, String::new()));
     let cancel = CancellationToken::new();
     let target = bench.target();
-    let result = stage(&bundle, index.clone(), &target, None, &bench.progress, &cancel).await;
+    let result = stage(&bundle, index.clone(), &target, None, None, &bench.progress, &cancel).await;
     assert_eq!(code(result), Code::NotFound);
     bench.assert_not_loadable();
     bench.server.served.script(|_| Act::Serve);
-    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
 }
 
@@ -162,7 +162,7 @@ async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
         cancel.cancel();
         tokio::time::Instant::now()
     };
-    let run = stage(&bundle, index, &target, None, &bench.progress, &cancel);
+    let run = stage(&bundle, index, &target, None, None, &bench.progress, &cancel);
     let (result, cancelled) = tokio::join!(run, waiter);
     assert!(cancelled.elapsed() < Duration::from_secs(2));
     assert_eq!(code(result), Code::Cancelled);
@@ -472,7 +472,7 @@ async fn a_file_that_is_uploaded_again_is_read_on_and_another_one_is_not() {
     // The same bytes under another tag: goes on.
     swap("\"two\"");
     let target = bench.target();
-    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
     let requests = bench.server.served.requests.lock().unwrap().clone();
     assert!(requests.iter().skip(1).any(|request| header(&request.headers, "if-match") == Some("\"one\"")));
@@ -506,7 +506,7 @@ async fn a_local_file_is_a_source_too() {
     let bundle = open(Source::File(path), &http, meter, &keys, 1, None).await.unwrap();
     let index = bundle.index().await.unwrap();
     let cancel = CancellationToken::new();
-    stage(&bundle, index, &bench.target(), None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &bench.target(), None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
     assert_eq!(bench.server.served.count(), 0);
     let missing = open(Source::File("/nonexistent".into()), &http, Arc::new(free()), &keys, 1, None).await;

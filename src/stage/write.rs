@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
+use super::map::{self, Maps};
 use super::open::Bundle;
 use super::pipeline::{Shared, fetch_size, transfer};
 use super::survey::{Origin, Seed, Survey};
@@ -21,14 +22,15 @@ use crate::manifest::{Digest, Image};
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
-/// `seed` is the booted slot, whose blocks are reused. Chunks that are already right are not written. After an
-/// error or a cancel the target holds verified chunks only and cannot be loaded; calling again goes on from
-/// there.
+/// `seed` is the booted slot, whose blocks are reused, found by its map if there is one. Chunks that are already
+/// right are not written. After an error or a cancel the target holds verified chunks only and cannot be loaded;
+/// calling again goes on from there. At the end the target's own map is kept.
 pub async fn stage(
     bundle: &Bundle,
     index: Index,
     target: &Target,
     seed: Option<&Path>,
+    maps: Option<&Maps>,
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
@@ -45,8 +47,16 @@ pub async fn stage(
         progress: progress.clone(),
         threads: std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
     });
-    let staging = Staging { bundle, shared, target: target.clone(), image, cancel: cancel.clone() };
-    staging.run().await
+    let staging = Staging {
+        bundle,
+        shared,
+        target: target.clone(),
+        image,
+        maps: maps.cloned(),
+        cancel: cancel.clone(),
+    };
+    staging.run().await?;
+    staging.remember().await
 }
 
 /// A seed only saves bytes: without one everything is fetched.
@@ -61,6 +71,7 @@ struct Staging<'a> {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
+    maps: Option<Maps>,
     cancel: CancellationToken,
 }
 
@@ -76,6 +87,9 @@ impl Staging<'_> {
             origins = self.survey().await?;
         }
         self.account(&origins)?;
+        if let Some(maps) = &self.maps {
+            map::forget(&maps.target);
+        }
         let (first, rest) = self.withheld();
         // First into memory, for the read-back begins with it; last to the medium.
         let memory = Arc::new(Mutex::new(self.read_withheld(&first).await?));
@@ -99,6 +113,17 @@ impl Staging<'_> {
             None => None,
         };
         self.blocking(move |staging| staging.seal(&withheld, found)).await
+    }
+
+    /// Keeps the map of what the target holds now.
+    async fn remember(&self) -> Result<(), StageError> {
+        self.blocking(|staging| {
+            if let Some(maps) = &staging.maps {
+                map::keep(&maps.target, &staging.shared.index, &staging.image.chunking);
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Offsets of the groups of `positions` that are not in place.
@@ -132,7 +157,8 @@ impl Staging<'_> {
             let Shared { index, seed, progress, threads, .. } = &*staging.shared;
             let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
-            Survey { index, chunking, target, seed, progress, cancel }.run(*threads)
+            let map = staging.maps.as_ref().map(|maps| maps.booted.as_path());
+            Survey { index, chunking, target, seed, map, progress, cancel }.run(*threads)
         })
         .await
     }
@@ -164,11 +190,11 @@ impl Staging<'_> {
         self.shared.progress.send_modify(|p| {
             *p = Progress {
                 step: Step::Writing,
+                total: self.image.size,
                 done: reused,
                 reused,
                 downloaded: spent,
                 expected_download,
-                ..*p
             };
         });
         if remote.is_metered() { remote.meter().afford(need) } else { Ok(()) }
@@ -221,6 +247,7 @@ impl Staging<'_> {
             shared: self.shared.clone(),
             target: self.target.clone(),
             image: self.image.clone(),
+            maps: self.maps.clone(),
             cancel: self.cancel.clone(),
         };
         let done = tokio::task::spawn_blocking(move || work(&staging)).await;
@@ -242,6 +269,7 @@ struct Blocking {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
+    maps: Option<Maps>,
     cancel: CancellationToken,
 }
 
@@ -303,6 +331,7 @@ mod tests {
             shared: Arc::new(shared),
             target: Target::acquire(slot, &[]).unwrap(),
             image: image_of,
+            maps: None,
             cancel: CancellationToken::new(),
         }
     }

@@ -52,8 +52,16 @@ async fn install(arguments: &[String]) -> Result<()> {
     let cancel = CancellationToken::new();
     let trace = std::env::var_os("TRACE").is_some();
     let steps = tokio::spawn(follow(seen.clone(), start, trace));
-    stage::stage(&bundle, index, &target, seed.map(|path| Path::new(path.as_str())), &progress, &cancel)
-        .await?;
+    stage::stage(
+        &bundle,
+        index,
+        &target,
+        seed.map(|path| Path::new(path.as_str())),
+        None,
+        &progress,
+        &cancel,
+    )
+    .await?;
     drop(progress);
     steps.await?;
     let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);
