@@ -28,6 +28,7 @@ mod map_tests;
 mod meter;
 mod open;
 mod pipeline;
+mod route;
 mod survey;
 mod target;
 #[cfg(test)]
@@ -36,8 +37,11 @@ mod testing;
 mod tests;
 #[cfg(test)]
 mod tests_on_devices;
+#[cfg(test)]
+mod tests_on_networks;
 mod verify;
 mod web;
+mod window;
 mod worker;
 mod write;
 

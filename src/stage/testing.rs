@@ -83,7 +83,11 @@ pub(super) struct Server {
 
 impl Server {
     pub async fn start(file: Vec<u8>) -> Server {
-        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        Server::start_at("127.0.0.1", file).await
+    }
+
+    pub async fn start_at(address: &str, file: Vec<u8>) -> Server {
+        let names = [address.to_owned(), "localhost".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = rustls_pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).unwrap();
         let certificate = made.cert.der().clone();
@@ -96,7 +100,7 @@ impl Server {
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)
             .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let served = Arc::new(Served {
             file: Mutex::new(file),
@@ -136,7 +140,8 @@ impl Server {
 
 pub(super) fn download() -> Download {
     let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
-    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit: None, max_bytes: None }
+    let (rate_limit, max_bytes, windows) = (None, None, Vec::new());
+    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit, max_bytes, windows }
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {

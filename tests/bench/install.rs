@@ -36,6 +36,7 @@ async fn install(arguments: &[String]) -> Result<()> {
         stall_timeout,
         rate_limit: None,
         max_bytes: None,
+        windows: Vec::new(),
         proxy: Proxy::default(),
     };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
