@@ -20,7 +20,7 @@ use crate::manifest::{Body, Digest, MANIFEST_CAP, SIGNATURES_CAP};
 
 pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
 pub use index::{Chunks, Index, IndexWriter, chunks_in};
-pub use runs::{Run, fetch_bytes, runs};
+pub use runs::{LONGEST, Run, fetch_bytes, runs};
 
 /// The members, in the order in which they must come.
 pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];
@@ -30,10 +30,6 @@ pub const HEAD_MAX: usize = 3 * tar::BLOCK + MANIFEST_CAP + SIGNATURES_CAP;
 
 /// Bytes of a device's first request: enough for a usual manifest, its signatures and the headers.
 pub const FIRST_READ: u64 = 8 * 1024;
-
-/// Bytes at a slot's start that are zeroed before anything else changes and written last. The groups that begin
-/// there are fetched before the others, by requests of their own.
-pub const GUARD: u64 = 1 << 20;
 
 /// One chunk of the image, in image order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,10 +212,7 @@ impl Layout {
     /// image has twice is fetched twice. Bytes, without what HTTP adds.
     pub fn download_bytes(&self, index: &Index, held: impl Fn(&Chunk) -> bool) -> u64 {
         let missing = |_: usize, chunk: &Chunk| !index.is_zero(chunk) && !held(chunk);
-        let first = index.chunks_below(GUARD);
-        let parts = [0..first, first..index.len()];
-        let frames: u64 = parts.into_iter().map(|part| fetch_bytes(index, self, part, missing)).sum();
-        self.head_bytes().saturating_add(frames)
+        self.head_bytes().saturating_add(fetch_bytes(index, self, missing))
     }
 
     /// The size of the whole file.

@@ -29,12 +29,15 @@ mod meter;
 mod open;
 mod pipeline;
 mod route;
+mod sink;
 mod survey;
 mod target;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_on_bytes;
 #[cfg(test)]
 mod tests_on_devices;
 #[cfg(test)]
@@ -54,7 +57,7 @@ pub use verify::read_back;
 pub use write::stage;
 
 /// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
-pub use crate::bundle::GUARD;
+pub const GUARD: u64 = 1 << 20;
 
 /// How far staging has come. All figures are bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

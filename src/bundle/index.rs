@@ -68,6 +68,12 @@ impl Index {
         self.from(position).next()
     }
 
+    /// The position of the chunk that has byte `offset` of the image.
+    pub fn position(&self, offset: u64) -> usize {
+        let first = self.marks.partition_point(|sums| sums.offset <= offset).saturating_sub(1) * STRIDE;
+        first + self.from(first).take_while(|chunk| chunk.offset + u64::from(chunk.length) <= offset).count()
+    }
+
     /// The chunks from `position` on.
     pub fn from(&self, position: usize) -> Chunks<'_> {
         let first = position - position % STRIDE;
@@ -91,11 +97,6 @@ impl Index {
     pub fn is_zero(&self, chunk: &Chunk) -> bool {
         let blocks = (chunk.length / self.block) as usize;
         blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
-    }
-
-    /// How many chunks belong to the groups that begin below `guard` bytes of the image: they come first.
-    pub fn chunks_below(&self, guard: u64) -> usize {
-        self.iter().take_while(|chunk| chunk.group_offset < guard).count()
     }
 
     /// The exact bytes of `rootfs.index`, to be kept beside the installed image.
@@ -278,11 +279,13 @@ mod tests {
             assert_eq!((chunk.offset, chunk.frame_offset), end);
             assert_eq!((chunk.length, chunk.frame_length), chunks[position]);
             assert_eq!(index.get(position), Some(chunk));
+            let last = chunk.offset + u64::from(chunk.length) - 1;
+            assert_eq!([chunk.offset, last].map(|offset| index.position(offset)), [position; 2]);
             end =
                 (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
         }
         assert_eq!(end, (image.size, image.payload_size));
-        assert_eq!(index.get(300), None);
+        assert_eq!((index.get(300), index.position(image.size)), (None, 300));
     }
 
     #[test]
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_chunks_are_known_and_cost_nothing() {
+    fn zero_chunks_are_known() {
         let mut writer = IndexWriter::new();
         writer.push(8192, 15, ChunkDigest::of(&[0; 8192]));
         writer.push(8192, 700, ChunkDigest::of(&[1; 8192]));
@@ -334,6 +337,5 @@ mod tests {
         (image.index_size, image.index_sha256) = (bytes.len() as u64, Digest::of(&bytes));
         let index = Index::parse(bytes, &image).unwrap();
         assert_eq!(index.iter().map(|chunk| index.is_zero(&chunk)).collect::<Vec<_>>(), [true, false, false]);
-        assert_eq!((index.chunks_below(4096), index.chunks_below(1 << 20)), (3, 3), "one group");
     }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::survey::{Origin, Seed, Survey};
+use super::buffer::Pool;
+use super::survey::{Origin, STEP, Seed, Survey};
 use super::testing::*;
 use super::*;
 use crate::bundle::{ChunkDigest, Index};
@@ -73,6 +74,7 @@ impl Gateway {
             target: &target,
             seed: Some(&seed),
             map: Some(&self.maps.booted),
+            buffers: &Pool::new(STEP),
             progress: &progress,
             cancel: &cancel,
         };

@@ -142,9 +142,9 @@ mod tests {
     async fn a_window_that_closes_in_the_middle_interrupts_and_costs_no_byte() {
         let bench = Bench::new(image(81, 6), 0).await;
         let meter = Arc::new(Meter::new(0, None, None));
-        // Closed at every seventh look, as often as the clock is asked: several times in each range.
+        // Closed at every second look: it closes again behind almost every read.
         let http =
-            client(&bench, |n| at(if n % 7 == 6 { "2026-03-01T06:00:00Z" } else { "2026-03-01T05:59:59Z" }));
+            client(&bench, |n| at(if n % 2 == 1 { "2026-03-01T06:00:00Z" } else { "2026-03-01T05:59:59Z" }));
         stage_with(&bench, &http, meter.clone(), &CancellationToken::new()).await.unwrap();
         bench.assert_complete();
         let progress = *bench.progress.borrow();
@@ -152,7 +152,7 @@ mod tests {
         let undisturbed = Bench::new(image(81, 6), 0).await;
         undisturbed.update().await.unwrap();
         assert_eq!(undisturbed.progress.borrow().downloaded, meter.spent());
-        assert!(bench.server.served.count() > undisturbed.server.served.count() + 10);
+        assert!(bench.server.served.count() > undisturbed.server.served.count());
     }
 
     #[tokio::test]

@@ -62,7 +62,7 @@ END
 <policy context="default"><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>
 END
     rm -f rauc.run/bus
-    dbus-daemon --config-file=rauc.run/bus.conf --nofork --nopidfile &
+    dbus-daemon --config-file=rauc.run/bus.conf --nofork --nopidfile 2> rauc.run/bus.log &
     bus_pid=$!
     export DBUS_SYSTEM_BUS_ADDRESS=unix:path=$PWD/rauc.run/bus
     until [ -S rauc.run/bus ]; do kill -0 $bus_pid; sleep 0.05; done

@@ -15,7 +15,7 @@ install=${FWUPDATE_INSTALL:-$top/target/release/examples/install}
 pairs=${PAIRS:-ext4:new ext4:one squashfs:new erofs:new}
 # rauc-service would start a daemon that nobody needs here: the program is enough.
 packages="rauc swupdate casync zchunk xdelta3 zstd curl cpio dbus openssl squashfs-tools erofs-utils e2fsprogs
-    mmdebstrap util-linux python3-minimal"
+    mmdebstrap util-linux time python3-minimal"
 missing=$(for name in $packages; do
     dpkg-query -W -f '${db:Status-Status}' "$name" 2> /dev/null | grep -qx installed || echo "$name"
 done)
@@ -70,6 +70,7 @@ trap cleanup EXIT
 ln -sfn "$slot" slot
 stale() { dd if=stale.img of="$slot" bs=1M oflag=direct conv=fsync status=none; }
 
+rm -f ports
 python3 "$here/serve.py" "$dir" server.pem server.key > ports &
 server=$!
 until [ -s ports ]; do kill -0 $server; sleep 0.05; done
@@ -79,7 +80,7 @@ sent() { curl -sS "$http/.sent"; }
 
 # The command lines that are measured; what they print is thrown away.
 declare -A shown
-shown[pipe]="curl -sS --cacert ca.pem $https/new.ext4.zst | zstd -dc | tee >(sha256sum > pipe.sum) | dd of=$slot bs=1M iflag=fullblock oflag=direct conv=fsync"
+shown[pipe]="curl -sS --cacert ca.pem $https/new.ext4.zst | zstd -dc | tee >(sha256sum > pipe.sum) | dd of=$slot bs=1M iflag=fullblock oflag=direct conv=fsync status=none"
 shown[rauc]="rauc install $PWD/new.raucb"
 shown[swupdate]="swupdate -l 1 -k signer.pem -H bench:1.0 -i new.swu"
 shown[fwupdate]="$install $https/new.ext4.fwb keys/release.pub.pem $slot ca.pem"
