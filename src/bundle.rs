@@ -8,6 +8,7 @@
 pub mod chunker;
 mod frame;
 mod index;
+mod runs;
 pub mod tar;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,12 +20,16 @@ use crate::manifest::{Body, Digest, MANIFEST_CAP, SIGNATURES_CAP};
 
 pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
 pub use index::{Chunks, Index, IndexWriter, chunks_in};
+pub use runs::{LONGEST, Run, fetch_bytes, runs};
 
 /// The members, in the order in which they must come.
 pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];
 
 /// So many first bytes of a bundle always hold the manifest, its signatures and the header of the index.
 pub const HEAD_MAX: usize = 3 * tar::BLOCK + MANIFEST_CAP + SIGNATURES_CAP;
+
+/// Bytes of a device's first request: enough for a usual manifest, its signatures and the headers.
+pub const FIRST_READ: u64 = 8 * 1024;
 
 /// One chunk of the image, in image order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,10 +201,18 @@ impl Layout {
         start..start.saturating_add(u64::from(chunk.frame_length))
     }
 
-    /// What a device fetches when `held` tells which chunks it has: all that comes before the payload, and
-    /// the frames of the other chunks. Bytes, without what HTTP adds.
-    pub fn download_bytes(&self, index: &Index, held: impl FnMut(&Chunk) -> bool) -> u64 {
-        self.payload.start.saturating_add(index.fetch_bytes(held))
+    /// What a device fetches before the payload: its first request, and the index with the header behind it.
+    pub fn head_bytes(&self) -> u64 {
+        let first = FIRST_READ.min(self.file_size()).max(self.index.start);
+        first.saturating_add(self.payload.start - self.index.start)
+    }
+
+    /// What a device fetches when `held` tells which chunks its other slot has: `head_bytes`, and the frames of the
+    /// other chunks with the gaps that joined requests bring along. Zero chunks are never fetched; a chunk that the
+    /// image has twice is fetched twice. Bytes, without what HTTP adds.
+    pub fn download_bytes(&self, index: &Index, held: impl Fn(&Chunk) -> bool) -> u64 {
+        let missing = |_: usize, chunk: &Chunk| !index.is_zero(chunk) && !held(chunk);
+        self.head_bytes().saturating_add(fetch_bytes(index, self, missing))
     }
 
     /// The size of the whole file.

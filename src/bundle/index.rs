@@ -68,6 +68,12 @@ impl Index {
         self.from(position).next()
     }
 
+    /// The position of the chunk that has byte `offset` of the image.
+    pub fn position(&self, offset: u64) -> usize {
+        let first = self.marks.partition_point(|sums| sums.offset <= offset).saturating_sub(1) * STRIDE;
+        first + self.from(first).take_while(|chunk| chunk.offset + u64::from(chunk.length) <= offset).count()
+    }
+
     /// The chunks from `position` on.
     pub fn from(&self, position: usize) -> Chunks<'_> {
         let first = position - position % STRIDE;
@@ -91,13 +97,6 @@ impl Index {
     pub fn is_zero(&self, chunk: &Chunk) -> bool {
         let blocks = (chunk.length / self.block) as usize;
         blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
-    }
-
-    /// Bytes of the frames that must be fetched when `held` tells which chunks need not be. Zero chunks are
-    /// never fetched; a chunk that the image has twice is fetched twice.
-    pub fn fetch_bytes(&self, mut held: impl FnMut(&Chunk) -> bool) -> u64 {
-        let missing = self.iter().filter(|chunk| !self.is_zero(chunk) && !held(chunk));
-        missing.map(|chunk| u64::from(chunk.frame_length)).sum()
     }
 
     /// The exact bytes of `rootfs.index`, to be kept beside the installed image.
@@ -280,11 +279,13 @@ mod tests {
             assert_eq!((chunk.offset, chunk.frame_offset), end);
             assert_eq!((chunk.length, chunk.frame_length), chunks[position]);
             assert_eq!(index.get(position), Some(chunk));
+            let last = chunk.offset + u64::from(chunk.length) - 1;
+            assert_eq!([chunk.offset, last].map(|offset| index.position(offset)), [position; 2]);
             end =
                 (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
         }
         assert_eq!(end, (image.size, image.payload_size));
-        assert_eq!(index.get(300), None);
+        assert_eq!((index.get(300), index.position(image.size)), (None, 300));
     }
 
     #[test]
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_chunks_are_known_and_cost_nothing() {
+    fn zero_chunks_are_known() {
         let mut writer = IndexWriter::new();
         writer.push(8192, 15, ChunkDigest::of(&[0; 8192]));
         writer.push(8192, 700, ChunkDigest::of(&[1; 8192]));
@@ -336,7 +337,5 @@ mod tests {
         (image.index_size, image.index_sha256) = (bytes.len() as u64, Digest::of(&bytes));
         let index = Index::parse(bytes, &image).unwrap();
         assert_eq!(index.iter().map(|chunk| index.is_zero(&chunk)).collect::<Vec<_>>(), [true, false, false]);
-        assert_eq!(index.fetch_bytes(|_| false), 730);
-        assert_eq!(index.fetch_bytes(|chunk| chunk.digest == ChunkDigest::of(&[1; 8192])), 30);
     }
 }

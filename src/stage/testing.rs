@@ -25,6 +25,8 @@ pub(super) struct Request {
     pub number: usize,
     pub path: String,
     pub range: Option<(u64, u64)>,
+    /// Body bytes that its connection has carried before.
+    pub carried: u64,
     pub headers: String,
 }
 
@@ -83,7 +85,11 @@ pub(super) struct Server {
 
 impl Server {
     pub async fn start(file: Vec<u8>) -> Server {
-        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        Server::start_at("127.0.0.1", file).await
+    }
+
+    pub async fn start_at(address: &str, file: Vec<u8>) -> Server {
+        let names = [address.to_owned(), "localhost".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = rustls_pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).unwrap();
         let certificate = made.cert.der().clone();
@@ -96,7 +102,7 @@ impl Server {
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)
             .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let served = Arc::new(Served {
             file: Mutex::new(file),
@@ -136,7 +142,8 @@ impl Server {
 
 pub(super) fn download() -> Download {
     let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
-    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit: None, max_bytes: None }
+    let (rate_limit, max_bytes, windows) = (None, None, Vec::new());
+    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit, max_bytes, windows }
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
@@ -146,9 +153,10 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
         tokio::spawn(async move {
             // A client that goes away in the middle is part of the tests.
             if let Ok(mut stream) = tls.accept(stream).await {
-                while let Some(request) = receive(&mut stream, &served).await {
+                let mut carried = 0;
+                while let Some(request) = receive(&mut stream, &served, carried).await {
                     let act = (served.script.lock().unwrap())(&request);
-                    if answer(&mut stream, &served, &request, act).await.is_err() {
+                    if answer(&mut stream, &served, &request, act, &mut carried).await.is_err() {
                         break;
                     }
                 }
@@ -158,7 +166,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
     }
 }
 
-async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served) -> Option<Request> {
+async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served, carried: u64) -> Option<Request> {
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
         text.push(stream.read_u8().await.ok()?);
@@ -170,7 +178,7 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served) -> Opti
         Some((first.parse().ok()?, last.parse::<u64>().ok()? + 1))
     });
     let mut requests = served.requests.lock().unwrap();
-    let request = Request { number: requests.len(), path, range, headers };
+    let request = Request { number: requests.len(), path, range, carried, headers };
     requests.push(request.clone());
     Some(request)
 }
@@ -185,6 +193,7 @@ async fn answer(
     served: &Served,
     request: &Request,
     act: Act,
+    carried: &mut u64,
 ) -> std::io::Result<()> {
     let file = served.file.lock().unwrap().clone();
     let size = file.len() as u64;
@@ -234,6 +243,7 @@ async fn answer(
         stream.write_all(part).await?;
         stream.flush().await?;
         served.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+        *carried += part.len() as u64;
     }
     match act {
         Act::Cut(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
@@ -281,11 +291,21 @@ impl Bench {
         seed: Option<&std::path::Path>,
         meter: Meter,
     ) -> Result<(), StageError> {
+        self.update_by(http, seed, None, meter).await
+    }
+
+    pub async fn update_by(
+        &self,
+        http: &Http,
+        seed: Option<&std::path::Path>,
+        maps: Option<&Maps>,
+        meter: Meter,
+    ) -> Result<(), StageError> {
         let bundle = self.open(http, meter).await?;
         let target = self.target();
         target.invalidate()?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, seed, &self.progress, &CancellationToken::new()).await
+        stage(&bundle, index, &target, seed, maps, &self.progress, &CancellationToken::new()).await
     }
 
     /// The slot's bytes.

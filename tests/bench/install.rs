@@ -36,6 +36,7 @@ async fn install(arguments: &[String]) -> Result<()> {
         stall_timeout,
         rate_limit: None,
         max_bytes: None,
+        windows: Vec::new(),
         proxy: Proxy::default(),
     };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
@@ -52,8 +53,16 @@ async fn install(arguments: &[String]) -> Result<()> {
     let cancel = CancellationToken::new();
     let trace = std::env::var_os("TRACE").is_some();
     let steps = tokio::spawn(follow(seen.clone(), start, trace));
-    stage::stage(&bundle, index, &target, seed.map(|path| Path::new(path.as_str())), &progress, &cancel)
-        .await?;
+    stage::stage(
+        &bundle,
+        index,
+        &target,
+        seed.map(|path| Path::new(path.as_str())),
+        None,
+        &progress,
+        &cancel,
+    )
+    .await?;
     drop(progress);
     steps.await?;
     let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);

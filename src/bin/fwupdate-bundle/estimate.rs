@@ -22,7 +22,7 @@ pub fn estimate(old: &Path, new: &Path) -> Result<Answer> {
     let held = if is_bundle(old)? { listed(old)? } else { scanned(old, &new.body.image.chunking)? };
     let download = new.layout.download_bytes(&index, |chunk| held.contains(&chunk.digest));
     let reused: u64 = index.iter().filter(|c| held.contains(&c.digest)).map(|c| u64::from(c.length)).sum();
-    let (head, bundle_size) = (new.layout.payload().start, new.layout.file_size());
+    let (head, bundle_size) = (new.layout.head_bytes(), new.layout.file_size());
     let text = format!(
         "{} to download ({} of it for manifest and index), of a bundle of {}; {} of the image are there already",
         size(download),
