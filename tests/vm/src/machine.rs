@@ -85,7 +85,10 @@ impl Machine {
         let emulator = Emulator { bootloader: self.bootloader, dir: self.dir.clone() };
         let (cut, is_cut) = oneshot::channel();
         let (told, work) = watch::channel(Work::default());
-        let off = tokio::spawn(powered(emulator, bad, self.console.clone(), told, is_cut));
+        let power = powered(emulator, bad, self.console.clone(), told, is_cut);
+        // Whoever waits for the machine sees nothing of it; people do.
+        let off =
+            tokio::spawn(async move { power.await.inspect_err(|error| eprintln!("fwupdate-vm: {error:#}")) });
         self.running = Some(Running { cut, off, work });
         Ok(())
     }
@@ -239,9 +242,9 @@ impl Emulator {
             command.args(["-blockdev", &faulty]);
         }
         let logged = format!(
-            "driver=blklogwrites,node-name=disk,log-sector-size=512,log-super-update-interval=1,log-append={},\
+            "driver=blklogwrites,node-name=disk,{},log-super-update-interval=1,\
              log.driver=file,log.filename={},log.cache.no-flush=on,file={}",
-            if again { "on" } else { "off" },
+            if again { "log-append=on" } else { "log-sector-size=512" },
             path("writes.log"),
             if bad.is_some() { "faulty" } else { "written" },
         );
@@ -334,8 +337,8 @@ async fn ends(control: UnixListener, pid: u32) -> Result<End> {
             _ => continue,
         };
         commands.write_all(command("quit").as_bytes()).await?;
-        // A connection that is closed too early takes the command with it.
-        while events.next_line().await?.is_some() {}
+        // A connection that is closed too early takes the command with it. How it ends does not matter.
+        while let Ok(Some(_)) = events.next_line().await {}
         return Ok(end);
     }
     bail!("QEMU ended by itself; see qemu.log")
