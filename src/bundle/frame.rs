@@ -89,16 +89,47 @@ impl Decoder {
         if unpacked != Ok(out.len()) {
             return Err(bad(first, "it can't be unpacked"));
         }
-        let mut rest: &[u8] = out;
-        for (chunk, _) in run {
-            let (content, after) = rest.split_at((chunk.length as usize).min(rest.len()));
-            if ChunkDigest::of(content) != chunk.digest {
-                return Err(bad(chunk, "its SHA-256 differs"));
-            }
-            rest = after;
-        }
-        Ok(())
+        verify(run.iter().map(|(chunk, _)| chunk), out)
     }
+
+    /// Unpacks a frame of a patch behind its prefix into `out`, which must have exactly the chunks' length, and
+    /// compares their digests. After an error the content of `out` is worthless.
+    pub fn patch(
+        &mut self,
+        frame: &[u8],
+        prefix: &[u8],
+        chunks: &[Chunk],
+        out: &mut [u8],
+    ) -> Result<(), BundleError> {
+        let Some(first) = chunks.first() else { return Ok(()) };
+        let bad = |reason| BundleError::Chunk { offset: first.offset, reason };
+        let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        if length != out.len() as u64 {
+            return Err(bad("its patch has another length"));
+        }
+        if zstd_safe::find_frame_compressed_size(frame) != Ok(frame.len()) {
+            return Err(bad("its patch is not one whole zstd frame"));
+        }
+        let mut context = DCtx::create();
+        let unpacked = context.ref_prefix(prefix).and_then(|_| context.decompress(out, frame));
+        if unpacked != Ok(out.len()) {
+            return Err(bad("its patch can't be unpacked"));
+        }
+        verify(chunks, out)
+    }
+}
+
+/// Compares the digests of chunks that lie one after the other in `content`.
+fn verify<'a>(chunks: impl IntoIterator<Item = &'a Chunk>, content: &[u8]) -> Result<(), BundleError> {
+    let mut rest = content;
+    for chunk in chunks {
+        let (own, after) = rest.split_at((chunk.length as usize).min(rest.len()));
+        if ChunkDigest::of(own) != chunk.digest {
+            return Err(BundleError::Chunk { offset: chunk.offset, reason: "its SHA-256 differs" });
+        }
+        rest = after;
+    }
+    Ok(())
 }
 
 /// The chunk's block in its bytes of the payload, which must be that block and nothing else.
@@ -219,5 +250,38 @@ mod tests {
         assert!(decoder.decode(&[(chunk, &block)], &[], &mut out[..4096]).is_err());
         assert!(decoder.decode(&[(chunk, &block)], &[0], &mut out).is_err());
         decoder.decode(&[(chunk, &block)], &[], &mut out).unwrap();
+    }
+
+    #[test]
+    fn a_patch_unpacks_behind_its_own_prefix_alone() {
+        let data = data();
+        let (prefix, content) = data.split_at(8192);
+        let run: Vec<Chunk> = chunks(content, &[4096, 4096]).into_iter().map(|(chunk, _)| chunk).collect();
+        let frame = super::super::testing::patch_frame(content, prefix);
+        let (mut out, mut decoder) = (vec![0; 8192], Decoder::new());
+        decoder.patch(&frame, prefix, &run, &mut out).unwrap();
+        assert_eq!(out, content);
+        let double = [frame.as_slice(), &frame].concat();
+        let short = super::super::testing::patch_frame(&content[..4096], prefix);
+        for (bytes, before, chunks, length) in [
+            (&frame, &prefix[..8191], &run[..], 8192),
+            (&frame, &[][..], &run[..], 8192),
+            (&frame, prefix, &run[..1], 8192),
+            (&frame, prefix, &run[..1], 4096),
+            (&frame, prefix, &run[..], 4096),
+            (&short, prefix, &run[..], 8192),
+            (&double, prefix, &run[..], 8192),
+            (&vec![], prefix, &run[..], 8192),
+        ] {
+            assert!(decoder.patch(bytes, before, chunks, &mut out[..length]).is_err());
+        }
+        for at in 0..frame.len() {
+            assert!(decoder.patch(&frame[..at], prefix, &run, &mut out).is_err(), "cut at {at}");
+            let mut flipped = frame.clone();
+            flipped[at] ^= 0x10;
+            if decoder.patch(&flipped, prefix, &run, &mut out).is_ok() {
+                assert_eq!(out, content, "byte {at}");
+            }
+        }
     }
 }
