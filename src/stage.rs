@@ -26,12 +26,15 @@ mod meter;
 mod open;
 mod pipeline;
 mod runs;
+mod sink;
 mod survey;
 mod target;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_on_bytes;
 #[cfg(test)]
 mod tests_on_devices;
 mod verify;

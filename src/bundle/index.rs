@@ -68,6 +68,12 @@ impl Index {
         self.from(position).next()
     }
 
+    /// The position of the chunk that has byte `offset` of the image.
+    pub fn position(&self, offset: u64) -> usize {
+        let first = self.marks.partition_point(|sums| sums.offset <= offset).saturating_sub(1) * STRIDE;
+        first + self.from(first).take_while(|chunk| chunk.offset + u64::from(chunk.length) <= offset).count()
+    }
+
     /// The chunks from `position` on.
     pub fn from(&self, position: usize) -> Chunks<'_> {
         let first = position - position % STRIDE;
@@ -280,11 +286,13 @@ mod tests {
             assert_eq!((chunk.offset, chunk.frame_offset), end);
             assert_eq!((chunk.length, chunk.frame_length), chunks[position]);
             assert_eq!(index.get(position), Some(chunk));
+            let last = chunk.offset + u64::from(chunk.length) - 1;
+            assert_eq!([chunk.offset, last].map(|offset| index.position(offset)), [position; 2]);
             end =
                 (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
         }
         assert_eq!(end, (image.size, image.payload_size));
-        assert_eq!(index.get(300), None);
+        assert_eq!((index.get(300), index.position(image.size)), (None, 300));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Memory that O_DIRECT accepts: a slice that begins at a multiple of 4096, which suits 512-byte and 4Kn
 //! devices alike. Cut from a slightly larger `Vec`, so that no `unsafe` is needed.
 
+use std::sync::{Mutex, PoisonError};
+
 /// What O_DIRECT may ask of addresses, offsets and lengths, bytes.
 pub(super) const ALIGN: usize = 4096;
 
 /// A zeroed buffer of fixed capacity.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Buffer {
     raw: Vec<u8>,
     start: usize,
@@ -26,6 +28,31 @@ impl Buffer {
 
     pub(super) fn first_mut(&mut self, length: usize) -> &mut [u8] {
         self.raw.get_mut(self.start..self.start + length.min(self.capacity)).unwrap_or_default()
+    }
+}
+
+/// The large buffers of one staging, which its steps use by turns: an allocator that gets them back and hands
+/// them out anew keeps some of both.
+#[derive(Debug)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<Buffer>>,
+    capacity: usize,
+}
+
+impl Pool {
+    /// Of buffers of `capacity` bytes.
+    pub(super) fn new(capacity: usize) -> Pool {
+        Pool { idle: Mutex::default(), capacity }
+    }
+
+    /// A buffer with anything in it.
+    pub(super) fn take(&self) -> Buffer {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.unwrap_or_else(|| Buffer::new(self.capacity))
+    }
+
+    pub(super) fn give(&self, buffer: Buffer) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }
 
@@ -50,5 +77,16 @@ mod tests {
         assert_eq!(buffer.first(5), [1, 1, 1, 1, 0]);
         assert!(is_aligned(buffer.first(8192), 4096));
         assert!(!is_aligned(buffer.first(8192), 512) && !is_aligned(buffer.first(512), 0));
+    }
+
+    #[test]
+    fn a_pool_hands_out_what_it_got_back() {
+        let pool = Pool::new(4096);
+        let (one, two) = (pool.take(), pool.take());
+        let [first, second] = [&one, &two].map(|buffer| buffer.first(1).as_ptr());
+        assert_ne!(first, second);
+        pool.give(one);
+        assert_eq!(pool.take().first(4096).as_ptr(), first);
+        assert_ne!(pool.take().first(1).as_ptr(), second);
     }
 }

@@ -1,31 +1,31 @@
-//! Fetching, unpacking, hashing and writing at the same time: async fetchers collect the blocks of each group
-//! and put complete groups into a bounded queue; threads take them out and bring each group to its place
-//! (`worker`). Groups go to the medium as they arrive, in any order, so that little is lost when the agent
-//! dies. Memory is a few groups, whatever the image's size.
+//! Fetching, unpacking, hashing and writing at the same time: a few requests are on their way; their blocks go to
+//! threads (`worker`) in the order of the image, each as soon as it has come. So little is lost when the agent
+//! dies, and memory is a window of packed bytes and a group a thread, whatever the image's size.
 
-use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Buf;
 use futures_util::StreamExt;
-use tokio::sync::{Semaphore, mpsc, watch};
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::buffer::Pool;
 use super::open::Bundle;
 use super::runs::{Run, runs};
+use super::sink::Sink;
 use super::survey::{Origin, Seed};
-use super::worker::{Group, Part, Sink, Worker};
+use super::worker::{Arrivals, Block, Group, Part, Worker};
 use super::{Progress, StageError};
-use crate::bundle::{BundleError, Chunk, Index};
+use crate::bundle::{BundleError, Index};
 
 /// Range requests in flight at most: hides the round trips of many small ones.
 const IN_FLIGHT: usize = 4;
-/// What the requests in flight may bring in all, KiB: bounds memory, and what a kill loses. A longer request than
-/// half of it counts as half, so that two are in flight always.
-const WINDOW: usize = 4096;
-/// Groups that may wait for a thread. A group is up to 2 MiB, and all memory is groups.
+/// What may have been asked for and not yet been unpacked, bytes: as much as 100 Mbit/s bring in 160 ms. It bounds
+/// memory, and what a kill loses.
+pub(super) const WINDOW: usize = 2 << 20;
+/// Groups that may wait for a thread; they hold no more than the window lets in.
 const QUEUE: usize = 1;
 
 /// What all threads share.
@@ -35,46 +35,44 @@ pub(super) struct Shared {
     pub name: String,
     pub index: Arc<Index>,
     pub seed: Option<Seed>,
-    /// Longest group, bytes.
-    pub group_max: usize,
+    /// Buffers that hold the longest group.
+    pub buffers: Pool,
     pub progress: watch::Sender<Progress>,
     pub threads: usize,
 }
 
-/// Brings all chunks of `positions` that are not in place to `sink`.
+/// Brings all chunks that are not in place to `sink`.
 ///
 /// Chunks that the seed lost since the survey are set to `Fetch` in `origins` and fetched then.
 pub(super) async fn transfer(
     bundle: &Bundle,
     shared: &Arc<Shared>,
     origins: &mut [Origin],
-    positions: Range<usize>,
-    sink: Sink,
+    sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
-    let missed = pass(bundle, shared, origins, positions.clone(), &sink, cancel).await?;
+    let missed = pass(bundle, shared, origins, sink, cancel).await?;
     if missed.is_empty() {
         return Ok(());
     }
     // The pass brought all others to their places.
-    let here = origins.get_mut(positions.clone()).unwrap_or_default();
-    here.iter_mut().for_each(|origin| *origin = Origin::InPlace);
+    origins.fill(Origin::InPlace);
     for position in missed {
         if let Some(origin) = origins.get_mut(position) {
             *origin = Origin::Fetch;
         }
     }
-    let more = fetch_size(bundle, &shared.index, origins, positions.clone());
+    let more = fetch_size(bundle, &shared.index, origins);
     if bundle.remote().is_metered() {
         bundle.remote().meter().afford(more)?;
         shared.progress.send_modify(|p| p.expected_download += more);
     }
-    pass(bundle, shared, origins, positions, &sink, cancel).await.map(drop)
+    pass(bundle, shared, origins, sink, cancel).await.map(drop)
 }
 
 /// Bytes of the requests that `transfer` will make.
-pub(super) fn fetch_size(bundle: &Bundle, index: &Index, origins: &[Origin], positions: Range<usize>) -> u64 {
-    runs(index, bundle.layout(), origins, positions).map(|run| run.span.end - run.span.start).sum()
+pub(super) fn fetch_size(bundle: &Bundle, index: &Index, origins: &[Origin]) -> u64 {
+    runs(index, bundle.layout(), origins).map(|run| run.span.end - run.span.start).sum()
 }
 
 /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
@@ -83,8 +81,7 @@ async fn pass(
     bundle: &Bundle,
     shared: &Arc<Shared>,
     origins: &[Origin],
-    positions: Range<usize>,
-    sink: &Sink,
+    sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<Vec<usize>, StageError> {
     let stop = cancel.child_token();
@@ -97,17 +94,23 @@ async fn pass(
     };
     let workers: Vec<_> = (0..shared.threads).map(worker).collect();
     drop(queue);
-    let waiting = Waiting::default();
-    let window = Semaphore::new(WINDOW);
-    let fetch = Fetch { bundle, shared, origins, positions: positions.clone(), jobs: &jobs, waiting, window };
-    let feed = async { tokio::try_join!(feed_local(&shared.index, origins, positions, &jobs), fetch.run(),) };
+    let (lines, coming) = mpsc::unbounded_channel();
+    let fetch = Fetch { bundle, shared, origins, window: Arc::new(Semaphore::new(WINDOW)) };
+    let index = &shared.index;
+    let mut delivery =
+        Delivery { index, origins, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
+    let feed = async {
+        tokio::try_join!(feed_local(index, origins, &jobs), fetch.run(lines), delivery.run()).map(drop)
+    };
     let fed = tokio::select! {
-        fed = feed => fed.map(drop),
+        fed = feed => fed,
         () = stop.cancelled() => Err(StageError::Cancelled),
     };
     if fed.is_err() {
-        fetch.salvage().await;
+        // What has come was paid for. Workers that are gone had an error of their own.
+        delivery.run().await.ok();
     }
+    drop(delivery);
     drop(jobs);
     // A worker's error is the reason, and the feeder's then only its consequence.
     let missed = join(workers).await?;
@@ -130,120 +133,158 @@ async fn join(workers: Vec<JoinHandle<Result<Vec<usize>, StageError>>>) -> Resul
 }
 
 /// Queues the groups that need no network.
-async fn feed_local(
-    index: &Index,
-    origins: &[Origin],
-    positions: Range<usize>,
-    jobs: &mpsc::Sender<Group>,
-) -> Result<(), StageError> {
-    let mut next = positions.start;
-    while next < positions.end {
-        let group = Group::at(index, origins, next, positions.end);
+async fn feed_local(index: &Index, origins: &[Origin], jobs: &mpsc::Sender<Group>) -> Result<(), StageError> {
+    let mut next = 0;
+    while next < index.len() {
+        let group = Group::at(index, origins, next);
         next += group.parts.len().max(1);
         let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_));
-        if group.missing() == 0 && group.parts.iter().any(local) {
-            send(jobs, group).await?;
+        if !group.is_fetched() && group.parts.iter().any(local) {
+            // This fails only when every worker has ended: their error is the one that counts.
+            jobs.send(group).await.map_err(|_| stopped())?;
         }
     }
     Ok(())
 }
 
-/// Groups some of whose blocks have arrived, by the offset of their first chunk.
-type Waiting = Mutex<HashMap<u64, (Group, usize)>>;
+/// Neighbouring blocks of one group that came together.
+type Batch = Vec<Block>;
+/// The blocks of one request, as they come.
+type Line = mpsc::UnboundedReceiver<Batch>;
 
-/// What the fetchers share.
+/// What the requests share.
 struct Fetch<'a> {
     bundle: &'a Bundle,
     shared: &'a Shared,
     origins: &'a [Origin],
-    positions: Range<usize>,
-    jobs: &'a mpsc::Sender<Group>,
-    waiting: Waiting,
-    window: Semaphore,
+    window: Arc<Semaphore>,
 }
 
 impl Fetch<'_> {
-    /// Fetches the blocks of all chunks to fetch, and queues their groups.
-    async fn run(&self) -> Result<(), StageError> {
-        let (index, layout) = (&self.shared.index, self.bundle.layout());
-        let requests = runs(index, layout, self.origins, self.positions.clone());
-        let fetches = requests.map(|run| self.fetch(run));
-        let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
+    /// Makes all requests, a few at a time, and hands out a line for each, in order.
+    async fn run(&self, lines: mpsc::UnboundedSender<Line>) -> Result<(), StageError> {
+        let mut fetches = FuturesUnordered::new();
+        for run in runs(&self.shared.index, self.bundle.layout(), self.origins) {
+            // Admitted one after the other, so that the first is never kept waiting by a later one.
+            let length = (run.span.end - run.span.start).min(WINDOW as u64);
+            let mut room = std::pin::pin!(self.window.clone().acquire_many_owned(length as u32));
+            let room = loop {
+                tokio::select! {
+                    Some(fetched) = fetches.next() => fetched?,
+                    room = &mut room, if fetches.len() < IN_FLIGHT => break room.map_err(|_| stopped())?,
+                }
+            };
+            let (line, batches) = mpsc::unbounded_channel();
+            lines.send(batches).ok();
+            fetches.push(self.fetch(run, room, line));
+        }
         while let Some(fetched) = fetches.next().await {
             fetched?;
         }
         Ok(())
     }
 
-    /// Cuts one range into blocks as its bytes arrive.
-    async fn fetch(&self, run: Run) -> Result<(), StageError> {
+    /// Cuts one range into blocks as its bytes arrive. What is on `line` survives a cancel.
+    async fn fetch(
+        &self,
+        run: Run,
+        mut room: OwnedSemaphorePermit,
+        line: mpsc::UnboundedSender<Batch>,
+    ) -> Result<(), StageError> {
         let (bundle, shared) = (self.bundle, self.shared);
-        let share = ((run.span.end - run.span.start) / 1024).clamp(1, WINDOW as u64 / 2);
-        let _share = self.window.acquire_many(share as u32).await.map_err(|_| stopped())?;
         let mut range = bundle.remote().range(run.span.start, run.span.end);
-        let (mut at, mut bytes) = (run.span.start, bytes::Bytes::new());
+        let (mut at, mut piece) = (run.span.start, bytes::Bytes::new());
+        let (mut batch, mut group) = (Batch::new(), None);
         for position in run.chunks {
             let position = position as usize;
             let Some(chunk) = shared.index.get(position) else { break };
+            if group.replace(chunk.group_offset) != Some(chunk.group_offset) {
+                send(&line, &mut batch);
+            }
             let span = bundle.layout().frame(&chunk);
-            let mut block = Vec::with_capacity(chunk.frame_length as usize);
+            let mut bytes = Vec::with_capacity(chunk.frame_length as usize);
             while at < span.end {
-                if bytes.is_empty() {
+                if piece.is_empty() {
+                    send(&line, &mut batch);
                     let next = range.next().await?;
-                    bytes = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
+                    piece = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
                     shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
                 }
-                let gap = span.start.saturating_sub(at).min(bytes.len() as u64);
-                bytes.advance(gap as usize);
+                let gap = span.start.saturating_sub(at).min(piece.len() as u64);
+                piece.advance(gap as usize);
                 at += gap;
-                let part = (span.end - at).min(bytes.len() as u64);
-                block.extend_from_slice(&bytes.split_to(part as usize));
+                let part = (span.end - at).min(piece.len() as u64);
+                bytes.extend_from_slice(&piece.split_to(part as usize));
                 at += part;
             }
-            if self.arrived(position, &chunk, block) {
-                // It stays where a cancel finds it until there is room for it.
-                let room = self.jobs.reserve().await.map_err(|_| stopped())?;
-                if let Some(group) = self.take(chunk.group_offset) {
-                    room.send(group);
-                }
-            }
+            let room = room.split(bytes.len()).ok_or_else(stopped)?;
+            batch.push(Block { position, bytes, _room: room });
         }
+        send(&line, &mut batch);
         Ok(())
-    }
-
-    /// Puts a block to its group; tells whether that is complete now.
-    fn arrived(&self, position: usize, chunk: &Chunk, block: Vec<u8>) -> bool {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (group, missing) = waiting.entry(chunk.group_offset).or_insert_with(|| {
-            let group = Group::around(&self.shared.index, self.origins, position, &self.positions);
-            let missing = group.missing();
-            (group, missing)
-        });
-        if let Some(part) = group.parts.iter_mut().find(|part| part.position == position) {
-            part.block = block;
-            *missing = missing.saturating_sub(1);
-        }
-        *missing == 0
-    }
-
-    fn take(&self, group_offset: u64) -> Option<Group> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.remove(&group_offset).map(|(group, _)| group)
-    }
-
-    /// Queues what was paid for: the beginnings of groups that did not become complete.
-    async fn salvage(self) {
-        let waiting = self.waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
-        for (group, _) in waiting.into_values() {
-            // Workers that are gone had an error of their own.
-            self.jobs.send(group).await.ok();
-        }
     }
 }
 
-async fn send(jobs: &mpsc::Sender<Group>, group: Group) -> Result<(), StageError> {
-    // Only when every worker has ended: their error is the one that counts.
-    jobs.send(group).await.map_err(|_| stopped())
+fn send(line: &mpsc::UnboundedSender<Batch>, batch: &mut Batch) {
+    if !batch.is_empty() {
+        // Nobody listens once all workers are gone.
+        line.send(std::mem::take(batch)).ok();
+    }
+}
+
+/// Brings what arrives to its group, in the order of the image: so no more groups are open than there are
+/// workers, and at most one of these waits for the network.
+struct Delivery<'a> {
+    index: &'a Index,
+    origins: &'a [Origin],
+    jobs: &'a mpsc::Sender<Group>,
+    lines: mpsc::UnboundedReceiver<Line>,
+    line: Option<Line>,
+    /// Stays here until there is room for its group: a cancel may come in between.
+    batch: Option<Batch>,
+    /// The latest group that was queued.
+    open: Option<(u64, mpsc::UnboundedSender<Batch>)>,
+}
+
+impl Delivery<'_> {
+    /// Goes on until the last line has ended; also after it was cancelled in between.
+    async fn run(&mut self) -> Result<(), StageError> {
+        while let Some(position) = self.receive().await {
+            let Some(chunk) = self.index.get(position) else { break };
+            if self.open.as_ref().is_none_or(|(offset, _)| *offset != chunk.group_offset) {
+                // Nothing more comes for the one before.
+                self.open = None;
+                let room = self.jobs.reserve().await.map_err(|_| stopped())?;
+                let (to, coming) = mpsc::unbounded_channel();
+                let first = self.index.position(chunk.group_offset);
+                let group = Group::at(self.index, self.origins, first);
+                room.send(Group { arrivals: Arrivals::new(coming), ..group });
+                self.open = Some((chunk.group_offset, to));
+            }
+            if let (Some((_, to)), Some(batch)) = (&self.open, self.batch.take()) {
+                // A worker that lacks something before it does not wait for it.
+                to.send(batch).ok();
+            }
+        }
+        self.open = None;
+        Ok(())
+    }
+
+    /// Waits for a batch; returns the position of its first block.
+    async fn receive(&mut self) -> Option<usize> {
+        while self.batch.is_none() {
+            match &mut self.line {
+                Some(line) => {
+                    self.batch = line.recv().await;
+                    if self.batch.is_none() {
+                        self.line = None;
+                    }
+                }
+                None => self.line = Some(self.lines.recv().await?),
+            }
+        }
+        self.batch.as_ref()?.first().map(|block| block.position)
+    }
 }
 
 fn stopped() -> StageError {
@@ -252,7 +293,9 @@ fn stopped() -> StageError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sink::Withheld;
     use super::super::testing::*;
+    use super::super::verify::Frontier;
     use super::*;
 
     #[tokio::test]
@@ -269,16 +312,17 @@ mod tests {
                 name: "b".into(),
                 index: index.clone(),
                 seed: Some(Seed::open(&seed).unwrap()),
-                group_max: bundle.manifest().image.chunking.group_max(),
+                buffers: Pool::new(bundle.manifest().image.chunking.group_max()),
                 progress: bench.progress.clone(),
                 threads: 2,
             });
             // As if all of it had been there, but for one chunk that even the seed's end is too near for.
             let mut origins = vec![Origin::Seed(0); index.len()];
             origins[1] = Origin::Seed(511);
-            let (all, sink) = (0..index.len(), Sink::Target(bench.target(), Arc::default()));
+            let sink =
+                Sink { target: bench.target(), withheld: Withheld::new(0), frontier: Frontier::default() };
             let cancel = CancellationToken::new();
-            let done = transfer(&bundle, &shared, &mut origins, all, sink, &cancel).await;
+            let done = transfer(&bundle, &shared, &mut origins, &Arc::new(sink), &cancel).await;
             match ends_well {
                 true => assert!(done.is_ok() && bench.written() == bench.image),
                 false => assert!(matches!(done, Err(StageError::Budget { .. }))),

@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 
+use super::pipeline::WINDOW;
 use super::survey::Origin;
 use crate::bundle::{Index, Layout};
 
 /// A gap of so many bytes costs less than the headers and the round trip of a request of its own.
 const GAP: u64 = 2 * 1024;
-/// Longest request, bytes: what a lost connection or an expired link may interrupt.
-const LONGEST: u64 = 4 << 20;
+/// Longest request, bytes: two of them fill the window.
+const LONGEST: u64 = WINDOW as u64 / 2;
 
 /// One request: a byte range of the bundle, and the chunks whose frames it is made for, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,16 +19,15 @@ pub(super) struct Run {
     pub chunks: Vec<u32>,
 }
 
-/// The requests for all chunks in `positions` that `origins` says must be fetched; made one at a time.
+/// The requests for all chunks that `origins` says must be fetched; made one at a time.
 pub(super) fn runs<'a>(
     index: &'a Index,
     layout: &'a Layout,
     origins: &'a [Origin],
-    positions: Range<usize>,
 ) -> impl Iterator<Item = Run> + 'a {
     let missing = move |position: &usize| origins.get(*position) == Some(&Origin::Fetch);
     let frame = move |position| Some((position as u32, layout.frame(&index.get(position)?)));
-    let mut frames = positions.filter(missing).filter_map(frame).peekable();
+    let mut frames = (0..index.len()).filter(missing).filter_map(frame).peekable();
     std::iter::from_fn(move || {
         let (position, span) = frames.next()?;
         let mut run = Run { span, chunks: vec![position] };
@@ -60,8 +60,8 @@ mod tests {
         let index = Index::parse(parts.index, &body.image).unwrap();
         let layout = Layout::new(4096, &body);
         let all = vec![Origin::Fetch; index.len()];
-        let whole: Vec<Run> = runs(&index, &layout, &all, 0..index.len()).collect();
-        assert!((2..=4).contains(&whole.len()), "{}", whole.len());
+        let whole: Vec<Run> = runs(&index, &layout, &all).collect();
+        assert!((8..=12).contains(&whole.len()), "{}", whole.len());
         assert_eq!(
             whole.iter().map(|run| run.span.end - run.span.start).sum::<u64>(),
             body.image.payload_size
@@ -69,10 +69,9 @@ mod tests {
 
         let some: Vec<Origin> =
             (0..all.len()).map(|n| if n % 3 == 0 { Origin::Fetch } else { Origin::InPlace }).collect();
-        let from = 5;
-        let parts: Vec<Run> = runs(&index, &layout, &some, from..index.len()).collect();
+        let parts: Vec<Run> = runs(&index, &layout, &some).collect();
         let chunks: Vec<u32> = parts.iter().flat_map(|run| run.chunks.clone()).collect();
-        let wanted: Vec<u32> = (from..all.len()).filter(|n| n % 3 == 0).map(|n| n as u32).collect();
+        let wanted: Vec<u32> = (0..all.len()).filter(|n| n % 3 == 0).map(|n| n as u32).collect();
         assert_eq!(chunks, wanted);
         for run in &parts {
             assert!(run.span.end - run.span.start <= LONGEST);

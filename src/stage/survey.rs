@@ -14,12 +14,14 @@ use nix::libc::{O_CLOEXEC, O_DIRECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::{Buffer, is_aligned};
-use super::target::STEP;
+use super::buffer::{Pool, is_aligned};
 use super::{Progress, StageError, Step, Target};
 use crate::bundle::chunker::{Chunker, is_zero};
 use crate::bundle::{Chunk, ChunkDigest, Index};
 use crate::manifest::{BLOCK, Chunking};
+
+/// One read, bytes.
+pub(super) const STEP: usize = 1 << 20;
 
 /// Where a chunk will come from. Eight bytes, for there is one for each chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub(super) struct Survey<'a> {
     pub chunking: &'a Chunking,
     pub target: &'a Target,
     pub seed: Option<&'a Seed>,
+    /// Of at least `STEP` bytes each.
+    pub buffers: &'a Pool,
     pub progress: &'a watch::Sender<Progress>,
     pub cancel: &'a CancellationToken,
 }
@@ -75,24 +79,26 @@ impl Survey<'_> {
     pub(super) fn run(&self, threads: usize) -> Result<Vec<Origin>, StageError> {
         let total = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
-        let parts = split(self.index.len() as u64, threads);
-        let found = in_parallel(parts, |part| self.in_target(part))?;
-        let mut origins: Vec<Origin> = found.into_iter().flatten().collect();
+        let mut origins = vec![Origin::Fetch; self.index.len()];
+        let length = origins.len().div_ceil(threads.max(1)).max(1);
+        let parts = origins.chunks_mut(length).enumerate().map(|(n, part)| (n * length, part));
+        in_parallel(parts, |(first, part)| self.in_target(first, part))?;
         if let Some(seed) = self.seed.filter(|_| origins.contains(&Origin::Fetch)) {
             self.in_seed(seed, &mut origins, threads)?;
         }
         Ok(origins)
     }
 
-    /// Compares a part of the index with the target, in reads of up to 1 MiB.
-    fn in_target(&self, part: Range<u64>) -> Result<Vec<Origin>, StageError> {
-        let mut buffer = Buffer::new(STEP);
-        let mut origins = Vec::with_capacity((part.end - part.start) as usize);
-        let mut next = part.start as usize;
-        while next < part.end as usize {
+    /// Compares the chunks from `first` on with the target, in reads of up to `STEP`.
+    fn in_target(&self, first: usize, mut origins: &mut [Origin]) -> Result<(), StageError> {
+        let mut buffer = self.buffers.take();
+        let mut next = first;
+        while !origins.is_empty() {
             self.check_cancelled()?;
-            let batch = self.batch(next, part.end as usize);
+            let batch = self.batch(next, next + origins.len());
             next += batch.len();
+            let (found, rest) = origins.split_at_mut(batch.len());
+            origins = rest;
             let Some(start) = batch.first().map(|chunk| chunk.offset) else { break };
             let length = batch.iter().map(|chunk| chunk.length as usize).sum();
             let mut bytes = buffer.first_mut(length);
@@ -101,14 +107,15 @@ impl Survey<'_> {
                 // Not in place, then: writing it anew may be what a bad sector needs, and fails otherwise.
                 tracing::warn!(%error, "a part of the target can't be read");
             }
-            for chunk in &batch {
+            for (chunk, origin) in batch.iter().zip(found) {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
-                origins.push(self.compare(chunk, read.as_ref().ok().map(|()| &*content)));
+                *origin = self.compare(chunk, read.as_ref().ok().map(|()| &*content));
                 bytes = rest;
             }
             self.progress.send_modify(|p| p.done += length as u64);
         }
-        Ok(origins)
+        self.buffers.give(buffer);
+        Ok(())
     }
 
     fn compare(&self, chunk: &Chunk, content: Option<&[u8]>) -> Origin {
@@ -147,13 +154,11 @@ impl Survey<'_> {
         };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
-        in_parallel(split(blocks.min(u64::from(u32::MAX)), threads), |part| {
-            match Chunker::new(self.chunking) {
-                Some(chunker) => self.scan(seed, part, chunker, &note),
-                None => Ok(()),
-            }
-        })?;
-        Ok(())
+        let parts = split(blocks.min(u64::from(u32::MAX)), threads);
+        in_parallel(parts.into_iter(), |part| match Chunker::new(self.chunking) {
+            Some(chunker) => self.scan(seed, part, chunker, &note),
+            None => Ok(()),
+        })
     }
 
     /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each.
@@ -165,7 +170,7 @@ impl Survey<'_> {
         note: &(dyn Fn(ChunkDigest, u32) + Sync),
     ) -> Result<(), StageError> {
         let block = BLOCK as usize;
-        let mut buffer = Buffer::new(STEP);
+        let mut buffer = self.buffers.take();
         // Bytes of the current chunk, which may reach back over several reads.
         let mut held: Vec<u8> = Vec::with_capacity(self.chunking.max as usize + block);
         let mut start = part.start;
@@ -197,6 +202,7 @@ impl Survey<'_> {
         if let Some(length) = chunker.finish() {
             emit(&mut held, length);
         }
+        self.buffers.give(buffer);
         Ok(())
     }
 
@@ -239,15 +245,15 @@ fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
     (0..count).step_by(length as usize).map(|start| start..(start + length).min(count)).collect()
 }
 
-/// Runs `work` on each part in a thread of its own; results come in order, or the first error.
-fn in_parallel<T: Send>(
-    parts: Vec<Range<u64>>,
-    work: impl Fn(Range<u64>) -> Result<T, StageError> + Sync,
-) -> Result<Vec<T>, StageError> {
+/// Runs `work` on each part in a thread of its own; the first error counts.
+fn in_parallel<P: Send>(
+    parts: impl Iterator<Item = P>,
+    work: impl Fn(P) -> Result<(), StageError> + Sync,
+) -> Result<(), StageError> {
     std::thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || work(part))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<T, StageError>>| {
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), StageError>>| {
             thread.join().unwrap_or_else(|_| Err(StageError::Thread("the survey panicked".into())))
         };
         threads.into_iter().map(join).collect()

@@ -20,7 +20,7 @@ use crate::device::Identity;
 /// Dirty page cache that may pile up before it is flushed, bytes.
 const WRITE_BACK: u64 = 16 << 20;
 /// One step of reading or zeroing, bytes.
-pub(super) const STEP: usize = 1 << 20;
+pub(super) const STEP: usize = 256 * 1024;
 
 /// An exclusively held slot. Clones share the hold; it ends with the last one. Its methods block.
 #[derive(Debug, Clone)]
@@ -40,6 +40,8 @@ struct Device {
     capacity: u64,
     /// Bytes written through the page cache since it was flushed.
     dirty: AtomicU64,
+    /// Bytes that it was made to hold, zeros too.
+    written: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -80,8 +82,8 @@ impl Target {
         let held = if is_block { Held::Opened(file) } else { lock(path, file)? };
         let direct = open_direct(path, opened, capacity);
         let path = path.to_owned();
-        let dirty = AtomicU64::new(0);
-        let device = Device { path, held, direct, is_block, identity: opened, capacity, dirty };
+        let (dirty, written) = Default::default();
+        let device = Device { path, held, direct, is_block, identity: opened, capacity, dirty, written };
         Ok(Target { device: Arc::new(device) })
     }
 
@@ -110,6 +112,11 @@ impl Target {
         }
     }
 
+    /// Bytes written since it was acquired, zeros included.
+    pub(super) fn written(&self) -> u64 {
+        self.device.written.load(Ordering::Relaxed)
+    }
+
     /// Whether reads and writes go past the page cache.
     pub(super) fn is_direct(&self) -> bool {
         self.device.direct.is_some()
@@ -129,6 +136,7 @@ impl Target {
     /// Writes all of `bytes` at `offset`; durable after `sync`.
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), StageError> {
         self.check_range(offset, bytes.len() as u64)?;
+        self.device.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if let Some(direct) = self.direct(bytes, offset) {
             match direct.write_all_at(bytes, offset) {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
@@ -144,6 +152,7 @@ impl Target {
     pub(super) fn zero(&self, offset: u64, length: u64) -> Result<(), StageError> {
         self.check_range(offset, length)?;
         if self.device.is_block && ioctl::zero_out(self.plain(), offset, length).is_ok() {
+            self.device.written.fetch_add(length, Ordering::Relaxed);
             return Ok(());
         }
         self.write_zeros(offset, length)

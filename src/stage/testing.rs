@@ -25,6 +25,8 @@ pub(super) struct Request {
     pub number: usize,
     pub path: String,
     pub range: Option<(u64, u64)>,
+    /// Body bytes that its connection has carried before.
+    pub carried: u64,
     pub headers: String,
 }
 
@@ -146,9 +148,10 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
         tokio::spawn(async move {
             // A client that goes away in the middle is part of the tests.
             if let Ok(mut stream) = tls.accept(stream).await {
-                while let Some(request) = receive(&mut stream, &served).await {
+                let mut carried = 0;
+                while let Some(request) = receive(&mut stream, &served, carried).await {
                     let act = (served.script.lock().unwrap())(&request);
-                    if answer(&mut stream, &served, &request, act).await.is_err() {
+                    if answer(&mut stream, &served, &request, act, &mut carried).await.is_err() {
                         break;
                     }
                 }
@@ -158,7 +161,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
     }
 }
 
-async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served) -> Option<Request> {
+async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served, carried: u64) -> Option<Request> {
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
         text.push(stream.read_u8().await.ok()?);
@@ -170,7 +173,7 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served) -> Opti
         Some((first.parse().ok()?, last.parse::<u64>().ok()? + 1))
     });
     let mut requests = served.requests.lock().unwrap();
-    let request = Request { number: requests.len(), path, range, headers };
+    let request = Request { number: requests.len(), path, range, carried, headers };
     requests.push(request.clone());
     Some(request)
 }
@@ -185,6 +188,7 @@ async fn answer(
     served: &Served,
     request: &Request,
     act: Act,
+    carried: &mut u64,
 ) -> std::io::Result<()> {
     let file = served.file.lock().unwrap().clone();
     let size = file.len() as u64;
@@ -234,6 +238,7 @@ async fn answer(
         stream.write_all(part).await?;
         stream.flush().await?;
         served.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
+        *carried += part.len() as u64;
     }
     match act {
         Act::Cut(_) => Err(std::io::ErrorKind::BrokenPipe.into()),

@@ -1,7 +1,7 @@
 //! Stories: whole updates of a file-backed slot from a real server, undisturbed and disturbed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -92,23 +92,6 @@ async fn a_tiny_image_fits_into_the_withheld_part() {
 }
 
 #[tokio::test]
-async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
-    let bench = Bench::new(image(4, 4), 1 << 20).await;
-    bench.update().await.unwrap();
-    let before = std::fs::metadata(&bench.slot).unwrap().modified().unwrap();
-    let requests = bench.server.served.count();
-    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
-    let index = bundle.index().await.unwrap();
-    let sent = bench.server.served.sent();
-    let cancel = CancellationToken::new();
-    stage(&bundle, index, &bench.target(), None, &bench.progress, &cancel).await.unwrap();
-    assert_eq!(bench.server.served.sent(), sent);
-    assert_eq!(bench.server.served.count(), requests + 2);
-    assert_eq!(std::fs::metadata(&bench.slot).unwrap().modified().unwrap(), before);
-    assert_eq!(bench.progress.borrow().reused, 4 << 20);
-}
-
-#[tokio::test]
 async fn a_slot_that_was_not_prepared_is_prepared_before_it_changes() {
     let bench = Bench::new(image(5, 3), 0).await;
     bench.update().await.unwrap();
@@ -130,55 +113,6 @@ async fn a_slot_that_was_not_prepared_is_prepared_before_it_changes() {
 }
 
 #[tokio::test]
-async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
-    let bench = Bench::new(image(6, 8), 0).await;
-    let whole = {
-        bench.update().await.unwrap();
-        bench.progress.borrow().downloaded
-    };
-    std::fs::write(&bench.slot, vec![0x55; 8 << 20]).unwrap();
-    let before = bench.server.served.sent();
-    let cancel = CancellationToken::new();
-    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
-    let index = bundle.index().await.unwrap();
-    let target = bench.target();
-    target.invalidate().unwrap();
-    let head = bench.server.served.sent() - before;
-    // The first group comes first, into memory. Then one request brings 3 MiB and the others nothing: the run
-    // can only end by the cancel.
-    let withheld = index.iter().take_while(|chunk| chunk.group_offset < GUARD);
-    let withheld: u64 = withheld.map(|chunk| u64::from(chunk.frame_length)).sum();
-    let first = bench.server.served.count();
-    bench.server.served.script(move |request| match request.number - first {
-        0 => Act::Serve,
-        1 => Act::Stall(3 << 20),
-        _ => Act::Stall(0),
-    });
-    let mut seen = bench.progress.subscribe();
-    let waiter = async {
-        seen.wait_for(|p| p.step == Step::Writing && p.downloaded == head + withheld + (3 << 20))
-            .await
-            .unwrap();
-        cancel.cancel();
-        tokio::time::Instant::now()
-    };
-    let run = stage(&bundle, index, &target, None, &bench.progress, &cancel);
-    let (result, cancelled) = tokio::join!(run, waiter);
-    assert!(cancelled.elapsed() < Duration::from_secs(2));
-    assert_eq!(code(result), Code::Cancelled);
-    drop((target, bundle));
-    bench.assert_not_loadable();
-
-    bench.server.served.script(|_| Act::Serve);
-    bench.update().await.unwrap();
-    bench.assert_complete();
-    assert!(bench.progress.borrow().reused > 2 << 20);
-    // Lost are what was held in memory and the block that was not whole yet.
-    let both = bench.server.served.sent() - before - head;
-    assert!(both < whole + withheld + 2 * 132 * 1024, "{both} for {whole}");
-}
-
-#[tokio::test]
 async fn the_booted_slot_gives_what_it_has_wherever_it_lies() {
     let old = image(7, 6);
     // The new image: the old one moved by 40 KiB, with a changed block in the middle.
@@ -194,19 +128,6 @@ async fn the_booted_slot_gives_what_it_has_wherever_it_lies() {
     assert_eq!(progress.downloaded, progress.expected_download);
     assert!(progress.downloaded < 1 << 20, "{progress:?}");
     assert!(progress.reused > 4 << 20, "{progress:?}");
-}
-
-#[tokio::test]
-async fn a_link_that_drops_again_and_again_costs_nothing() {
-    let bench = Bench::new(image(9, 6), 0).await;
-    bench.update().await.unwrap();
-    let whole = bench.server.served.sent();
-    std::fs::write(&bench.slot, vec![0; 6 << 20]).unwrap();
-    bench.server.served.script(|_| Act::Cut(100_000));
-    bench.update().await.unwrap();
-    bench.assert_complete();
-    let sent = bench.server.served.sent() - whole;
-    assert_eq!(sent, whole);
 }
 
 #[tokio::test]
@@ -506,19 +427,4 @@ async fn a_held_slot_is_held_and_damage_is_found_when_it_is_read_back() {
     assert_eq!(code(Target::acquire(&bench.slot, &[identity])), Code::SlotBusy);
     assert_eq!(code(Target::acquire(&bench.folder.path().join("none"), &[])), Code::SlotWriteFailed);
     assert_eq!(code(Target::acquire(bench.folder.path(), &[])), Code::SlotWriteFailed);
-}
-
-#[tokio::test]
-async fn half_of_all_requests_fail_and_it_ends_well() {
-    let bench = Bench::new(image(26, 4), 0).await;
-    let count = Arc::new(AtomicUsize::new(0));
-    bench.server.served.script(move |_| match count.fetch_add(1, Ordering::SeqCst) % 4 {
-        0 => Act::Status(500, String::new()),
-        1 => Act::Serve,
-        2 => Act::Cut(0),
-        _ => Act::Cut(333_333),
-    });
-    bench.update().await.unwrap();
-    bench.assert_complete();
-    assert_eq!(bench.progress.borrow().downloaded, bench.progress.borrow().expected_download);
 }

@@ -10,10 +10,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
+use super::sink::Withheld;
 use super::{Progress, StageError, Step, Target};
 use crate::manifest::Digest;
 
-/// One read, bytes; up to four are in memory.
+/// One read, bytes; three are in memory.
 const STEP: usize = 512 * 1024;
 
 /// How far the target holds the image, told while it is written. An empty one holds nobody up.
@@ -70,12 +71,12 @@ pub fn read_back(
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
-    read_back_behind(&[], target, size, sha256, progress, cancel)
+    read_back_behind(&Withheld::new(0), target, size, sha256, progress, cancel)
 }
 
 /// The same for a target whose first bytes are still in memory.
 pub(super) fn read_back_behind(
-    head: &[u8],
+    head: &Withheld,
     target: &Target,
     size: u64,
     sha256: Digest,
@@ -106,18 +107,21 @@ pub(super) fn compare(target: &Target, found: Digest, expected: Digest) -> Resul
 /// Hashes `head` and then the target from there to `size`, as far as `frontier` has come. Progress is told
 /// once the step is `ReadingBack`.
 pub(super) fn read_along(
-    head: &[u8],
+    head: &Withheld,
     target: &Target,
     size: u64,
     frontier: &Frontier,
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<Digest, StageError> {
-    let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(2);
+    let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(1);
     let (empty, emptied) = mpsc::channel::<Buffer>();
+    let start = head.len() as u64;
+    frontier.wait(start)?;
+    let mut hash = head.with(|bytes| Sha256::new_with_prefix(bytes));
     std::thread::scope(|scope| {
         let hasher = scope.spawn(move || {
-            let (mut hash, mut at) = (Sha256::new_with_prefix(head), head.len() as u64);
+            let mut at = start;
             for (buffer, length) in filled {
                 hash.update(buffer.first(length));
                 at += length as u64;
@@ -131,7 +135,7 @@ pub(super) fn read_along(
             }
             Digest(hash.finalize().into())
         });
-        for at in (head.len() as u64..size).step_by(STEP) {
+        for at in (start..size).step_by(STEP) {
             if cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }

@@ -1,18 +1,18 @@
 //! One group of chunks -> its place. The group is built up in one buffer, in order, each chunk from where it
-//! is: unpacked behind what precedes it, copied from the booted slot, or read from its place. Every chunk is
-//! verified in that buffer, and neighbours are written from it together.
+//! is: unpacked behind what precedes it as soon as its block has come, copied from the booted slot, or read from
+//! its place. Every chunk is verified in that buffer, and neighbours are written from it together.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::StageError;
 use super::buffer::Buffer;
 use super::pipeline::Shared;
+use super::sink::Sink;
 use super::survey::Origin;
-use super::verify::Frontier;
-use super::{StageError, Target};
 use crate::bundle::chunker::is_zero;
 use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
 use crate::manifest::BLOCK;
@@ -20,55 +20,43 @@ use crate::manifest::BLOCK;
 /// A zero chunk of at least so many bytes is left to the device's own means; shorter ones are written with
 /// their neighbours.
 const ZERO_RUN: u32 = 128 * 1024;
+/// Verified bytes that are written at once, if their group has so many: what a loss of power costs of a group.
+pub(super) const PIECE: usize = 256 * 1024;
+/// Packed bytes that are unpacked at once, if so many have come.
+const GATHER: usize = 128 * 1024;
 
-/// Where verified chunks go.
-#[derive(Debug, Clone)]
-pub(super) enum Sink {
-    /// The slot, and who follows the writing.
-    Target(Target, Arc<Frontier>),
-    /// The withheld first chunks, until the rest was read back.
-    Memory(Arc<Mutex<Buffer>>),
+/// What was fetched for one chunk.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub position: usize,
+    pub bytes: Vec<u8>,
+    /// Its place in the window, free again when it was unpacked.
+    pub _room: OwnedSemaphorePermit,
 }
 
-impl Sink {
-    fn read(&self, content: &mut [u8], offset: u64) -> Result<(), StageError> {
-        match self {
-            Sink::Target(target, _) => target.read(content, offset),
-            Sink::Memory(memory) => {
-                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                content.copy_from_slice(place(&mut memory, offset, content.len()));
-                Ok(())
-            }
-        }
-    }
-
-    fn write(&self, content: &[u8], offset: u64) -> Result<(), StageError> {
-        match self {
-            Sink::Target(target, _) => target.write(content, offset),
-            Sink::Memory(memory) => {
-                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                place(&mut memory, offset, content.len()).copy_from_slice(content);
-                Ok(())
-            }
-        }
-    }
-
-    fn zero(&self, offset: u64, length: usize) -> Result<(), StageError> {
-        match self {
-            Sink::Target(target, _) => target.zero(offset, length as u64),
-            Sink::Memory(memory) => {
-                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                place(&mut memory, offset, length).fill(0);
-                Ok(())
-            }
-        }
-    }
+/// The blocks of one group, in order, as they come.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    coming: Option<mpsc::UnboundedReceiver<Vec<Block>>>,
+    here: Vec<Block>,
 }
 
-/// A place among the withheld bytes.
-fn place(memory: &mut Buffer, offset: u64, length: usize) -> &mut [u8] {
-    let start = offset as usize;
-    memory.first_mut(start + length).get_mut(start..).unwrap_or_default()
+impl Arrivals {
+    pub(super) fn new(coming: mpsc::UnboundedReceiver<Vec<Block>>) -> Arrivals {
+        Arrivals { coming: Some(coming), here: Vec::new() }
+    }
+
+    /// Waits until a block is here, unless none will come, and takes more of those that came.
+    fn gather(&mut self) {
+        let Some(coming) = &mut self.coming else { return };
+        if self.here.is_empty() {
+            self.here.extend(coming.blocking_recv().unwrap_or_default());
+        }
+        while self.here.iter().map(|block| block.bytes.len()).sum::<usize>() < GATHER {
+            let Ok(more) = coming.try_recv() else { break };
+            self.here.extend(more);
+        }
+    }
 }
 
 /// One chunk of a group.
@@ -77,45 +65,30 @@ pub(super) struct Part {
     pub position: usize,
     pub chunk: Chunk,
     pub origin: Origin,
-    /// What was fetched for it.
-    pub block: Vec<u8>,
 }
 
-/// The chunks of one group that are to be brought to their places, in image order.
+/// The chunks of one group, in image order, and the blocks of those that are fetched.
 #[derive(Debug)]
 pub(super) struct Group {
     pub parts: Vec<Part>,
+    pub arrivals: Arrivals,
 }
 
 impl Group {
-    /// The group that begins at `position`; of those before `end`.
-    pub(super) fn at(index: &Index, origins: &[Origin], position: usize, end: usize) -> Group {
-        let chunks =
-            (position..end).zip(index.from(position).zip(origins.get(position..).unwrap_or_default()));
+    /// The group that begins at `position`.
+    pub(super) fn at(index: &Index, origins: &[Origin], position: usize) -> Group {
+        let chunks = index.from(position).zip(origins.get(position..).unwrap_or_default());
         let mut group = None;
-        let parts = chunks
+        let parts = (position..)
+            .zip(chunks)
             .take_while(|(_, (chunk, _))| *group.get_or_insert(chunk.group_offset) == chunk.group_offset)
-            .map(|(position, (chunk, origin))| Part { position, chunk, origin: *origin, block: Vec::new() });
-        Group { parts: parts.collect() }
+            .map(|(position, (chunk, origin))| Part { position, chunk, origin: *origin });
+        Group { parts: parts.collect(), arrivals: Arrivals::default() }
     }
 
-    /// The group of the chunk at `position`.
-    pub(super) fn around(
-        index: &Index,
-        origins: &[Origin],
-        position: usize,
-        positions: &Range<usize>,
-    ) -> Group {
-        let own = index.get(position).map(|chunk| chunk.group_offset);
-        let before = (positions.start..position).rev();
-        let same = |n: &usize| index.get(*n).map(|chunk| chunk.group_offset) == own;
-        let first = before.take_while(same).last().unwrap_or(position);
-        Group::at(index, origins, first, positions.end)
-    }
-
-    /// How many of its chunks must be fetched.
-    pub(super) fn missing(&self) -> usize {
-        self.parts.iter().filter(|part| part.origin == Origin::Fetch).count()
+    /// Whether it has chunks to fetch.
+    pub(super) fn is_fetched(&self) -> bool {
+        self.parts.iter().any(|part| part.origin == Origin::Fetch)
     }
 }
 
@@ -125,38 +98,48 @@ struct Pending {
     range: Range<usize>,
     /// Zeros throughout, and long.
     zero: bool,
+    /// Bytes of it that a slot had.
+    reused: u64,
 }
 
-/// How many of the first parts come from one place: neighbouring blocks that have arrived, or chunks that lie
-/// side by side in the seed too, which are read at once.
-fn run_length(parts: &[Part]) -> usize {
-    let mut next = None;
-    let joins = |part: &&Part| match part.origin {
-        Origin::Fetch => next.is_none() && !part.block.is_empty(),
-        Origin::Seed(block) => {
-            let joined = next.is_none_or(|next| next == block);
-            next = block.checked_add(part.chunk.length / BLOCK);
-            joined
-        }
-        _ => false,
+/// How many of the first parts come from one place at once: chunks whose blocks are here, or that lie side by
+/// side in the seed too, up to about `PIECE` bytes. None, if the next block is not the first part's.
+fn run_length(parts: &[Part], here: &[Block]) -> usize {
+    let mut end = 0;
+    let in_piece = |part: &&Part| {
+        end += part.chunk.length as usize;
+        end <= PIECE || end == part.chunk.length as usize
     };
-    let first_is_seed = parts.first().is_some_and(|part| matches!(part.origin, Origin::Seed(_)));
-    let same = |part: &&Part| matches!(part.origin, Origin::Seed(_)) == first_is_seed;
-    parts.iter().take_while(same).take_while(joins).count().max(1)
+    match parts.first().map(|part| part.origin) {
+        Some(Origin::Fetch) => {
+            let pairs = parts.iter().take_while(in_piece).zip(here);
+            pairs.take_while(|(part, block)| part.position == block.position).count()
+        }
+        Some(Origin::Seed(first)) => {
+            let mut next = Some(first);
+            let joins = |part: &&Part| {
+                let joined = next.is_some_and(|next| part.origin == Origin::Seed(next));
+                next = next.and_then(|next| next.checked_add(part.chunk.length / BLOCK));
+                joined
+            };
+            parts.iter().take_while(in_piece).take_while(joins).count()
+        }
+        _ => 1,
+    }
 }
 
 /// One thread's tools.
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    sink: Sink,
+    sink: Arc<Sink>,
     decoder: Decoder,
     buffer: Buffer,
     missed: Vec<usize>,
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, sink: Sink) -> Worker {
-        let buffer = Buffer::new(shared.group_max);
+    pub(super) fn new(shared: Arc<Shared>, sink: Arc<Sink>) -> Worker {
+        let buffer = shared.buffers.take();
         Worker { shared, sink, decoder: Decoder::new(), buffer, missed: Vec::new() }
     }
 
@@ -170,52 +153,56 @@ impl Worker {
     ) -> Result<Vec<usize>, StageError> {
         loop {
             let group = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-            let Some(group) = group else { return Ok(self.missed) };
-            self.work(&group).inspect_err(|_| stop.cancel())?;
+            let Some(group) = group else { break };
+            self.work(group).inspect_err(|_| stop.cancel())?;
         }
+        self.shared.buffers.give(self.buffer);
+        Ok(self.missed)
     }
 
     /// Builds the group up, run by run, and writes what is not in place.
-    fn work(&mut self, group: &Group) -> Result<(), StageError> {
-        let Some(start) = group.parts.first().map(|part| part.chunk.offset) else { return Ok(()) };
-        let last_fetched = group.parts.iter().rposition(|part| part.origin == Origin::Fetch);
+    fn work(&mut self, group: Group) -> Result<(), StageError> {
+        let Group { parts, mut arrivals } = group;
+        let Some(start) = parts.first().map(|part| part.chunk.offset) else { return Ok(()) };
+        let last_fetched = parts.iter().rposition(|part| part.origin == Origin::Fetch);
         let (mut next, mut pending) = (0, Pending::default());
-        while let Some(part) = group.parts.get(next) {
-            let rest = group.parts.get(next..).unwrap_or_default();
-            let count = run_length(rest);
+        while let Some(part) = parts.get(next) {
+            if part.origin == Origin::Fetch {
+                arrivals.gather();
+            }
+            let rest = parts.get(next..).unwrap_or_default();
+            let count = run_length(rest, &arrivals.here);
             let run = rest.get(..count).unwrap_or_default();
             let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
-            if needed && !self.fill(run, start)? {
+            if run.is_empty() || needed && !self.fill(run, &mut arrivals.here, start)? {
                 // What comes behind can't be unpacked without it.
-                let later = rest.iter().skip(1).filter(|part| part.origin != Origin::InPlace);
-                self.missed.extend(run.iter().chain(later).map(|part| part.position));
-                return self.flush(&pending, start);
+                let lost =
+                    rest.iter().enumerate().filter(|(n, part)| *n < count || part.origin != Origin::InPlace);
+                self.missed.extend(lost.map(|(_, part)| part.position));
+                return self.flush(&mut pending, start);
             }
             for part in run {
                 self.put(part, start, &mut pending)?;
             }
-            next += run.len();
+            next += count;
         }
-        self.flush(&pending, start)?;
-        if let Sink::Target(_, frontier) = &self.sink {
-            frontier.done(start);
-        }
+        self.flush(&mut pending, start)?;
+        self.sink.frontier.done(start);
         Ok(())
     }
 
     /// Brings a run's verified content into the buffer; `false` if it is not where it was.
-    fn fill(&mut self, run: &[Part], start: u64) -> Result<bool, StageError> {
+    fn fill(&mut self, run: &[Part], here: &mut Vec<Block>, start: u64) -> Result<bool, StageError> {
         let Some(Part { chunk, origin, .. }) = run.first() else { return Ok(true) };
         let at = (chunk.offset - start) as usize;
         let length: usize = run.iter().map(|part| part.chunk.length as usize).sum();
         let (history, rest) = self.buffer.first_mut(at + length).split_at_mut(at);
         Ok(match origin {
-            // A cancelled run has not fetched all.
-            Origin::Fetch if run.iter().any(|part| part.block.is_empty()) => false,
             Origin::Fetch => {
-                let blocks: Vec<_> = run.iter().map(|part| (part.chunk, part.block.as_slice())).collect();
+                let blocks: Vec<Block> = here.drain(..run.len().min(here.len())).collect();
+                let pairs = run.iter().zip(&blocks).map(|(part, block)| (part.chunk, block.bytes.as_slice()));
+                let unpacked = self.decoder.decode(&pairs.collect::<Vec<_>>(), history, rest);
                 let from = &self.shared.name;
-                let unpacked = self.decoder.decode(&blocks, history, rest);
                 unpacked.map_err(|source| StageError::Bundle { from: from.clone(), source })?;
                 true
             }
@@ -244,38 +231,39 @@ impl Worker {
         })
     }
 
-    /// Adds a chunk to what is pending, and writes that first if they do not join.
+    /// Adds a chunk to what is pending; writes that first if they do not join, and then if it is enough.
     fn put(&self, part: &Part, start: u64, pending: &mut Pending) -> Result<(), StageError> {
         let Part { chunk, origin, .. } = part;
         if *origin == Origin::InPlace {
             return Ok(());
         }
         let at = (chunk.offset - start) as usize;
-        let range = at..at + chunk.length as usize;
         let zero = *origin == Origin::Zero && chunk.length >= ZERO_RUN;
-        if pending.range.end == at && pending.zero == zero {
-            pending.range.end = range.end;
-        } else {
+        if pending.range.end != at || pending.zero != zero {
             self.flush(pending, start)?;
-            *pending = Pending { range, zero };
+            *pending = Pending { range: at..at, zero, reused: 0 };
         }
-        self.shared.progress.send_modify(|p| {
-            p.done += u64::from(chunk.length);
-            if matches!(origin, Origin::Seed(_)) {
-                p.reused += u64::from(chunk.length);
-            }
-        });
-        Ok(())
+        pending.range.end = at + chunk.length as usize;
+        if matches!(origin, Origin::Seed(_)) {
+            pending.reused += u64::from(chunk.length);
+        }
+        if !zero && pending.range.len() >= PIECE { self.flush(pending, start) } else { Ok(()) }
     }
 
-    fn flush(&self, pending: &Pending, start: u64) -> Result<(), StageError> {
-        let (range, offset) = (pending.range.clone(), start + pending.range.start as u64);
-        match (range.is_empty(), pending.zero) {
-            (true, _) => Ok(()),
-            (false, true) => self.sink.zero(offset, range.len()),
-            (false, false) => {
-                self.sink.write(self.buffer.first(range.end).get(range).unwrap_or_default(), offset)
+    fn flush(&self, pending: &mut Pending, start: u64) -> Result<(), StageError> {
+        let Pending { range, zero, reused } = std::mem::take(pending);
+        let (offset, length) = (start + range.start as u64, range.len());
+        match (length, zero) {
+            (0, _) => return Ok(()),
+            (_, true) => self.sink.zero(offset, length)?,
+            (_, false) => {
+                self.sink.write(self.buffer.first(range.end).get(range).unwrap_or_default(), offset)?;
             }
         }
+        self.shared.progress.send_modify(|p| {
+            p.done += length as u64;
+            p.reused += reused;
+        });
+        Ok(())
     }
 }

@@ -2,22 +2,24 @@
 //! durable, read it back, and only then write the first MiB, which makes the slot loadable.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::Buffer;
+use super::buffer::Pool;
 use super::open::Bundle;
 use super::pipeline::{Shared, fetch_size, transfer};
-use super::survey::{Origin, Seed, Survey};
+use super::sink::{Sink, Withheld};
+use super::survey::{self, Origin, Seed, Survey};
 use super::verify::{Frontier, compare, read_along, read_back_behind};
-use super::worker::Sink;
 use super::{GUARD, Progress, StageError, Step, Target, read_back};
 use crate::bundle::{Chunk, Index};
 use crate::manifest::{Digest, Image};
+
+/// Threads that compute; each has a buffer for a group. More would not make a medium faster.
+const THREADS: usize = 2;
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
@@ -41,12 +43,16 @@ pub async fn stage(
         name: bundle.name().to_owned(),
         index: Arc::new(index),
         seed: seed.and_then(open_seed),
-        group_max: image.chunking.group_max(),
+        buffers: Pool::new(image.chunking.group_max().max(survey::STEP)),
         progress: progress.clone(),
-        threads: std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 4),
+        threads: THREADS,
     });
+    let written = target.written();
     let staging = Staging { bundle, shared, target: target.clone(), image, cancel: cancel.clone() };
-    staging.run().await
+    staging.run().await?;
+    let (written, Progress { downloaded, reused, .. }) = (target.written() - written, *progress.borrow());
+    tracing::info!(downloaded, reused, written, "the slot holds the image");
+    Ok(())
 }
 
 /// A seed only saves bytes: without one everything is fetched.
@@ -76,19 +82,15 @@ impl Staging<'_> {
             origins = self.survey().await?;
         }
         self.account(&origins)?;
-        let (first, rest) = self.withheld();
-        // First into memory, for the read-back begins with it; last to the medium.
-        let memory = Arc::new(Mutex::new(self.read_withheld(&first).await?));
-        let sink = Sink::Memory(memory.clone());
-        transfer(self.bundle, &self.shared, &mut origins, first.clone(), sink, &self.cancel).await?;
-        let length = self.withheld_length(&first);
-        let withheld = move || memory.lock().unwrap_or_else(PoisonError::into_inner).first(length).to_vec();
-        let withheld: Arc<[u8]> = withheld().into();
-
-        let behind = Behind(Arc::new(Frontier::new(self.unwritten(&origins, &rest))));
-        let follower = self.follow(&behind, withheld.clone());
-        let sink = Sink::Target(self.target.clone(), behind.0.clone());
-        transfer(self.bundle, &self.shared, &mut origins, rest, sink, &self.cancel).await?;
+        let sink = Arc::new(Sink {
+            target: self.target.clone(),
+            withheld: Withheld::new(GUARD.min(self.image.size) as usize),
+            frontier: Frontier::new(self.unwritten(&origins)),
+        });
+        let _behind = Behind(sink.clone());
+        let follower = self.follow(&sink);
+        transfer(self.bundle, &self.shared, &mut origins, &sink, &self.cancel).await?;
+        drop(origins);
         self.blocking(|staging| staging.clear_tail()).await?;
         let total = self.image.size;
         self.shared.progress.send_modify(|p| {
@@ -98,41 +100,35 @@ impl Staging<'_> {
             Some(follower) => Some(follower.await?),
             None => None,
         };
-        self.blocking(move |staging| staging.seal(&withheld, found)).await
+        self.blocking(move |staging| staging.seal(&sink, found)).await
     }
 
-    /// Offsets of the groups of `positions` that are not in place.
-    fn unwritten(&self, origins: &[Origin], positions: &Range<usize>) -> BTreeSet<u64> {
-        let chunks = self.shared.index.from(positions.start);
-        let origins = origins.get(positions.clone()).unwrap_or_default();
-        let missing = chunks.zip(origins).filter(|(_, origin)| **origin != Origin::InPlace);
+    /// Offsets of the groups that are not in place.
+    fn unwritten(&self, origins: &[Origin]) -> BTreeSet<u64> {
+        let missing = self.shared.index.iter().zip(origins).filter(|(_, origin)| **origin != Origin::InPlace);
         missing.map(|(chunk, _)| chunk.group_offset).collect()
     }
 
     /// Reads back close behind the writing, if both go past the page cache: only then is it the medium that
     /// answers.
-    fn follow(
-        &self,
-        behind: &Behind,
-        withheld: Arc<[u8]>,
-    ) -> Option<impl Future<Output = Result<Digest, StageError>> + use<>> {
+    fn follow(&self, sink: &Arc<Sink>) -> Option<impl Future<Output = Result<Digest, StageError>> + use<>> {
         if !self.target.is_direct() {
             return None;
         }
-        let (target, size, frontier) = (self.target.clone(), self.image.size, behind.0.clone());
+        let (sink, size) = (sink.clone(), self.image.size);
         let (progress, cancel) = (self.shared.progress.clone(), self.cancel.clone());
         let follower = tokio::task::spawn_blocking(move || {
-            read_along(&withheld, &target, size, &frontier, &progress, &cancel)
+            read_along(&sink.withheld, &sink.target, size, &sink.frontier, &progress, &cancel)
         });
         Some(async { follower.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string()))) })
     }
 
     async fn survey(&self) -> Result<Vec<Origin>, StageError> {
         self.blocking(|staging| {
-            let Shared { index, seed, progress, threads, .. } = &*staging.shared;
+            let Shared { index, seed, buffers, progress, threads, .. } = &*staging.shared;
             let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
-            Survey { index, chunking, target, seed, progress, cancel }.run(*threads)
+            Survey { index, chunking, target, seed, buffers, progress, cancel }.run(*threads)
         })
         .await
     }
@@ -150,9 +146,7 @@ impl Staging<'_> {
 
     /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
     fn account(&self, origins: &[Origin]) -> Result<(), StageError> {
-        let size = |positions| fetch_size(self.bundle, &self.shared.index, origins, positions);
-        let (first, rest) = self.withheld();
-        let need = size(first) + size(rest);
+        let need = fetch_size(self.bundle, &self.shared.index, origins);
         let remote = self.bundle.remote();
         let in_place = |(chunk, origin): (Chunk, &Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),
@@ -172,30 +166,6 @@ impl Staging<'_> {
             };
         });
         if remote.is_metered() { remote.meter().afford(need) } else { Ok(()) }
-    }
-
-    /// The chunks of the groups that begin within the first MiB, and the others.
-    fn withheld(&self) -> (Range<usize>, Range<usize>) {
-        let index = &self.shared.index;
-        let first = index.iter().take_while(|chunk| chunk.group_offset < GUARD).count();
-        (0..first, first..index.len())
-    }
-
-    /// Where the last withheld chunk ends.
-    fn withheld_length(&self, first: &Range<usize>) -> usize {
-        let last = first.end.checked_sub(1).and_then(|last| self.shared.index.get(last));
-        last.map_or(0, |chunk| chunk.offset as usize + chunk.length as usize)
-    }
-
-    /// What the target has of the withheld chunks: zeros, and the end of a chunk that reaches beyond.
-    async fn read_withheld(&self, first: &Range<usize>) -> Result<Buffer, StageError> {
-        let length = self.withheld_length(first);
-        self.blocking(move |staging| {
-            let mut buffer = Buffer::new(length);
-            staging.target.read(buffer.first_mut(length), 0)?;
-            Ok(buffer)
-        })
-        .await
     }
 
     /// Everything was in place already: look at the medium all the same.
@@ -229,11 +199,11 @@ impl Staging<'_> {
 }
 
 /// Ends the reading back when the writing ends, however that comes about.
-struct Behind(Arc<Frontier>);
+struct Behind(Arc<Sink>);
 
 impl Drop for Behind {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.frontier.end();
     }
 }
 
@@ -255,24 +225,17 @@ impl Blocking {
 
     /// Reads the rest back, then writes the withheld bytes and reads those back too.
     /// `found` is the digest of the rest, if it was read back already.
-    fn seal(&self, first: &[u8], found: Option<Digest>) -> Result<(), StageError> {
+    fn seal(&self, sink: &Sink, found: Option<Digest>) -> Result<(), StageError> {
         let Image { size, sha256, .. } = self.image;
         let progress = &self.shared.progress;
         match found {
             Some(found) => compare(&self.target, found, sha256)?,
-            None => read_back_behind(first, &self.target, size, sha256, progress, &self.cancel)?,
+            None => read_back_behind(&sink.withheld, &self.target, size, sha256, progress, &self.cancel)?,
         }
         if self.cancel.is_cancelled() {
             return Err(StageError::Cancelled);
         }
-        let mut again = Buffer::new(first.len());
-        again.first_mut(first.len()).copy_from_slice(first);
-        self.target.write(again.first(first.len()), 0)?;
-        self.target.sync()?;
-        self.target.forget(0, first.len() as u64)?;
-        again.first_mut(first.len()).fill(0);
-        self.target.read(again.first_mut(first.len()), 0)?;
-        if again.first(first.len()) != first {
+        if !sink.release()? {
             self.target.invalidate()?;
             let error = std::io::Error::other("it does not hold what was just written");
             return Err(self.target.failed(0, error));
@@ -298,7 +261,8 @@ mod tests {
         std::fs::write(slot, bytes).unwrap();
         let index = Arc::new(Index::parse(parts.index, &image_of).unwrap());
         let progress = watch::Sender::default();
-        let shared = Shared { name: "b".into(), index, seed: None, group_max: 0, progress, threads: 1 };
+        let shared =
+            Shared { name: "b".into(), index, seed: None, buffers: Pool::new(0), progress, threads: 1 };
         Blocking {
             shared: Arc::new(shared),
             target: Target::acquire(slot, &[]).unwrap(),
@@ -313,26 +277,32 @@ mod tests {
         let slot = folder.path().join("slot");
         let image = image(50, 3);
         let first = &image[..GUARD as usize];
+        let seal = |staging: &Blocking, first: &[u8]| {
+            let (target, frontier) = (staging.target.clone(), Frontier::default());
+            let sink = Sink { target, withheld: Withheld::new(first.len()), frontier };
+            sink.write(first, 0).unwrap();
+            staging.seal(&sink, None)
+        };
         let staging = unsealed(&image, &slot);
         staging.target.write(&[1; 4096], 2 << 20).unwrap();
-        assert!(matches!(staging.seal(first, None), Err(StageError::ReadBack { .. })));
+        assert!(matches!(seal(&staging, first), Err(StageError::ReadBack { .. })));
         assert!(staging.target.is_invalid().unwrap());
         drop(staging);
 
         let staging = unsealed(&image, &slot);
         staging.cancel.cancel();
-        assert!(matches!(staging.seal(first, None), Err(StageError::Cancelled)));
+        assert!(matches!(seal(&staging, first), Err(StageError::Cancelled)));
         assert!(staging.target.is_invalid().unwrap());
         drop(staging);
 
         // Bytes in memory that are not the image's are not written either.
         let staging = unsealed(&image, &slot);
         assert!(matches!(
-            staging.seal(&image[4096..4096 + GUARD as usize], None),
+            seal(&staging, &image[4096..4096 + GUARD as usize]),
             Err(StageError::ReadBack { .. })
         ));
         assert!(staging.target.is_invalid().unwrap());
-        staging.seal(first, None).unwrap();
+        seal(&staging, first).unwrap();
         assert!(std::fs::read(&slot).unwrap() == image);
     }
 }

@@ -1,0 +1,132 @@
+//! Where verified chunks go: to the slot, all but its first MiB. That stays in memory until the rest was read
+//! back, so that no bootloader can load a half-written slot.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::buffer::Buffer;
+use super::target::STEP;
+use super::verify::Frontier;
+use super::{StageError, Target};
+
+/// The slot's first bytes, zero at first as they are in the slot itself.
+#[derive(Debug)]
+pub(super) struct Withheld {
+    bytes: Mutex<Buffer>,
+    length: usize,
+}
+
+impl Withheld {
+    pub(super) fn new(length: usize) -> Withheld {
+        Withheld { bytes: Mutex::new(Buffer::new(length)), length }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        work(bytes.first_mut(self.length))
+    }
+
+    /// How many bytes of a transfer of `length` bytes at `offset` are withheld.
+    fn share(&self, offset: u64, length: usize) -> usize {
+        (self.length as u64).saturating_sub(offset).min(length as u64) as usize
+    }
+
+    fn at<T>(&self, offset: u64, length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        let start = offset as usize;
+        self.with(|bytes| work(bytes.get_mut(start..start.saturating_add(length)).unwrap_or_default()))
+    }
+}
+
+/// The slot with its first bytes withheld, and who follows the writing.
+#[derive(Debug)]
+pub(super) struct Sink {
+    pub target: Target,
+    pub withheld: Withheld,
+    pub frontier: Frontier,
+}
+
+impl Sink {
+    pub(super) fn read(&self, content: &mut [u8], offset: u64) -> Result<(), StageError> {
+        let share = self.withheld.share(offset, content.len());
+        let (held, rest) = content.split_at_mut(share);
+        if share > 0 {
+            self.withheld.at(offset, share, |bytes| held.copy_from_slice(bytes));
+        }
+        if rest.is_empty() { Ok(()) } else { self.target.read(rest, offset + share as u64) }
+    }
+
+    pub(super) fn write(&self, content: &[u8], offset: u64) -> Result<(), StageError> {
+        let share = self.withheld.share(offset, content.len());
+        let (held, rest) = content.split_at(share);
+        if share > 0 {
+            self.withheld.at(offset, share, |bytes| bytes.copy_from_slice(held));
+        }
+        if rest.is_empty() { Ok(()) } else { self.target.write(rest, offset + share as u64) }
+    }
+
+    pub(super) fn zero(&self, offset: u64, length: usize) -> Result<(), StageError> {
+        let share = self.withheld.share(offset, length);
+        if share > 0 {
+            self.withheld.at(offset, share, |bytes| bytes.fill(0));
+        }
+        if share == length {
+            Ok(())
+        } else {
+            self.target.zero(offset + share as u64, (length - share) as u64)
+        }
+    }
+
+    /// Writes the withheld bytes durably, and tells whether the medium gives them back.
+    pub(super) fn release(&self) -> Result<bool, StageError> {
+        self.withheld.with(|bytes| {
+            self.target.write(bytes, 0)?;
+            self.target.sync()?;
+            self.target.forget(0, bytes.len() as u64)?;
+            let (mut again, mut offset) = (Buffer::new(STEP), 0);
+            for part in bytes.chunks(STEP) {
+                let found = again.first_mut(part.len());
+                self.target.read(found, offset)?;
+                if found != part {
+                    return Ok(false);
+                }
+                offset += part.len() as u64;
+            }
+            Ok(true)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_stay_in_memory_until_they_are_released() {
+        let folder = tempfile::tempdir().unwrap();
+        let slot = folder.path().join("slot");
+        std::fs::write(&slot, vec![0; 64 * 1024]).unwrap();
+        let (target, withheld) = (Target::acquire(&slot, &[]).unwrap(), Withheld::new(16 * 1024));
+        let sink = Sink { target, withheld, frontier: Frontier::default() };
+        let mut content = Buffer::new(24 * 1024);
+        content.first_mut(24 * 1024).iter_mut().zip((1..=255).cycle()).for_each(|(to, n)| *to = n);
+        // Within, across, and beyond the border; each reads as it was written, whatever lies where.
+        for (offset, length) in [(0, 8192), (8192, 20480), (16384, 12288), (40960, 4096)] {
+            sink.write(content.first(length), offset).unwrap();
+            let mut found = Buffer::new(length);
+            sink.read(found.first_mut(length), offset).unwrap();
+            assert_eq!(found.first(length), content.first(length), "{offset}");
+            assert!(std::fs::read(&slot).unwrap()[..16384].iter().all(|byte| *byte == 0));
+        }
+        sink.zero(12288, 8192).unwrap();
+        let mut found = vec![1; 12288];
+        sink.read(&mut found, 8192).unwrap();
+        assert!(found[..4096] == content.first(4096)[..] && found[4096..].iter().all(|byte| *byte == 0));
+        assert!(sink.release().unwrap());
+        let mut whole = vec![1; 64 * 1024];
+        sink.read(&mut whole, 0).unwrap();
+        assert_eq!(std::fs::read(&slot).unwrap(), whole);
+    }
+}
