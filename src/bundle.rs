@@ -247,12 +247,6 @@ impl Layout {
         between(rest, (index_member, index), (payload_member, payload))
     }
 
-    /// What a device fetches when `held` tells which chunks it has: all that comes before the payload, and
-    /// the frames of the other chunks. Bytes, without what HTTP adds.
-    pub fn download_bytes(&self, index: &Index, held: impl FnMut(&Chunk) -> bool) -> u64 {
-        self.payload.start.saturating_add(index.fetch_bytes(held))
-    }
-
     /// The size of the whole file.
     pub fn file_size(&self) -> u64 {
         let last = self.patches.last().map_or(&self.payload, |[_, payload]| payload);

@@ -19,11 +19,13 @@ use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 
 mod buffer;
+mod cost;
 mod fetch;
 mod hosts;
 mod ioctl;
 mod meter;
 mod open;
+mod patch;
 mod pipeline;
 mod runs;
 mod sink;
@@ -37,17 +39,20 @@ mod tests;
 mod tests_on_bytes;
 #[cfg(test)]
 mod tests_on_devices;
+#[cfg(test)]
+mod tests_on_patches;
 mod verify;
 mod web;
 mod worker;
 mod write;
 
+pub use cost::{Cost, cost};
 pub use fetch::{Http, Source, redact};
 pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
 pub use verify::read_back;
-pub use write::stage;
+pub use write::{Booted, stage};
 
 /// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
 pub const GUARD: u64 = 1 << 20;

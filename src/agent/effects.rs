@@ -12,7 +12,7 @@ use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
 use crate::plan::{self, Device, Now, Wait};
 use crate::slot::{BootEnv, Slot};
-use crate::stage::{self, Bundle, Meter, Target};
+use crate::stage::{self, Booted, Bundle, Meter, Target};
 
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
 const HOLD_INTERVAL: Duration = Duration::from_secs(10);
@@ -123,7 +123,9 @@ impl Work {
             () = self.cancel.cancelled() => return Err(cancelled()),
         };
         let seed = self.gateway.device(!plan.target);
-        stage::stage(&bundle, index, &target, Some(&seed), &self.gateway.progress, &self.cancel).await?;
+        let image = self.record.slots.get(!plan.target).image.as_ref().map(|image| image.sha256);
+        let seed = Some(Booted { path: &seed, image });
+        stage::stage(&bundle, index, &target, seed, &self.gateway.progress, &self.cancel).await?;
         self.gateway.held.lock().await.bundle = None;
         let waits = self.wait(&plan.operation, &Hold::default()).is_some();
         Ok(Event::Staged { hold: waits.then(Hold::default) })

@@ -99,13 +99,6 @@ impl Index {
         blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
     }
 
-    /// Bytes of the frames that must be fetched when `held` tells which chunks need not be. Zero chunks are
-    /// never fetched; a chunk that the image has twice is fetched twice.
-    pub fn fetch_bytes(&self, mut held: impl FnMut(&Chunk) -> bool) -> u64 {
-        let missing = self.iter().filter(|chunk| !self.is_zero(chunk) && !held(chunk));
-        missing.map(|chunk| u64::from(chunk.frame_length)).sum()
-    }
-
     /// The exact bytes of `rootfs.index`, to be kept beside the installed image.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
@@ -335,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_chunks_are_known_and_cost_nothing() {
+    fn zero_chunks_are_known() {
         let mut writer = IndexWriter::new();
         writer.push(8192, 15, ChunkDigest::of(&[0; 8192]));
         writer.push(8192, 700, ChunkDigest::of(&[1; 8192]));
@@ -344,7 +337,5 @@ mod tests {
         (image.index_size, image.index_sha256) = (bytes.len() as u64, Digest::of(&bytes));
         let index = Index::parse(bytes, &image).unwrap();
         assert_eq!(index.iter().map(|chunk| index.is_zero(&chunk)).collect::<Vec<_>>(), [true, false, false]);
-        assert_eq!(index.fetch_bytes(|_| false), 730);
-        assert_eq!(index.fetch_bytes(|chunk| chunk.digest == ChunkDigest::of(&[1; 8192])), 30);
     }
 }

@@ -262,6 +262,7 @@ impl PatchIndexWriter {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what this module is about")]
 mod tests {
     use super::super::testing::{self, Parts};
     use super::*;

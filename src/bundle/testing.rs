@@ -135,7 +135,7 @@ impl Parts {
 }
 
 /// The digests of an image's chunks.
-fn digests(image: &[u8]) -> HashSet<ChunkDigest> {
+pub(crate) fn digests(image: &[u8]) -> HashSet<ChunkDigest> {
     let mut cutter = chunker::Chunker::new(&chunker::default_chunking()).unwrap();
     let mut lengths: Vec<u32> = image.chunks(4096).filter_map(|block| cutter.push(block)).collect();
     lengths.extend(cutter.finish());

@@ -10,7 +10,7 @@ use crate::bundle::{self, BundleError, HEAD_MAX, Index, Layout};
 use crate::manifest::{self, Digest, Manifest, TrustedKeys};
 
 /// Bytes of the first request: enough for a usual manifest, its signatures and the headers.
-const FIRST_READ: u64 = 8 * 1024;
+pub(super) const FIRST_READ: u64 = 8 * 1024;
 
 /// A bundle whose manifest is trusted.
 #[derive(Debug)]

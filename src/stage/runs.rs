@@ -27,18 +27,26 @@ pub(super) fn runs<'a>(
 ) -> impl Iterator<Item = Run> + 'a {
     let missing = move |position: &usize| origins.get(*position) == Some(&Origin::Fetch);
     let frame = move |position| Some((position as u32, layout.frame(&index.get(position)?)));
-    let mut frames = (0..index.len()).filter(missing).filter_map(frame).peekable();
+    let frames = (0..index.len()).filter(missing).filter_map(frame);
+    join(frames).map(|(span, chunks)| Run { span, chunks })
+}
+
+/// Joins neighbours of ascending spans, one request at a time.
+pub(super) fn join<T>(
+    spans: impl Iterator<Item = (T, Range<u64>)>,
+) -> impl Iterator<Item = (Range<u64>, Vec<T>)> {
+    let mut spans = spans.peekable();
     std::iter::from_fn(move || {
-        let (position, span) = frames.next()?;
-        let mut run = Run { span, chunks: vec![position] };
-        let joins = |run: &Run, frame: &Range<u64>| {
-            frame.start - run.span.end <= GAP && frame.end - run.span.start <= LONGEST
+        let (first, mut whole) = spans.next()?;
+        let mut parts = vec![first];
+        let joins = |whole: &Range<u64>, span: &Range<u64>| {
+            span.start.saturating_sub(whole.end) <= GAP && span.end - whole.start <= LONGEST
         };
-        while let Some((position, span)) = frames.next_if(|(_, frame)| joins(&run, frame)) {
-            run.span.end = span.end;
-            run.chunks.push(position);
+        while let Some((part, span)) = spans.next_if(|(_, span)| joins(&whole, span)) {
+            whole.end = span.end;
+            parts.push(part);
         }
-        Some(run)
+        Some((whole, parts))
     })
 }
 

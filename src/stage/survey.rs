@@ -33,6 +33,8 @@ pub(super) enum Origin {
     /// In the seed at this block (of 4096 bytes).
     Seed(u32),
     Fetch,
+    /// In a frame of the patch from what the seed is.
+    Patch,
 }
 
 /// The booted slot, read only. It may change while it is read: whatever is used of it is hashed first.
@@ -49,6 +51,10 @@ impl Seed {
         let plain = open(0)?;
         let size = (&plain).seek(SeekFrom::End(0))?;
         Ok(Seed { plain, direct: open(O_DIRECT).ok(), size })
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -153,11 +159,14 @@ impl Survey<'_> {
             }
         };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
-        // the same as if the seed had been cut from its start.
-        let parts = split(blocks.min(u64::from(u32::MAX)), threads);
-        in_parallel(parts.into_iter(), |part| match Chunker::new(self.chunking) {
-            Some(chunker) => self.scan(seed, part, chunker, &note),
-            None => Ok(()),
+        // the same as if the seed had been cut from its start. The thread before goes on until then.
+        let (blocks, on) = (blocks.min(u64::from(u32::MAX)), 2 * u64::from(self.chunking.max / BLOCK));
+        let parts = split(blocks, threads).into_iter();
+        in_parallel(parts.map(|part| part.start..(part.end + on).min(blocks)), |part| {
+            match Chunker::new(self.chunking) {
+                Some(chunker) => self.scan(seed, part, chunker, &note),
+                None => Ok(()),
+            }
         })
     }
 
@@ -256,7 +265,8 @@ fn in_parallel<P: Send>(
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), StageError>>| {
             thread.join().unwrap_or_else(|_| Err(StageError::Thread("the survey panicked".into())))
         };
-        threads.into_iter().map(join).collect()
+        // All are waited for.
+        threads.into_iter().map(join).fold(Ok(()), Result::and)
     })
 }
 

@@ -206,6 +206,8 @@ impl Worker {
                 unpacked.map_err(|source| StageError::Bundle { from: from.clone(), source })?;
                 true
             }
+            // Those were brought before, or fetched since.
+            Origin::Patch => false,
             Origin::Zero => {
                 rest.fill(0);
                 true
