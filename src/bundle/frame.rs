@@ -28,26 +28,14 @@ pub fn frame_header(length: u32) -> [u8; FRAME_HEADER] {
 }
 
 /// Unpacks and verifies chunks; keep one a thread.
+#[derive(Debug, Default)]
 pub struct Decoder {
-    context: DCtx<'static>,
     frame: Vec<u8>,
-}
-
-impl std::fmt::Debug for Decoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Decoder")
-    }
-}
-
-impl Default for Decoder {
-    fn default() -> Decoder {
-        Decoder::new()
-    }
 }
 
 impl Decoder {
     pub fn new() -> Decoder {
-        Decoder { context: DCtx::create(), frame: Vec::new() }
+        Decoder::default()
     }
 
     /// Unpacks a run of neighbouring chunks of one group into `out`, which must have exactly their length,
@@ -68,7 +56,9 @@ impl Decoder {
         if length != out.len() as u64 || length > u64::from(u32::MAX) {
             return Err(bad(first, "it has another length"));
         }
+        let packed: usize = run.iter().map(|(_, bytes)| bytes.len()).sum();
         self.frame.clear();
+        self.frame.reserve_exact(packed + FRAME_HEADER);
         self.frame.extend_from_slice(&frame_header(length as u32));
         for (at, (chunk, bytes)) in run.iter().enumerate() {
             let block = block_of(chunk, bytes).map_err(|reason| bad(chunk, reason))?;
@@ -78,14 +68,9 @@ impl Decoder {
                 *flags = *flags & !1 | u8::from(at + 1 == run.len());
             }
         }
-        let unpacked = match history.is_empty() {
-            true => self.context.decompress(out, &self.frame),
-            // A context keeps its prefix for as long as it lives.
-            false => {
-                let mut context = DCtx::create();
-                context.ref_prefix(history).and_then(|_| context.decompress(out, &self.frame))
-            }
-        };
+        // A context keeps its prefix for as long as it lives.
+        let mut context = DCtx::create();
+        let unpacked = context.ref_prefix(history).and_then(|_| context.decompress(out, &self.frame));
         if unpacked != Ok(out.len()) {
             return Err(bad(first, "it can't be unpacked"));
         }

@@ -28,7 +28,7 @@ use crate::manifest::Digest;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Read size for bundles that are local files.
-const FILE_STEP: u64 = 256 * 1024;
+const FILE_STEP: u64 = 64 * 1024;
 
 /// Where a bundle is.
 #[derive(Clone)]

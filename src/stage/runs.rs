@@ -69,7 +69,7 @@ mod tests {
         let layout = Layout::new(4096, &body);
         let all = vec![Origin::Fetch; index.len()];
         let whole: Vec<Run> = runs(&index, &layout, &all).collect();
-        assert!((8..=12).contains(&whole.len()), "{}", whole.len());
+        assert!((16..=20).contains(&whole.len()), "{}", whole.len());
         assert_eq!(
             whole.iter().map(|run| run.span.end - run.span.start).sum::<u64>(),
             body.image.payload_size
