@@ -25,6 +25,9 @@ use crate::{Result, files};
 /// An incompressible chunk is worth a try only if the old image has this share of it somewhere.
 const ALIKE: f64 = 0.1;
 
+/// Lower levels find little of a prefix.
+const LEVEL_MIN: i32 = 12;
+
 /// A patch, its frames in a scratch file.
 pub struct Made {
     pub entry: Patch,
@@ -43,8 +46,12 @@ pub struct Target<'a> {
 
 /// Makes the patch from the image at `base`; `None` if there is nothing that it saves.
 pub fn make(target: &Target<'_>, base: &Path, level: i32, mut frames: File) -> Result<Option<Made>> {
-    let maker =
-        Maker { index: target.index, image: Image::open(target.path)?, base: Image::open(base)?, level };
+    let maker = Maker {
+        index: target.index,
+        image: Image::open(target.path)?,
+        base: Image::open(base)?,
+        level: level.max(LEVEL_MIN),
+    };
     let mut builder = Builder::new(maker.base.size()?);
     let held = Held::of_image(base, target.chunking, |block| builder.push(block))?;
     let similar = builder.finish();
