@@ -9,6 +9,7 @@ pub mod chunker;
 mod frame;
 mod index;
 mod patch;
+mod runs;
 pub mod tar;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -21,6 +22,7 @@ use crate::manifest::{Body, Digest, MANIFEST_CAP, PATCHES_CAP, Patch, SIGNATURES
 pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
 pub use index::{Chunks, Index, IndexWriter, chunks_in};
 pub use patch::{OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndex, PatchIndexWriter, PrefixDigest};
+pub use runs::{LONGEST, Run, fetch_bytes, join, runs};
 
 /// The members, in the order in which they must come.
 pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];
@@ -39,6 +41,9 @@ pub const PATCH_MEMBERS: [[&str; 2]; PATCHES_CAP] = [
 
 /// So many first bytes of a bundle always hold the manifest, its signatures and the header of the index.
 pub const HEAD_MAX: usize = 3 * tar::BLOCK + MANIFEST_CAP + SIGNATURES_CAP;
+
+/// Bytes of a device's first request: enough for a usual manifest, its signatures and the headers.
+pub const FIRST_READ: u64 = 8 * 1024;
 
 /// One chunk of the image, in image order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,6 +250,12 @@ impl Layout {
         signed_size(slice(span, 0, tar::BLOCK)?, index_member, index)?;
         let rest = slice(span, tar::BLOCK, span.len().saturating_sub(tar::BLOCK))?;
         between(rest, (index_member, index), (payload_member, payload))
+    }
+
+    /// What a device fetches before the payload: its first request, and the index with the header behind it.
+    pub fn head_bytes(&self) -> u64 {
+        let first = FIRST_READ.min(self.file_size()).max(self.index.start);
+        first.saturating_add(self.payload.start - self.index.start)
     }
 
     /// The size of the whole file.

@@ -207,6 +207,8 @@ pub struct Download {
     pub rate_limit: Option<u64>,
     /// Byte budget of one operation unless the call brings its own.
     pub max_bytes: Option<u64>,
+    /// Daily windows in UTC in which index and payload may be fetched; empty: any time.
+    pub windows: Vec<Window>,
 }
 
 #[derive(Debug, Clone)]

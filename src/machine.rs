@@ -131,7 +131,8 @@ pub enum Effect {
 fn fell_back(plan: &Plan, boots: u8, tries_left: u8) -> Failure {
     let attempts = plan.tries.saturating_sub(tries_left);
     let message = if boots == 0 {
-        "the bootloader gave up on the new slot: no attempt reached user space; see the serial console for why"
+        "the bootloader gave up on the new slot: the agent started in none of its boots; their serial console or journal \
+         tells why"
     } else {
         "the new slot used up its boot attempts without reaching a verdict, and the old slot is back"
     };

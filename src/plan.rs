@@ -212,6 +212,18 @@ pub fn wait(
     (opens > now.time).then_some(Wait::Until(opens))
 }
 
+/// What a download waits for outside its windows; `None`: it may go on.
+pub fn download_wait(windows: &[Window], now: Now) -> Option<Wait> {
+    if windows.is_empty() {
+        return None;
+    }
+    if !now.synchronised {
+        return Some(Wait::Clock);
+    }
+    let opens = next_open(windows, now.time);
+    (opens > now.time).then_some(Wait::Until(opens))
+}
+
 /// The first moment from `from` on that lies in a window.
 fn next_open(windows: &[Window], from: OffsetDateTime) -> OffsetDateTime {
     let minute = u16::from(from.hour()) * 60 + u16::from(from.minute());
@@ -311,5 +323,26 @@ mod tests {
         let until = at("2026-01-03T00:00:00Z");
         let deferred = Hold { approved: true, until: Some(until) };
         assert_eq!(wait(&operation, &deferred, &[], true, noon), Some(Wait::Until(until)));
+    }
+
+    #[test]
+    fn a_download_waits_for_the_next_of_its_windows() {
+        let noon = Window { start: 12 * 60, end: 13 * 60 };
+        let wait = |windows: &[Window], text: &str| download_wait(windows, now(text));
+        assert_eq!(wait(&[], "2026-03-01T08:00:00Z"), None);
+        for open in
+            ["2026-03-01T12:00:00Z", "2026-03-01T12:59:59Z", "2026-03-01T22:00:00Z", "2026-03-01T03:59:59Z"]
+        {
+            assert_eq!(wait(&[NIGHT, noon], open), None, "{open}");
+        }
+        let cases = [("04:00:00", "2026-03-01T12:00:00Z"), ("13:00:00", "2026-03-01T22:00:00Z")];
+        for (time, opens) in cases {
+            let expected = Some(Wait::Until(at(opens)));
+            assert_eq!(wait(&[NIGHT, noon], &format!("2026-03-01T{time}Z")), expected, "{time}");
+        }
+        assert_eq!(wait(&[noon], "2026-03-01T13:00:00Z"), Some(Wait::Until(at("2026-03-02T12:00:00Z"))));
+        let unknown = Now { synchronised: false, ..now("2026-03-01T12:30:00Z") };
+        assert_eq!(download_wait(&[noon], unknown), Some(Wait::Clock));
+        assert_eq!(download_wait(&[], unknown), None);
     }
 }

@@ -23,11 +23,14 @@ mod cost;
 mod fetch;
 mod hosts;
 mod ioctl;
+mod map;
+#[cfg(test)]
+mod map_tests;
 mod meter;
 mod open;
 mod patch;
 mod pipeline;
-mod runs;
+mod route;
 mod sink;
 mod survey;
 mod target;
@@ -40,14 +43,18 @@ mod tests_on_bytes;
 #[cfg(test)]
 mod tests_on_devices;
 #[cfg(test)]
+mod tests_on_networks;
+#[cfg(test)]
 mod tests_on_patches;
 mod verify;
 mod web;
+mod window;
 mod worker;
 mod write;
 
 pub use cost::{Cost, cost};
 pub use fetch::{Http, Source, redact};
+pub use map::Maps;
 pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
@@ -61,9 +68,9 @@ pub const GUARD: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
     pub step: Step,
-    /// Size of the image.
+    /// The current step's work: the size of the image, and while surveying also what is read of the booted slot.
     pub total: u64,
-    /// Bytes of the image that passed the current step.
+    /// How much of it is done.
     pub done: u64,
     /// Body bytes received over the network for this operation, those of earlier runs included.
     pub downloaded: u64,

@@ -23,7 +23,7 @@ step() {
 count() { awk -v word="$1" '/^test result:/ { for (i = 2; i <= NF; i++) if ($i ~ "^" word) n += $(i-1) } END { print n + 0 }' "$log"; }
 failures() { count failed; }
 
-[ "$(id -u)" -eq 0 ] || echo "not root: tests on loop devices and mounts and of the packages are left out"
+[ "$(id -u)" -eq 0 ] || echo "not root: tests on loop devices, mounts and virtual gateways and of the packages are left out"
 
 step cargo build --workspace --bins
 step cargo test --workspace --no-fail-fast
@@ -31,6 +31,8 @@ step tests/interop/run.sh
 if [ "$(id -u)" -eq 0 ]; then
     step make --no-print-directory deb
     step packaging/check.sh
+    step tests/setup.sh vm
+    step tests/vm/short.sh
 fi
 
 passed=$(count passed)

@@ -9,9 +9,9 @@ if [ "${1:-}" != demo ]; then
     needed+=" fw_printenv:libubootenv-tool grub-editenv:grub-common zstd:zstd openssl:openssl
         mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools"
 fi
-# The packages, whose tests need root.
+# The packages, and the networks, whose tests need root.
 if [ "${1:-}" != demo ] && [ "$(id -u)" -eq 0 ]; then
-    needed+=" pandoc:pandoc lintian:lintian systemd-analyze:systemd"
+    needed+=" pandoc:pandoc lintian:lintian systemd-analyze:systemd ip:iproute2 nsenter:util-linux"
 fi
 if [ "${1:-}" = vm ]; then
     needed+=" grub-mkstandalone:grub-common mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk debugfs:e2fsprogs cpio:cpio

@@ -115,6 +115,11 @@ impl Gateway {
         device::resolve(name).unwrap_or_else(|_| PathBuf::from(name))
     }
 
+    /// Where the chunk map of a slot is kept.
+    pub fn map(&self, slot: Slot) -> PathBuf {
+        self.settings.state.dir.join(format!("chunks.{slot}"))
+    }
+
     /// Takes hold of a slot that is not in use.
     pub fn acquire(&self, slot: Slot) -> Result<Target, Failure> {
         let name = match slot {

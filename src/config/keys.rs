@@ -55,6 +55,7 @@ pub const KEYS: &[Key] = &[
     key("download.stall_timeout", "\"30s\""),
     open("download.rate_limit"),
     open("download.max_bytes"),
+    key("download.windows", "[]"),
     key("health.deadline", "\"10min\""),
     key("health.units", "[]"),
     key("health.no_new_failed_units", "true"),

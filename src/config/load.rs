@@ -209,6 +209,7 @@ fn download(inputs: &Inputs, proxy: Proxy) -> Result<Download, ConfigError> {
         stall_timeout: inputs.span("download.stall_timeout", SECOND, HOUR)?,
         rate_limit: inputs.bytes("download.rate_limit")?,
         max_bytes: inputs.bytes("download.max_bytes")?,
+        windows: inputs.windows("download.windows")?,
     })
 }
 

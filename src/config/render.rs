@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::units::{show_duration, show_window};
-use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, Transport};
+use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, Transport, Window};
 
 /// `settings` as TOML that `load` would read, but for the device key, which shows as `***`.
 pub fn render(settings: &Settings) -> String {
@@ -134,6 +134,7 @@ fn download(settings: &Settings) -> Table {
     ]);
     out.extend(download.rate_limit.map(|n| ("rate_limit".to_owned(), bytes(n))));
     out.extend(download.max_bytes.map(|n| ("max_bytes".to_owned(), bytes(n))));
+    out.insert("windows".into(), windows(&download.windows));
     out
 }
 
@@ -152,12 +153,15 @@ fn health(settings: &Settings) -> Table {
 
 fn policy(settings: &Settings) -> Table {
     let policy = &settings.policy;
-    let windows: Vec<String> = policy.windows.iter().map(|w| show_window(*w)).collect();
     table([
-        ("windows", windows.into()),
+        ("windows", windows(&policy.windows)),
         ("approval", policy.approval.into()),
         ("reboot_command", policy.reboot_command.clone().into()),
     ])
+}
+
+fn windows(windows: &[Window]) -> Value {
+    windows.iter().map(|window| show_window(*window)).collect::<Vec<_>>().into()
 }
 
 fn system(settings: &Settings) -> Table {

@@ -13,8 +13,6 @@ use super::sas;
 use crate::config::{Auth, Cloud, Secret, Transport, Via};
 use crate::tls;
 
-/// The hub drops a silent client after 1.5 times its keep-alive, and no later than after 1767 s.
-const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=1177;
 /// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
 const PACKET_LIMIT: usize = 512 * 1024;
 /// Where IoT Hub and the provisioning service speak MQTT over WebSocket.
@@ -67,8 +65,7 @@ pub(super) async fn dial(
     options.set_credentials(call.user_name, call.password);
     options.set_clean_session(false);
     options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
-    let (least, most) = KEEP_ALIVE_SECONDS.into_inner();
-    options.set_keep_alive(Duration::from_secs(cloud.keep_alive.as_secs().clamp(least, most)));
+    options.set_keep_alive(cloud.keep_alive);
     if let Some(via) = via {
         options.set_proxy(proxy(via));
     }

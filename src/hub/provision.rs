@@ -12,6 +12,7 @@ use super::dial::{self, Call, Line};
 use super::dps::{ANSWERS, Answer, Next, Request};
 use super::error::HubError;
 use super::identity;
+use super::sas;
 use super::session::{Packets, new_client, packets, say_goodbye};
 use crate::config::{Cloud, Dps, Seat};
 
@@ -30,7 +31,7 @@ pub(super) async fn register(cloud: &Cloud, dps: &Dps, now: OffsetDateTime) -> R
         port: dps.port,
         client_id: dps.registration_id.clone(),
         user_name: identity::dps_user_name(dps),
-        password: token.map(|token| format!("{}&skn={POLICY}", token.expose())).unwrap_or_default(),
+        password: token.map(|token| sas::with_policy(&token, POLICY).expose().to_owned()).unwrap_or_default(),
     };
     let (mut options, line) = dial::dial(cloud, call, now).await?;
     // The service keeps no sessions.

@@ -25,9 +25,13 @@ pub(super) fn token(resource: &str, key: &Secret, expires: i64) -> Result<Secret
 /// The token of a service policy, for the hub's REST. `host` is the connection string's `HostName`, with its
 /// port if it has one; the policy's name goes along, since the hub needs it to find the key.
 pub fn service_token(host: &str, policy: &str, key: &Secret, expires: i64) -> Result<Secret, HubError> {
-    let token = token(host, key, expires)?;
+    Ok(with_policy(&token(host, key, expires)?, policy))
+}
+
+/// The token, with the name of the policy whose key signed it.
+pub(super) fn with_policy(token: &Secret, policy: &str) -> Secret {
     let policy = utf8_percent_encode(policy, ENCODED);
-    Ok(Secret::new(format!("{}&skn={policy}", token.expose())))
+    Secret::new(format!("{}&skn={policy}", token.expose()))
 }
 
 #[cfg(test)]

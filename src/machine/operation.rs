@@ -113,7 +113,7 @@ pub struct Trial {
     /// here, however often the agent is restarted.
     #[serde(default)]
     pub since: u64,
-    /// Boots of the target that reached user space.
+    /// Boots of the target in which the agent started.
     pub boots: u8,
     /// The old slot had a hub session before the reboot, so the new one must get one.
     pub connected: bool,

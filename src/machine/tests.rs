@@ -89,7 +89,7 @@ fn tries_used_up_by_power_cuts_are_offered_once_more() {
 }
 
 #[test]
-fn an_image_that_never_reached_user_space_is_quarantined() {
+fn an_image_in_which_the_agent_never_starts_is_quarantined() {
     let trial = crate::slot::Armed { slot: Slot::B, tries: 0 };
     let env = BootEnv { trial: Some(trial), ..BootEnv::only(Slot::A) };
     let phase = Phase::Rebooting { plan: plan(), boot_id: BootId("b0".into()), connected: true };

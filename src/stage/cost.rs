@@ -1,10 +1,8 @@
 //! What an update will download, told without doing it, by the same rules by which `stage` makes its requests.
 
-use super::open::FIRST_READ;
 use super::patch::{self, Patch};
-use super::runs::runs;
 use super::survey::Origin;
-use crate::bundle::{Chunk, Index, Layout, PatchIndex};
+use crate::bundle::{Chunk, Index, Layout, PatchIndex, fetch_bytes};
 
 /// Body bytes that are fetched, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,7 +35,7 @@ pub fn cost<E>(
         false => Origin::Fetch,
     };
     let mut origins: Vec<Origin> = index.iter().map(origin).collect();
-    let mut cost = Cost { head: head(layout), ..Cost::default() };
+    let mut cost = Cost { head: layout.head_bytes(), ..Cost::default() };
     let missing = patch::missing(index, &origins);
     if let Some((number, span)) =
         number.and_then(|number| Some((number, patch::span(layout, number, missing)?)))
@@ -46,12 +44,6 @@ pub fn cost<E>(
         patch.take(index, &mut origins, |_| true);
         cost.patch = span.end - span.start + patch.fetch_size(layout, index, &origins);
     }
-    cost.frames = runs(index, layout, &origins).map(|run| run.span.end - run.span.start).sum();
+    cost.frames = fetch_bytes(index, layout, |number, _| origins.get(number) == Some(&Origin::Fetch));
     Ok(cost)
-}
-
-/// The first read and what it did not bring of the manifest, and the index with the header behind it.
-fn head(layout: &Layout) -> u64 {
-    let index = layout.index_span();
-    FIRST_READ.min(layout.file_size()).max(index.start) + (index.end - index.start)
 }

@@ -14,19 +14,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Response;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use url::Url;
 
 use super::StageError;
 use super::hosts::{Hosts, Resolver};
 use super::meter::Meter;
+use super::route::Route;
 use super::web::{Seen, Trouble, Web, chain, passing};
+use super::window::Gate;
 use crate::config::{Download, Proxy};
 use crate::manifest::Digest;
 
 /// Pauses between attempts: drawn between nothing and a bound that starts here, doubles, and ends there.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// A connection that is silent for so long may be one of a network that the gateway has left.
+const LOOK: Duration = Duration::from_secs(1);
 /// Read size for bundles that are local files.
 const FILE_STEP: u64 = 64 * 1024;
 
@@ -68,10 +72,12 @@ pub fn redact(url: &Url) -> String {
 /// The HTTP client and the rules it obeys; made once.
 #[derive(Debug, Clone)]
 pub struct Http {
-    pub(super) client: reqwest::Client,
+    tls: rustls::ClientConfig,
     pub(super) hosts: Arc<Hosts>,
     pub(super) download: Download,
+    pub(super) gate: Gate,
     pub(super) first_pause: Duration,
+    pub(super) look: Duration,
 }
 
 impl Http {
@@ -83,23 +89,29 @@ impl Http {
         download: Download,
     ) -> Result<Http, StageError> {
         let hosts = Arc::new(Hosts::new(allowed_hosts, download.proxy.clone()));
+        let gate = Gate::new(download.windows.clone());
+        let http = Http { tls, hosts, download, gate, first_pause: FIRST_PAUSE, look: LOOK };
+        http.client().map(|_| http)
+    }
+
+    /// A client without any connection.
+    pub(super) fn client(&self) -> Result<reqwest::Client, StageError> {
         // Never the library's own reading of the environment: the settings have it already.
         let mut builder = reqwest::Client::builder().no_proxy();
-        if let Some(proxy) = client_proxy(&download.proxy) {
+        if let Some(proxy) = client_proxy(&self.download.proxy) {
             builder = builder.proxy(proxy);
         }
-        let client = builder
-            .use_preconfigured_tls(tls)
+        builder
+            .use_preconfigured_tls(self.tls.clone())
             .http1_only()
             .https_only(true)
             .redirect(reqwest::redirect::Policy::none())
-            .dns_resolver(Arc::new(Resolver(hosts.clone())))
-            .connect_timeout(download.stall_timeout)
+            .dns_resolver(Arc::new(Resolver(self.hosts.clone())))
+            .connect_timeout(self.download.stall_timeout)
             .tcp_keepalive(Duration::from_secs(30))
             .user_agent(concat!("fwupdated/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| StageError::Client(chain(&error)))?;
-        Ok(Http { client, hosts, download, first_pause: FIRST_PAUSE })
+            .map_err(|error| StageError::Client(chain(&error)))
     }
 
     /// The address of the proxy on the way to `url`, if there is one: for messages.
@@ -147,7 +159,7 @@ impl Remote {
             Source::Http(url) => {
                 let reason = http.hosts.check(url);
                 reason.map_err(|reason| StageError::NotPermitted { url: name.clone(), reason })?;
-                Kind::Http(Box::new(Web::new(http.clone(), url.clone())))
+                Kind::Http(Box::new(Web::new(http.clone(), url.clone())?))
             }
         };
         Ok(Remote { name, kind, meter })
@@ -178,8 +190,17 @@ impl Remote {
     /// Reads bytes `start..end`, all into memory: for spans that a cap or a signature bounds. Fewer come only
     /// if the bundle ends before.
     pub async fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
-        let mut bytes = Vec::with_capacity(usize::try_from(end.saturating_sub(start)).unwrap_or_default());
-        let mut range = self.range(start, end);
+        self.read_all(self.range(start, end)).await
+    }
+
+    /// The same at any time, also outside the windows for downloads.
+    pub async fn read_at_once(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
+        self.read_all(Range { gated: false, ..self.range(start, end) }).await
+    }
+
+    async fn read_all(&self, mut range: Range<'_>) -> Result<Vec<u8>, StageError> {
+        let length = range.end.saturating_sub(range.at);
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
         while let Some(part) = range.next().await? {
             bytes.extend_from_slice(&part);
         }
@@ -193,9 +214,11 @@ impl Remote {
             at: start,
             end,
             response: None,
+            route: None,
             attempts: 0,
             alive: Instant::now(),
             check: true,
+            gated: true,
         }
     }
 
@@ -223,11 +246,7 @@ impl Remote {
             return Err(changed());
         }
         web.set_seen(Seen { generation: stale.wrapping_add(1), known: None });
-        let mut range = Range { check: false, ..self.range(0, length) };
-        let mut head = Vec::new();
-        while let Some(part) = range.next().await? {
-            head.extend_from_slice(&part);
-        }
+        let head = self.read_all(Range { check: false, gated: false, ..self.range(0, length) }).await?;
         if Digest::of(&head) != digest { Err(changed()) } else { Ok(()) }
     }
 
@@ -258,12 +277,16 @@ pub(super) struct Range<'a> {
     at: u64,
     end: u64,
     response: Option<Response>,
+    /// The way that it comes.
+    route: Option<Route>,
     /// Attempts since the last byte came.
     attempts: u32,
     /// When the last byte came.
     alive: Instant,
     /// False while a changed file is being looked at.
     check: bool,
+    /// Whether it keeps to the windows for downloads.
+    gated: bool,
 }
 
 impl fmt::Debug for Range<'_> {
@@ -282,10 +305,13 @@ impl Range<'_> {
             }
             let trouble = match &self.remote.kind {
                 Kind::File { file, size } => return self.read_file(file.clone(), *size).await.map(Some),
-                Kind::Http(web) => match self.receive(web).await {
-                    Ok(bytes) => return Ok(Some(bytes)),
-                    Err(trouble) => (trouble, web),
-                },
+                Kind::Http(web) => {
+                    self.await_window(web).await;
+                    match self.receive(web).await {
+                        Ok(bytes) => return Ok(Some(bytes)),
+                        Err(trouble) => (trouble, web),
+                    }
+                }
             };
             self.response = None;
             match trouble {
@@ -321,22 +347,21 @@ impl Range<'_> {
 
     async fn receive(&mut self, web: &Web) -> Result<Bytes, Trouble> {
         let left = self.end - self.at;
-        let response = match self.response.take() {
+        let mut response = match self.response.take() {
             Some(response) => response,
             None => {
                 self.remote
                     .meter
                     .afford(self.remote.size().map_or(0, |size| left.min(size.saturating_sub(self.at))))?;
-                web.ask(&self.remote.name, self.at, self.end).await?
+                let response = web.ask(&self.remote.name, self.at, self.end).await?;
+                self.route = web.route();
+                response
             }
         };
-        let stall = web.http.download.stall_timeout;
-        let mut response = response;
-        let bytes = match timeout(stall, response.chunk()).await {
-            Err(_) => return Err(passing(format!("nothing came for {} s", stall.as_secs_f32()))),
-            Ok(Err(error)) => return Err(passing(chain(&error))),
-            Ok(Ok(None)) => return Err(passing("the connection was closed before the end")),
-            Ok(Ok(Some(bytes))) => bytes,
+        let bytes = match web.patiently(self.route, response.chunk()).await? {
+            Err(error) => return Err(passing(chain(&error))),
+            Ok(None) => return Err(passing("the connection was closed before the end")),
+            Ok(Some(bytes)) => bytes,
         };
         let received = bytes.len() as u64;
         if self.attempts > 0 {
@@ -352,6 +377,16 @@ impl Range<'_> {
         self.alive = Instant::now();
         self.response = Some(response);
         Ok(bytes)
+    }
+
+    /// Lets go of the connection while the windows are closed. The patience begins anew when one opens.
+    async fn await_window(&mut self, web: &Web) {
+        let closed = if self.gated { web.http.gate.closed() } else { None };
+        if let Some(reason) = closed {
+            self.response = None;
+            web.http.gate.wait(reason, &self.remote.meter).await;
+            (self.attempts, self.alive) = (0, Instant::now());
+        }
     }
 
     /// A call with a fresh link starts the operation's effect anew and so ends this; until then only a wrong clock
@@ -393,5 +428,38 @@ mod tests {
         }
         let source = Source::Http("https://h.example/b?sig=s3cret".parse().unwrap());
         assert!(!format!("{source} {source:?}").contains("s3cret"));
+    }
+
+    #[tokio::test]
+    async fn time_outside_the_windows_does_not_count_against_patience() {
+        use super::super::testing::*;
+        use crate::config::Window;
+        use crate::plan::Now;
+        let server = Server::start(vec![7; 50_000]).await;
+        server.served.script(|request| match request.number {
+            0 => Act::Status(503, String::new()),
+            _ => Act::Serve,
+        });
+        let patience = Duration::from_secs(3600);
+        let windows = vec![Window { start: 60, end: 120 }];
+        let mut http = server.http_with(&["127.0.0.1"], Download { patience, windows, ..download() });
+        let asked = std::sync::atomic::AtomicU32::new(0);
+        http.gate.look = Duration::ZERO;
+        // Closed at the first looks, then open.
+        http.gate.now = Arc::new(move || {
+            let minute = if asked.fetch_add(1, Ordering::SeqCst) < 4 { 59 } else { 60 };
+            let time = time::OffsetDateTime::UNIX_EPOCH + Duration::from_secs(60 * minute);
+            Now { time, synchronised: true }
+        });
+        let meter = Arc::new(Meter::new(0, None, None));
+        let remote = Remote::new(Source::Http(server.url()), &http, meter).unwrap();
+        let mut range = remote.range(0, 50_000);
+        // As if it had waited for a day.
+        range.alive = Instant::now().checked_sub(Duration::from_secs(86_400)).unwrap_or(range.alive);
+        let mut length = 0;
+        while let Some(bytes) = range.next().await.unwrap() {
+            length += bytes.len();
+        }
+        assert_eq!((length, server.served.count()), (50_000, 2));
     }
 }

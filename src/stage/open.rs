@@ -6,11 +6,8 @@ use std::sync::Arc;
 use super::StageError;
 use super::fetch::{Http, Remote, Source};
 use super::meter::Meter;
-use crate::bundle::{self, BundleError, HEAD_MAX, Index, Layout};
+use crate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX, Index, Layout};
 use crate::manifest::{self, Digest, Manifest, TrustedKeys};
-
-/// Bytes of the first request: enough for a usual manifest, its signatures and the headers.
-pub(super) const FIRST_READ: u64 = 8 * 1024;
 
 /// A bundle whose manifest is trusted.
 #[derive(Debug)]
@@ -100,11 +97,11 @@ impl Bundle {
 
 /// Reads until the head is complete or refuses to become one.
 async fn read_head(remote: &Remote) -> Result<Vec<u8>, StageError> {
-    let mut bytes = remote.read(0, FIRST_READ).await?;
+    let mut bytes = remote.read_at_once(0, FIRST_READ).await?;
     while let Err(BundleError::Short { need }) = bundle::head(&bytes) {
         let have = bytes.len() as u64;
         let more = match need <= HEAD_MAX as u64 {
-            true => remote.read(have, need).await?,
+            true => remote.read_at_once(have, need).await?,
             false => Vec::new(),
         };
         if more.is_empty() {

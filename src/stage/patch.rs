@@ -15,10 +15,9 @@ use super::StageError;
 use super::buffer::{Buffer, Pool};
 use super::open::Bundle;
 use super::pipeline::Shared;
-use super::runs::join;
 use super::sink::Sink;
 use super::survey::{Origin, STEP, Seed};
-use crate::bundle::{BundleError, Chunk, Decoder, Index, Layout, PatchFrame, PatchIndex, PrefixDigest};
+use crate::bundle::{BundleError, Chunk, Decoder, Index, Layout, PatchFrame, PatchIndex, PrefixDigest, join};
 use crate::manifest::{self, BLOCK, Digest};
 
 /// A patch from what the booted slot holds.

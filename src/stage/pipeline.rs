@@ -13,18 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Pool;
 use super::open::Bundle;
-use super::runs::{Run, runs};
 use super::sink::Sink;
 use super::survey::{Origin, Seed};
 use super::worker::{Arrivals, Block, Group, Part, Worker};
 use super::{Progress, StageError};
-use crate::bundle::{BundleError, Index};
+use crate::bundle::{BundleError, Chunk, Index, LONGEST, Run, fetch_bytes, runs};
 
 /// Range requests in flight at most: hides the round trips of many small ones.
 const IN_FLIGHT: usize = 4;
 /// What may have been asked for and not yet been unpacked, bytes: as much as 100 Mbit/s bring in 80 ms, and about two
 /// groups. It bounds memory, and what a kill loses.
-pub(super) const WINDOW: usize = 1 << 20;
+const WINDOW: usize = 2 * LONGEST as usize;
 /// Groups that may wait for a thread; they hold no more than the window lets in.
 const QUEUE: usize = 1;
 
@@ -72,7 +71,12 @@ pub(super) async fn transfer(
 
 /// Bytes of the requests that `transfer` will make.
 pub(super) fn fetch_size(bundle: &Bundle, index: &Index, origins: &[Origin]) -> u64 {
-    runs(index, bundle.layout(), origins).map(|run| run.span.end - run.span.start).sum()
+    fetch_bytes(index, bundle.layout(), must_fetch(origins))
+}
+
+/// Which positions must be fetched.
+fn must_fetch(origins: &[Origin]) -> impl Fn(usize, &Chunk) -> bool + '_ {
+    |position, _| origins.get(position) == Some(&Origin::Fetch)
 }
 
 /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
@@ -164,7 +168,7 @@ impl Fetch<'_> {
     /// Makes all requests, a few at a time, and hands out a line for each, in order.
     async fn run(&self, lines: mpsc::UnboundedSender<Line>) -> Result<(), StageError> {
         let mut fetches = FuturesUnordered::new();
-        for run in runs(&self.shared.index, self.bundle.layout(), self.origins) {
+        for run in runs(&self.shared.index, self.bundle.layout(), must_fetch(self.origins)) {
             // Admitted one after the other, so that the first is never kept waiting by a later one.
             let length = (run.span.end - run.span.start).min(WINDOW as u64);
             let mut room = std::pin::pin!(self.window.clone().acquire_many_owned(length as u32));

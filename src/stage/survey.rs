@@ -1,6 +1,7 @@
 //! What the slots already hold. Every chunk is looked for at its place in the target, then anywhere in the
-//! booted slot (the seed), which is cut by the bundle's own chunking rules. Digests alone decide: no journal
-//! and no kept map is believed, so whatever an interrupted run left, or whatever changed since, is right.
+//! booted slot (the seed): where its map says, or else by cutting all of it by the bundle's own chunking rules.
+//! Digests alone decide: no journal and no map is believed, so whatever an interrupted run left, or whatever
+//! changed since, is right, and the bytes to fetch are known before the first is fetched.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::{Pool, is_aligned};
+use super::map::{self, Draft};
 use super::{Progress, StageError, Step, Target};
 use crate::bundle::chunker::{Chunker, is_zero};
 use crate::bundle::{Chunk, ChunkDigest, Index};
@@ -22,6 +24,11 @@ use crate::manifest::{BLOCK, Chunking};
 
 /// One read, bytes.
 pub(super) const STEP: usize = 1 << 20;
+/// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
+/// begun at the slot's start, and no chunk is lost at the seam.
+const SEAM: u64 = 2048;
+/// A map is stale when more than this part of what it promises is not there: then the seed is scanned.
+const STALE: u64 = 8;
 
 /// Where a chunk will come from. Eight bytes, for there is one for each chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +80,8 @@ pub(super) struct Survey<'a> {
     pub chunking: &'a Chunking,
     pub target: &'a Target,
     pub seed: Option<&'a Seed>,
+    /// The seed's map.
+    pub map: Option<&'a Path>,
     /// Of at least `STEP` bytes each.
     pub buffers: &'a Pool,
     pub progress: &'a watch::Sender<Progress>,
@@ -80,8 +89,9 @@ pub(super) struct Survey<'a> {
 }
 
 impl Survey<'_> {
-    /// One origin for each chunk of the index. Reads the target once, and the seed once if anything is
-    /// missing, on `threads` threads.
+    /// One origin for each chunk of the index. Reads the target once, and of the seed what its map says of
+    /// missing chunks, or all of it when there is no such map, on `threads` threads. Each byte that is read is
+    /// progress.
     pub(super) fn run(&self, threads: usize) -> Result<Vec<Origin>, StageError> {
         let total = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
@@ -90,9 +100,77 @@ impl Survey<'_> {
         let parts = origins.chunks_mut(length).enumerate().map(|(n, part)| (n * length, part));
         in_parallel(parts, |(first, part)| self.in_target(first, part))?;
         if let Some(seed) = self.seed.filter(|_| origins.contains(&Origin::Fetch)) {
-            self.in_seed(seed, &mut origins, threads)?;
+            if !self.by_map(seed, &mut origins, threads)? {
+                self.in_seed(seed, &mut origins, threads)?;
+            }
         }
         Ok(origins)
+    }
+
+    /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.
+    /// `false`: there is no map for these chunks, or it is stale, and the rest must be looked for.
+    fn by_map(&self, seed: &Seed, origins: &mut [Origin], threads: usize) -> Result<bool, StageError> {
+        let Some(path) = self.map else { return Ok(false) };
+        let wanted = Wanted::new(self.index, origins);
+        let whole = map::read(path, self.chunking, |digest, block| {
+            for position in wanted.positions(self.index, &digest) {
+                if let Some(origin) = origins.get_mut(position as usize) {
+                    *origin = Origin::Seed(block);
+                }
+            }
+        });
+        drop(wanted);
+        let promised = self.in_seed_bytes(origins);
+        self.progress.send_modify(|p| p.total += promised);
+        let length = origins.len().div_ceil(threads.max(1)).max(1);
+        let parts = origins.chunks_mut(length).enumerate().map(|(n, part)| (n * length, part));
+        in_parallel(parts, |(first, part)| self.check_map(seed, first, part))?;
+        let missing = promised - self.in_seed_bytes(origins);
+        if missing > 0 {
+            tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
+        }
+        Ok(whole && missing <= promised / STALE)
+    }
+
+    /// Bytes of the chunks that will be taken from the seed.
+    fn in_seed_bytes(&self, origins: &[Origin]) -> u64 {
+        let chunks = self.index.iter().zip(origins);
+        let held = chunks.filter(|(_, origin)| matches!(origin, Origin::Seed(_)));
+        held.map(|(chunk, _)| u64::from(chunk.length)).sum()
+    }
+
+    /// Sets the chunks from `first` on to `Fetch` that are not where `origins` says they are in the seed. Chunks
+    /// that lie side by side are read at once.
+    fn check_map(&self, seed: &Seed, first: usize, origins: &mut [Origin]) -> Result<(), StageError> {
+        let (mut buffer, mut at) = (self.buffers.take(), 0);
+        while let Some(origin) = origins.get(at) {
+            self.check_cancelled()?;
+            let Origin::Seed(start) = *origin else {
+                at += 1;
+                continue;
+            };
+            let mut block = start;
+            let beside = |position: usize, chunk: &Chunk| {
+                let here = origins.get(position - first) == Some(&Origin::Seed(block));
+                block = block.saturating_add(chunk.length / BLOCK);
+                here
+            };
+            let batch = self.batch(first + at, first + origins.len(), beside);
+            let length = batch.iter().map(|chunk| chunk.length as usize).sum();
+            let mut bytes = buffer.first_mut(length);
+            let read = seed.read(bytes, u64::from(start) * u64::from(BLOCK));
+            for (chunk, origin) in batch.iter().zip(origins.iter_mut().skip(at)) {
+                let (content, rest) = bytes.split_at_mut(chunk.length as usize);
+                if read.is_err() || ChunkDigest::of(content) != chunk.digest {
+                    *origin = Origin::Fetch;
+                }
+                bytes = rest;
+            }
+            at += batch.len().max(1);
+            self.progress.send_modify(|p| p.done += length as u64);
+        }
+        self.buffers.give(buffer);
+        Ok(())
     }
 
     /// Compares the chunks from `first` on with the target, in reads of up to `STEP`.
@@ -101,7 +179,7 @@ impl Survey<'_> {
         let mut next = first;
         while !origins.is_empty() {
             self.check_cancelled()?;
-            let batch = self.batch(next, next + origins.len());
+            let batch = self.batch(next, next + origins.len(), |_, _| true);
             next += batch.len();
             let (found, rest) = origins.split_at_mut(batch.len());
             origins = rest;
@@ -137,20 +215,26 @@ impl Survey<'_> {
         }
     }
 
-    /// The chunks from `next` on that fit one read.
-    fn batch(&self, next: usize, end: usize) -> Vec<Chunk> {
+    /// The chunks from `next` on that fit one read, as far as they `belong`.
+    fn batch(&self, next: usize, end: usize, mut belong: impl FnMut(usize, &Chunk) -> bool) -> Vec<Chunk> {
         let mut room = STEP as u64;
-        let fits =
+        let mut fits =
             |chunk: &Chunk| room.checked_sub(u64::from(chunk.length)).inspect(|left| room = *left).is_some();
-        (next..end).map_while(|position| self.index.get(position)).take_while(fits).collect()
+        let chunks = (next..end).zip(self.index.from(next));
+        chunks.take_while(|(n, chunk)| belong(*n, chunk) && fits(chunk)).map(|(_, chunk)| chunk).collect()
     }
 
-    /// Gives chunks that would be fetched an origin in the seed, where it has them.
+    /// Gives chunks that would be fetched an origin in the seed, where it has them, and keeps the seed's map.
     fn in_seed(&self, seed: &Seed, origins: &mut [Origin], threads: usize) -> Result<(), StageError> {
         let wanted = Wanted::new(self.index, origins);
         let blocks = seed.size / u64::from(BLOCK);
         let origins = Mutex::new(origins);
+        self.progress.send_modify(|p| p.total += seed.size);
+        let draft = self.map.map(|path| Draft::new(path, self.chunking));
         let note = |digest: ChunkDigest, block: u32| {
+            if let Some(draft) = &draft {
+                draft.note(digest, block);
+            }
             for position in wanted.positions(self.index, &digest) {
                 let mut origins = origins.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(origin) = origins.get_mut(position as usize) {
@@ -159,15 +243,16 @@ impl Survey<'_> {
             }
         };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
-        // the same as if the seed had been cut from its start. The thread before goes on until then.
-        let (blocks, on) = (blocks.min(u64::from(u32::MAX)), 2 * u64::from(self.chunking.max / BLOCK));
-        let parts = split(blocks, threads).into_iter();
-        in_parallel(parts.map(|part| part.start..(part.end + on).min(blocks)), |part| {
-            match Chunker::new(self.chunking) {
-                Some(chunker) => self.scan(seed, part, chunker, &note),
-                None => Ok(()),
-            }
-        })
+        // the same as if the seed had been cut from its start.
+        let blocks = blocks.min(u64::from(u32::MAX));
+        in_parallel(split(blocks, threads).into_iter(), |part| match Chunker::new(self.chunking) {
+            Some(chunker) => self.scan(seed, part.start..(part.end + SEAM).min(blocks), chunker, &note),
+            None => Ok(()),
+        })?;
+        if let Some(draft) = draft {
+            draft.finish();
+        }
+        Ok(())
     }
 
     /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each.
@@ -200,6 +285,7 @@ impl Survey<'_> {
                 tracing::warn!(offset = at * BLOCK as u64, %error, "the booted slot can't be read here");
                 return Ok(());
             }
+            self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
             for content in bytes.chunks_exact(block) {
                 let cut = chunker.push(content);
                 held.extend_from_slice(content);
@@ -265,8 +351,9 @@ fn in_parallel<P: Send>(
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), StageError>>| {
             thread.join().unwrap_or_else(|_| Err(StageError::Thread("the survey panicked".into())))
         };
-        // All are waited for.
-        threads.into_iter().map(join).fold(Ok(()), Result::and)
+        // All are joined, also after an error.
+        let done: Vec<_> = threads.into_iter().map(join).collect();
+        done.into_iter().collect()
     })
 }
 

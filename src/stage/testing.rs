@@ -85,7 +85,11 @@ pub(super) struct Server {
 
 impl Server {
     pub async fn start(file: Vec<u8>) -> Server {
-        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        Server::start_at("127.0.0.1", file).await
+    }
+
+    pub async fn start_at(address: &str, file: Vec<u8>) -> Server {
+        let names = [address.to_owned(), "localhost".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = rustls_pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).unwrap();
         let certificate = made.cert.der().clone();
@@ -98,7 +102,7 @@ impl Server {
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)
             .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let served = Arc::new(Served {
             file: Mutex::new(file),
@@ -138,7 +142,8 @@ impl Server {
 
 pub(super) fn download() -> Download {
     let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
-    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit: None, max_bytes: None }
+    let (rate_limit, max_bytes, windows) = (None, None, Vec::new());
+    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit, max_bytes, windows }
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
@@ -292,7 +297,17 @@ impl Bench {
         seed: Option<&std::path::Path>,
         meter: Meter,
     ) -> Result<(), StageError> {
-        self.update_from(http, seed.map(Booted::from), meter, &CancellationToken::new()).await
+        self.update_by(http, seed, None, meter).await
+    }
+
+    pub async fn update_by(
+        &self,
+        http: &Http,
+        seed: Option<&std::path::Path>,
+        maps: Option<&Maps>,
+        meter: Meter,
+    ) -> Result<(), StageError> {
+        self.run(http, seed.map(Booted::from), maps, meter, &CancellationToken::new()).await
     }
 
     pub async fn update_from(
@@ -302,11 +317,22 @@ impl Bench {
         meter: Meter,
         cancel: &CancellationToken,
     ) -> Result<(), StageError> {
+        self.run(http, seed, None, meter, cancel).await
+    }
+
+    async fn run(
+        &self,
+        http: &Http,
+        seed: Option<Booted<'_>>,
+        maps: Option<&Maps>,
+        meter: Meter,
+        cancel: &CancellationToken,
+    ) -> Result<(), StageError> {
         let bundle = self.open(http, meter).await?;
         let target = self.target();
         target.invalidate()?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, seed, &self.progress, cancel).await
+        stage(&bundle, index, &target, seed, maps, &self.progress, cancel).await
     }
 
     /// The slot's bytes.

@@ -69,7 +69,7 @@ async fn staging_runs_in_a_task_of_its_own() {
     let task = tokio::spawn(async move {
         let bundle = open(Source::Http(url), &http, Arc::new(free()), &keys, 1, None).await?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, None, &progress, &CancellationToken::new()).await
+        stage(&bundle, index, &target, None, None, &progress, &CancellationToken::new()).await
     });
     task.await.unwrap().unwrap();
     bench.assert_complete();
@@ -104,11 +104,11 @@ async fn a_slot_that_was_not_prepared_is_prepared_before_it_changes() {
     bench.server.served.script(|_| Act::Status(404, String::new()));
     let cancel = CancellationToken::new();
     let target = bench.target();
-    let result = stage(&bundle, index.clone(), &target, None, &bench.progress, &cancel).await;
+    let result = stage(&bundle, index.clone(), &target, None, None, &bench.progress, &cancel).await;
     assert_eq!(code(result), Code::NotFound);
     bench.assert_not_loadable();
     bench.server.served.script(|_| Act::Serve);
-    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
 }
 
@@ -128,6 +128,43 @@ async fn the_booted_slot_gives_what_it_has_wherever_it_lies() {
     assert_eq!(progress.downloaded, progress.expected_download);
     assert!(progress.downloaded < 1 << 20, "{progress:?}");
     assert!(progress.reused > 4 << 20, "{progress:?}");
+}
+
+#[tokio::test]
+async fn what_estimate_predicts_is_what_is_fetched() {
+    // Damage of every size, near and far apart, so that some gaps are fetched along and others are not.
+    let old = image(61, 8);
+    let mut new = old.clone();
+    new.chunks_mut(300_000).enumerate().for_each(|(n, part)| part[..(n % 7) * 6_000].fill(n as u8));
+    new.chunks_mut(33_000).skip(120).step_by(2).take(40).for_each(|part| part[0] ^= 1);
+    let bench = Bench::new(new, 0).await;
+    let seed = bench.folder.path().join("booted");
+    std::fs::write(&seed, &old).unwrap();
+    let parts = parts(&old);
+    let held = crate::manifest::Body::parse(&parts.manifest).unwrap().image;
+    let held = crate::bundle::Index::parse(parts.index, &held).unwrap();
+    let held: std::collections::HashSet<_> = held.iter().map(|chunk| chunk.digest).collect();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let has = |chunk: &crate::bundle::Chunk| held.contains(&chunk.digest);
+    let predicted =
+        cost(bundle.layout(), &index, has, None, Err::<crate::bundle::PatchIndex, _>).unwrap().total();
+    drop(bundle);
+    let before = bench.server.served.sent();
+    bench.update_with(&bench.server.http(), Some(&seed), free()).await.unwrap();
+    bench.assert_complete();
+    assert_eq!(bench.server.served.sent() - before, predicted);
+    let frames: u64 = index
+        .iter()
+        .filter(|chunk| !held.contains(&chunk.digest) && !index.is_zero(chunk))
+        .map(|chunk| u64::from(chunk.frame_length))
+        .sum();
+    assert!(predicted > bench_head(&bench).await + frames, "no gap was fetched along");
+}
+
+/// What the bundle costs before its payload.
+async fn bench_head(bench: &Bench) -> u64 {
+    bench.open(&bench.server.http(), free()).await.unwrap().layout().head_bytes()
 }
 
 #[tokio::test]
@@ -358,7 +395,7 @@ async fn a_file_that_is_uploaded_again_is_read_on_and_another_one_is_not() {
     // The same bytes under another tag: goes on.
     swap("\"two\"");
     let target = bench.target();
-    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
     let requests = bench.server.served.requests.lock().unwrap().clone();
     assert!(requests.iter().skip(1).any(|request| header(&request.headers, "if-match") == Some("\"one\"")));
@@ -392,7 +429,7 @@ async fn a_local_file_is_a_source_too() {
     let bundle = open(Source::File(path), &http, meter, &keys, 1, None).await.unwrap();
     let index = bundle.index().await.unwrap();
     let cancel = CancellationToken::new();
-    stage(&bundle, index, &bench.target(), None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &bench.target(), None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
     assert_eq!(bench.server.served.count(), 0);
     let missing = open(Source::File("/nonexistent".into()), &http, Arc::new(free()), &keys, 1, None).await;

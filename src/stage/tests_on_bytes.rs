@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::runs::runs;
-use super::survey::Origin;
 use super::testing::*;
 use super::*;
-use crate::bundle::Index;
+use crate::bundle::{Index, runs};
 
 /// More than the longest frame of a chunk.
 const FRAME: u64 = 132 * 1024;
@@ -73,7 +71,7 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
     let index = bundle.index().await.unwrap();
     let (target, cancel) = (bench.target(), CancellationToken::new());
-    stage(&bundle, index, &target, None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     let index = bundle.layout().index_span();
     assert_eq!(bench.server.served.sent() - sent, 8192 + (index.end - index.start));
     assert_eq!(bench.server.served.count(), requests + 2);
@@ -116,9 +114,7 @@ impl Silence {
             }
             _ => Act::Serve,
         });
-        let origin = |chunk| if index.is_zero(&chunk) { Origin::Zero } else { Origin::Fetch };
-        let origins: Vec<Origin> = index.iter().map(origin).collect();
-        let came = runs(&index, bundle.layout(), &origins)
+        let came = runs(&index, bundle.layout(), |_, chunk| !index.is_zero(chunk))
             .map(|run| run.span.end.min(silent).saturating_sub(run.span.start))
             .sum();
         let first = index.iter().take_while(|chunk| chunk.offset < GUARD);
@@ -129,7 +125,7 @@ impl Silence {
     /// Prepares and stages, with the network as it is.
     async fn stage(&self, target: &Target, cancel: &CancellationToken) -> Result<(), StageError> {
         target.invalidate()?;
-        stage(&self.bundle, self.index.clone(), target, None, &self.bench.progress, cancel).await
+        stage(&self.bundle, self.index.clone(), target, None, None, &self.bench.progress, cancel).await
     }
 
     /// Waits until all has come that comes, and until all but `short` bytes of it were written.

@@ -1,8 +1,9 @@
 //! One attempt at one range over HTTPS: the request with its guards, the redirects, and what an answer means.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -10,12 +11,13 @@ use reqwest::{Response, StatusCode};
 use time::format_description::well_known::{Rfc2822, Rfc3339};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::StageError;
 use super::fetch::{Http, redact};
 use super::hosts::Refused;
+use super::route::Route;
 use crate::manifest::Digest;
 
 /// Hops that are followed.
@@ -25,6 +27,8 @@ const REDIRECTS: usize = 5;
 pub(super) struct Web {
     pub http: Http,
     url: Url,
+    /// Connections, all of one network.
+    line: Mutex<Line>,
     seen: Mutex<Seen>,
     /// Held while somebody finds out whether a changed file still is the same bundle.
     pub renewal: tokio::sync::Mutex<()>,
@@ -38,6 +42,13 @@ impl fmt::Debug for Web {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Web").field("url", &redact(&self.url)).finish_non_exhaustive()
     }
+}
+
+/// A client whose connections are alive as far as is known.
+struct Line {
+    client: reqwest::Client,
+    /// How the latest answer came.
+    route: Option<Route>,
 }
 
 /// What identifies the file that the first answer was about.
@@ -104,9 +115,55 @@ pub(super) fn passing(reason: impl Into<String>) -> Trouble {
 }
 
 impl Web {
-    pub(super) fn new(http: Http, url: Url) -> Web {
+    pub(super) fn new(http: Http, url: Url) -> Result<Web, StageError> {
         let (seen, head) = (Mutex::default(), Mutex::default());
-        Web { http, url, seen, renewal: Default::default(), renewals: AtomicU32::new(0), head }
+        let line = Mutex::new(Line { client: http.client()?, route: None });
+        Ok(Web { http, url, line, seen, renewal: Default::default(), renewals: AtomicU32::new(0), head })
+    }
+
+    /// How the latest answer came.
+    pub(super) fn route(&self) -> Option<Route> {
+        self.line().route
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for what a connection that goes the way `before` should bring: until the stall timeout, or until it is
+    /// silent and a new one would go another way. Then no connection is used any more that the old network may have left behind.
+    pub(super) async fn patiently<T>(
+        &self,
+        before: Option<Route>,
+        coming: impl Future<Output = T>,
+    ) -> Result<T, Trouble> {
+        let stall = self.http.download.stall_timeout;
+        let (give_up, mut coming) = (Instant::now() + stall, pin!(coming));
+        let mut moved = false;
+        loop {
+            let look = give_up.min(Instant::now() + self.http.look);
+            if let Ok(done) = timeout_at(look, &mut coming).await {
+                return Ok(done);
+            }
+            // Twice, for what has arrived before the move may not have been read yet.
+            if moved {
+                self.move_on(before)?;
+                return Err(passing("the gateway has moved to another network"));
+            }
+            moved = before.is_some_and(|route| route.moved());
+            if Instant::now() >= give_up {
+                return Err(passing(format!("nothing came for {} s", stall.as_secs_f32())));
+            }
+        }
+    }
+
+    /// Whoever notices first makes a new client for all.
+    fn move_on(&self, before: Option<Route>) -> Result<(), StageError> {
+        let mut line = self.line();
+        if line.route == before {
+            *line = Line { client: self.http.client()?, route: None };
+        }
+        Ok(())
     }
 
     pub(super) fn seen(&self) -> Seen {
@@ -136,19 +193,23 @@ impl Web {
     }
 
     async fn send(&self, url: &Url, seen: &Seen, start: u64, end: u64) -> Result<Response, Trouble> {
-        let mut request = self
-            .http
-            .client
+        let (before, client) = {
+            let line = self.line();
+            (line.route, line.client.clone())
+        };
+        let mut request = client
             .get(url.clone())
             .header(header::ACCEPT_ENCODING, "identity")
             .header(header::RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
         if let Some((name, value)) = seen.known.as_ref().and_then(Version::condition) {
             request = request.header(name, value);
         }
-        match timeout(self.http.download.stall_timeout, request.send()).await {
-            Err(_) => Err(passing("no answer came in time")),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.connect_trouble(url, seen, &error)),
+        match self.patiently(before, request.send()).await? {
+            Ok(response) => {
+                self.line().route = response.remote_addr().and_then(Route::to);
+                Ok(response)
+            }
+            Err(error) => Err(self.connect_trouble(url, seen, &error)),
         }
     }
 

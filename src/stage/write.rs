@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Pool;
+use super::map::{self, Maps};
 use super::open::Bundle;
 use super::patch::Patch;
 use super::pipeline::{Shared, fetch_size, transfer};
@@ -38,14 +39,15 @@ impl<'a> From<&'a Path> for Booted<'a> {
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
-/// `seed` is the booted slot, whose blocks are reused. Chunks that are already right are not written. After an
-/// error or a cancel the target holds verified chunks only and cannot be loaded; calling again goes on from
-/// there.
+/// `seed` is the booted slot, whose blocks are reused, found by its map if there is one. Chunks that are already
+/// right are not written. After an error or a cancel the target holds verified chunks only and cannot be loaded;
+/// calling again goes on from there. At the end the target's own map is kept.
 pub async fn stage(
     bundle: &Bundle,
     index: Index,
     target: &Target,
     seed: Option<Booted<'_>>,
+    maps: Option<&Maps>,
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
@@ -63,10 +65,17 @@ pub async fn stage(
         threads: THREADS,
     });
     let written = target.written();
-    let (target_, cancel) = (target.clone(), cancel.clone());
-    let booted_image = seed.and_then(|seed| seed.image);
-    let staging = Staging { bundle, shared, target: target_, image, booted_image, cancel };
+    let staging = Staging {
+        bundle,
+        shared,
+        target: target.clone(),
+        image,
+        booted_image: seed.and_then(|seed| seed.image),
+        maps: maps.cloned(),
+        cancel: cancel.clone(),
+    };
     staging.run().await?;
+    staging.remember().await?;
     let (written, Progress { downloaded, reused, .. }) = (target.written() - written, *progress.borrow());
     tracing::info!(downloaded, reused, written, "the slot holds the image");
     Ok(())
@@ -85,6 +94,7 @@ struct Staging<'a> {
     target: Target,
     image: Image,
     booted_image: Option<Digest>,
+    maps: Option<Maps>,
     cancel: CancellationToken,
 }
 
@@ -102,6 +112,9 @@ impl Staging<'_> {
         let (image, cancel) = (self.booted_image, &self.cancel);
         let patch = Patch::open(self.bundle, &self.shared, image, &mut origins, cancel).await?;
         self.account(&origins, patch.as_ref())?;
+        if let Some(maps) = &self.maps {
+            map::forget(&maps.target);
+        }
         let sink = Arc::new(Sink {
             target: self.target.clone(),
             withheld: Withheld::new(GUARD.min(self.image.size) as usize),
@@ -142,6 +155,17 @@ impl Staging<'_> {
         Ok(())
     }
 
+    /// Keeps the map of what the target holds now.
+    async fn remember(&self) -> Result<(), StageError> {
+        self.blocking(|staging| {
+            if let Some(maps) = &staging.maps {
+                map::keep(&maps.target, &staging.shared.index, &staging.image.chunking);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Offsets of the groups that are not in place.
     fn unwritten(&self, origins: &[Origin]) -> BTreeSet<u64> {
         let missing = self.shared.index.iter().zip(origins).filter(|(_, origin)| **origin != Origin::InPlace);
@@ -167,7 +191,8 @@ impl Staging<'_> {
             let Shared { index, seed, buffers, progress, threads, .. } = &*staging.shared;
             let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
-            Survey { index, chunking, target, seed, buffers, progress, cancel }.run(*threads)
+            let map = staging.maps.as_ref().map(|maps| maps.booted.as_path());
+            Survey { index, chunking, target, seed, map, buffers, progress, cancel }.run(*threads)
         })
         .await
     }
@@ -199,11 +224,11 @@ impl Staging<'_> {
         self.shared.progress.send_modify(|p| {
             *p = Progress {
                 step: Step::Writing,
+                total: self.image.size,
                 done: reused,
                 reused,
                 downloaded: spent,
                 expected_download,
-                ..*p
             };
         });
         if remote.is_metered() { remote.meter().afford(need) } else { Ok(()) }
@@ -232,6 +257,7 @@ impl Staging<'_> {
             shared: self.shared.clone(),
             target: self.target.clone(),
             image: self.image.clone(),
+            maps: self.maps.clone(),
             cancel: self.cancel.clone(),
         };
         let done = tokio::task::spawn_blocking(move || work(&staging)).await;
@@ -253,6 +279,7 @@ struct Blocking {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
+    maps: Option<Maps>,
     cancel: CancellationToken,
 }
 
@@ -308,6 +335,7 @@ mod tests {
             shared: Arc::new(shared),
             target: Target::acquire(slot, &[]).unwrap(),
             image: image_of,
+            maps: None,
             cancel: CancellationToken::new(),
         }
     }

@@ -36,6 +36,7 @@ async fn install(arguments: &[String]) -> Result<()> {
         stall_timeout,
         rate_limit: None,
         max_bytes: None,
+        windows: Vec::new(),
         proxy: Proxy::default(),
     };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
@@ -53,7 +54,7 @@ async fn install(arguments: &[String]) -> Result<()> {
     let trace = std::env::var_os("TRACE").is_some();
     let steps = tokio::spawn(follow(seen.clone(), start, trace));
     let seed = seed.map(|path| Booted::from(Path::new(path.as_str())));
-    stage::stage(&bundle, index, &target, seed, &progress, &cancel).await?;
+    stage::stage(&bundle, index, &target, seed, None, &progress, &cancel).await?;
     drop(progress);
     steps.await?;
     let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);

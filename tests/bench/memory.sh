@@ -19,10 +19,10 @@ cd "$dir"
 
 "$here/certificates.sh" .
 "$tool" keygen --out keys > /dev/null
-python3 "$here/serve.py" "$dir" server.pem server.key > port &
+python3 "$here/serve.py" "$dir" server.pem server.key > ports &
 server=$!
-until [ -s port ]; do kill -0 $server; done
-url=https://localhost:$(cat port)
+until [ -s ports ]; do kill -0 $server; done
+url=https://localhost:$(cut -d' ' -f1 ports)
 
 field() { sed -E "s/.*\"$1\":([0-9.]+).*/\\1/" result; }
 ratio() { awk "BEGIN {printf \"%.2f\", $1 / ($2)}"; }

@@ -166,6 +166,11 @@ fn wrong_values_name_key_file_and_expectation() {
         ("[health]\nrequire_cloud = \"yes\"", ["health.require_cloud", "true or false", "yes"]),
         ("[health]\nunits = [1]", ["health.units", "list of texts", "[1]"]),
         ("[policy]\nwindows = [\"25:00-01:00\"]", ["policy.windows", "22:00-04:00", "25:00"]),
+        ("[download]\nwindows = [\"22:00\"]", ["download.windows", "22:00-04:00", "[\"22:00\"]"]),
+        (
+            "[download]\nwindows = \"22:00-06:00\"",
+            ["download.windows", "list of daily UTC windows", "22:00-06:00"],
+        ),
         ("[policy]\nreboot_command = []", ["policy.reboot_command", "program", "[]"]),
         ("[download]\nrate_limit = 0", ["download.rate_limit", "above zero", "0"]),
         ("[cloud]\ntransport = \"amqp\"", ["cloud.transport", "\"mqtt\"", "amqp"]),
@@ -279,7 +284,8 @@ fn files_that_are_no_settings_are_refused() {
 fn the_rendered_settings_load_again_to_the_same() {
     let extra = "[cloud]\nconnection_string = \"HostName=h;DeviceId=gw;ModuleId=m;GatewayHostName=g;x509=true\"\n\
                  certificate_file = \"/c\"\nkey_file = \"/k\"\nca_file = \"/ca\"\n\
-                 [download]\nrate_limit = \"500kB/s\"\nmax_bytes = \"2GiB\"\n[policy]\nwindows = [\"01:00-02:30\"]";
+                 [download]\nrate_limit = \"500kB/s\"\nmax_bytes = \"2GiB\"\n\
+                 windows = [\"22:00-06:00\", \"12:00-13:00\"]\n[policy]\nwindows = [\"01:00-02:30\"]";
     let settings = with(extra).load().unwrap().settings;
     let machine = Machine::new();
     let file = machine.write("again.toml", &render(&settings));

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::disklog::{self, Loss};
@@ -31,8 +32,26 @@ pub struct Machine {
     pub disk: PathBuf,
     dir: PathBuf,
     console: watch::Sender<String>,
-    running: Option<Child>,
-    memory: u32,
+    running: Option<Running>,
+}
+
+/// The power is on: QEMU runs, a new one after each reset.
+#[derive(Debug)]
+struct Running {
+    /// Cuts the power, also by being dropped.
+    cut: oneshot::Sender<()>,
+    /// Ends when the power is off.
+    off: JoinHandle<Result<()>>,
+    work: watch::Receiver<Work>,
+}
+
+/// Processor time since power-on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Work {
+    /// The QEMU that runs now.
+    pid: u32,
+    /// What those before it have used.
+    before: Duration,
 }
 
 impl Machine {
@@ -42,7 +61,7 @@ impl Machine {
             fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", dir.join("vars.fd"))?;
         }
         let (console, _) = watch::channel(String::new());
-        Ok(Machine { bootloader, disk, dir, console, running: None, memory: 448 })
+        Ok(Machine { bootloader, disk, dir, console, running: None })
     }
 
     pub async fn power_on(&mut self) -> Result<()> {
@@ -53,10 +72,8 @@ impl Machine {
     pub async fn power_on_with(&mut self, bad: Option<u64>) -> Result<()> {
         ensure!(self.running.is_none(), "the machine is on");
         let (overlay, log) = (self.dir.join("overlay.qcow2"), self.dir.join("writes.log"));
-        for path in [&overlay, &log, &self.dir.join("shell"), &self.dir.join("qmp")] {
-            if path.exists() {
-                fs::remove_file(path)?;
-            }
+        if overlay.exists() {
+            fs::remove_file(&overlay)?;
         }
         fs::File::create(&log)?;
         call(
@@ -64,70 +81,12 @@ impl Machine {
                 .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
                 .args([&self.disk, &overlay]),
         )?;
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "Westmere",
-            "-smp",
-            "1",
-            "-nodefaults",
-            "-display",
-            "none",
-        ]);
-        command.args(["-m", &self.memory.to_string()]);
-        match self.bootloader {
-            Bootloader::Uboot => command.args(["-M", "pc", "-bios", "/usr/lib/u-boot/qemu-x86/u-boot.rom"]),
-            Bootloader::Grub => command.args(["-M", "q35"]).args([
-                "-drive",
-                "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-                "-drive",
-                &format!("if=pflash,format=raw,file={}", self.dir.join("vars.fd").display()),
-            ]),
-        };
-        let blockdev = format!(
-            "driver=blklogwrites,node-name=disk,log-sector-size=512,log-super-update-interval=1,\
-             log.driver=file,log.filename={},log.cache.no-flush=on,file={}",
-            log.display(),
-            if bad.is_some() { "faulty" } else { "written" },
-        );
-        let written = format!(
-            "driver=qcow2,node-name=written,file.driver=file,file.filename={},file.cache.no-flush=on",
-            overlay.display()
-        );
-        command.args(["-blockdev", &written]);
-        if let Some(bad) = bad {
-            let rule = "event=none,inject-error.0.iotype=write,inject-error.0.errno=5,inject-error.0.once=on";
-            let faulty = format!(
-                "driver=blkdebug,node-name=faulty,image=written,inject-error.0.{rule},inject-error.0.sector={bad}"
-            );
-            command.args(["-blockdev", &faulty]);
-        }
-        command
-            .args(["-blockdev", &blockdev, "-device", "virtio-blk-pci,drive=disk"])
-            .args([
-                "-netdev",
-                "user,id=net",
-                "-device",
-                "virtio-net-pci,netdev=net",
-                "-device",
-                "virtio-rng-pci",
-            ])
-            // For people who look into a machine that hangs.
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", self.dir.join("qmp").display()))
-            .args(["-serial", "stdio", "-serial"])
-            .arg(format!("unix:{},server=on,wait=off", self.dir.join("shell").display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(self.dir.join("qemu.log"))?)
-            .kill_on_drop(true);
-        let mut child = command.spawn().context("qemu-system-x86_64")?;
-        let output = child.stdout.take().context("no console")?;
         self.console.send_modify(|text| text.push_str("\n[power on]\n"));
-        tokio::spawn(keep(output, self.console.clone(), self.dir.join("console.log")));
-        self.running = Some(child);
+        let emulator = Emulator { bootloader: self.bootloader, dir: self.dir.clone() };
+        let (cut, is_cut) = oneshot::channel();
+        let (told, work) = watch::channel(Work::default());
+        let off = tokio::spawn(powered(emulator, bad, self.console.clone(), told, is_cut));
+        self.running = Some(Running { cut, off, work });
         Ok(())
     }
 
@@ -199,10 +158,11 @@ impl Machine {
 
     /// Waits until the machine has used `work` more of processor time, or for `patience`.
     pub async fn works(&self, work: Duration, patience: Duration) -> Result<()> {
-        let pid = self.running.as_ref().and_then(Child::id).context("the machine is off")?;
-        let until = processor_time(pid)? + work;
+        let mut told = self.running.as_ref().context("the machine is off")?.work.clone();
+        told.wait_for(|work| work.pid != 0).await.context("QEMU did not start")?;
+        let begun = self.worked()?.unwrap_or_default();
         let used = async {
-            while processor_time(pid)? < until {
+            while self.worked()?.is_none_or(|now| now < begun + work) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Ok(())
@@ -210,11 +170,19 @@ impl Machine {
         timeout(patience, used).await.unwrap_or(Ok(()))
     }
 
+    /// Processor time since power-on; `None` just now, between two QEMUs.
+    fn worked(&self) -> Result<Option<Duration>> {
+        let running = self.running.as_ref().context("the machine is off")?;
+        let Work { pid, before } = *running.work.borrow();
+        Ok(processor_time(pid).ok().map(|now| before + now))
+    }
+
     /// Cuts the power: QEMU is killed, and of what was written since the last flush the disk keeps what `loss`
     /// leaves. Returns how many writes and flushes there were.
     pub async fn cut(&mut self, loss: &mut Loss) -> Result<disklog::Summary> {
-        let mut child = self.running.take().context("the machine is off")?;
-        child.kill().await?;
+        let running = self.running.take().context("the machine is off")?;
+        drop(running.cut);
+        running.off.await??;
         self.console.send_modify(|text| text.push_str("\n[power cut]\n"));
         disklog::apply(&self.dir.join("writes.log"), &self.disk, loss)
     }
@@ -226,8 +194,8 @@ impl Machine {
 
     /// Waits until the running system has switched itself off, which loses nothing.
     pub async fn off(&mut self, patience: Duration) -> Result<()> {
-        let mut child = self.running.take().context("the machine is off")?;
-        timeout(patience, child.wait()).await.context("the machine does not switch itself off")??;
+        let running = self.running.take().context("the machine is off")?;
+        timeout(patience, running.off).await.context("the machine does not switch itself off")???;
         disklog::apply(&self.dir.join("writes.log"), &self.disk, &mut Loss::Nothing)?;
         Ok(())
     }
@@ -235,6 +203,147 @@ impl Machine {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// How QEMU is started.
+struct Emulator {
+    bootloader: Bootloader,
+    dir: PathBuf,
+}
+
+impl Emulator {
+    /// `again`: after a reset; the disk's overlay and log go on.
+    fn command(&self, bad: Option<u64>, again: bool) -> Result<Command> {
+        let path = |name: &str| self.dir.join(name).display().to_string();
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "Westmere", "-smp", "1", "-m", "448"]);
+        command.args(["-nodefaults", "-display", "none"]);
+        match self.bootloader {
+            Bootloader::Uboot => command.args(["-M", "pc", "-bios", "/usr/lib/u-boot/qemu-x86/u-boot.rom"]),
+            Bootloader::Grub => command.args(["-M", "q35", "-drive"]).args([
+                "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+                "-drive",
+                &format!("if=pflash,format=raw,file={}", path("vars.fd")),
+            ]),
+        };
+        let written = format!(
+            "driver=qcow2,node-name=written,file.driver=file,file.filename={},file.cache.no-flush=on",
+            path("overlay.qcow2")
+        );
+        command.args(["-blockdev", &written]);
+        if let Some(bad) = bad {
+            let rule = "event=none,inject-error.0.iotype=write,inject-error.0.errno=5,inject-error.0.once=on";
+            let faulty = format!(
+                "driver=blkdebug,node-name=faulty,image=written,inject-error.0.{rule},inject-error.0.sector={bad}"
+            );
+            command.args(["-blockdev", &faulty]);
+        }
+        let logged = format!(
+            "driver=blklogwrites,node-name=disk,log-sector-size=512,log-super-update-interval=1,log-append={},\
+             log.driver=file,log.filename={},log.cache.no-flush=on,file={}",
+            if again { "on" } else { "off" },
+            path("writes.log"),
+            if bad.is_some() { "faulty" } else { "written" },
+        );
+        command.args(["-blockdev", &logged, "-device", "virtio-blk-pci,drive=disk"]);
+        command.args([
+            "-netdev",
+            "user,id=net",
+            "-device",
+            "virtio-net-pci,netdev=net",
+            "-device",
+            "virtio-rng-pci",
+        ]);
+        // `powered` decides what becomes of a reset and of switching off.
+        command
+            .args(["-action", "reboot=shutdown,shutdown=pause", "-qmp"])
+            .arg(format!("unix:{}", path("qmp")));
+        // For people who look into a machine that hangs.
+        command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", path("monitor")));
+        command
+            .args(["-serial", "stdio", "-serial"])
+            .arg(format!("unix:{},server=on,wait=off", path("shell")));
+        let errors = fs::File::create(self.dir.join("qemu.log"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Starts QEMU, and the socket by which it tells what happens.
+    fn start(&self, bad: Option<u64>, again: bool) -> Result<(Child, UnixListener)> {
+        for name in ["shell", "monitor", "qmp"] {
+            let path = self.dir.join(name);
+            if path.exists() {
+                fs::remove_file(path)?;
+            }
+        }
+        let control = UnixListener::bind(self.dir.join("qmp"))?;
+        Ok((self.command(bad, again)?.spawn().context("qemu-system-x86_64")?, control))
+    }
+}
+
+/// From power-on until the system switches itself off or the power is cut.
+///
+/// A reset starts a new QEMU. In the old one OVMF came to a stand now and then: the emulated processor got ever slower
+/// with each boot, until the firmware's own clock interrupt took longer than the time to the next.
+async fn powered(
+    emulator: Emulator,
+    bad: Option<u64>,
+    console: watch::Sender<String>,
+    told: watch::Sender<Work>,
+    mut cut: oneshot::Receiver<()>,
+) -> Result<()> {
+    let (mut bad, mut before) = (bad, Duration::ZERO);
+    for again in std::iter::once(false).chain(std::iter::repeat(true)) {
+        let (mut child, control) = emulator.start(bad.take(), again)?;
+        let pid = child.id().context("QEMU ended at once")?;
+        told.send_replace(Work { pid, before });
+        let output = child.stdout.take().context("no console")?;
+        let kept = tokio::spawn(keep(output, console.clone(), emulator.dir.join("console.log")));
+        let end = tokio::select! {
+            _ = &mut cut => return Ok(child.kill().await?),
+            end = ends(control, pid) => end?,
+        };
+        child.wait().await?;
+        // All that it said comes before what the next one says.
+        kept.await?;
+        match end {
+            End::Off => break,
+            End::Reset { used } => before += used,
+        }
+    }
+    Ok(())
+}
+
+/// What the running system asked for.
+enum End {
+    Reset { used: Duration },
+    Off,
+}
+
+/// Waits until the system ends, and ends QEMU.
+async fn ends(control: UnixListener, pid: u32) -> Result<End> {
+    let (events, mut commands) = control.accept().await?.0.into_split();
+    let mut events = BufReader::new(events).lines();
+    commands.write_all(command("qmp_capabilities").as_bytes()).await?;
+    while let Some(line) = events.next_line().await? {
+        let event: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        let text = |pointer| event.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
+        let end = match (text("/event"), text("/data/reason")) {
+            ("SHUTDOWN", "guest-reset") => End::Reset { used: processor_time(pid)? },
+            ("SHUTDOWN", "guest-shutdown") => End::Off,
+            _ => continue,
+        };
+        commands.write_all(command("quit").as_bytes()).await?;
+        // A connection that is closed too early takes the command with it.
+        while events.next_line().await?.is_some() {}
+        return Ok(end);
+    }
+    bail!("QEMU ended by itself; see qemu.log")
+}
+
+/// A line of QMP.
+fn command(name: &str) -> String {
+    format!("{{\"execute\": \"{name}\"}}\n")
 }
 
 /// What a process has used so far (proc(5), /proc/PID/stat: utime and stime, in ticks of 1/100 s).

@@ -1,40 +1,38 @@
 //! Missing frames -> few range requests. Neighbours are joined, and so are frames with a gap between them that
-//! is cheaper to fetch than another request.
+//! is cheaper to fetch than another request. The device makes these requests and `estimate` counts them, so that
+//! what it predicts is what will be fetched.
 
 use std::ops::Range;
 
-use super::pipeline::WINDOW;
-use super::survey::Origin;
-use crate::bundle::{Index, Layout};
+use super::{Chunk, Index, Layout};
 
 /// A gap of so many bytes costs less than the headers and the round trip of a request of its own.
 const GAP: u64 = 2 * 1024;
-/// Longest request, bytes: two of them fill the window.
-const LONGEST: u64 = WINDOW as u64 / 2;
+/// Longest request, bytes: what a lost connection or an expired link may interrupt.
+pub const LONGEST: u64 = 1 << 19;
 
 /// One request: a byte range of the bundle, and the chunks whose frames it is made for, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Run {
+pub struct Run {
     pub span: Range<u64>,
     pub chunks: Vec<u32>,
 }
 
-/// The requests for all chunks that `origins` says must be fetched; made one at a time.
-pub(super) fn runs<'a>(
+/// The requests for all chunks that are `missing`, by position; made one at a time.
+pub fn runs<'a>(
     index: &'a Index,
     layout: &'a Layout,
-    origins: &'a [Origin],
+    mut missing: impl FnMut(usize, &Chunk) -> bool + 'a,
 ) -> impl Iterator<Item = Run> + 'a {
-    let missing = move |position: &usize| origins.get(*position) == Some(&Origin::Fetch);
-    let frame = move |position| Some((position as u32, layout.frame(&index.get(position)?)));
-    let frames = (0..index.len()).filter(missing).filter_map(frame);
+    let frame = move |(position, chunk): (usize, Chunk)| {
+        missing(position, &chunk).then(|| (position as u32, layout.frame(&chunk)))
+    };
+    let frames = index.iter().enumerate().filter_map(frame);
     join(frames).map(|(span, chunks)| Run { span, chunks })
 }
 
-/// Joins neighbours of ascending spans, one request at a time.
-pub(super) fn join<T>(
-    spans: impl Iterator<Item = (T, Range<u64>)>,
-) -> impl Iterator<Item = (Range<u64>, Vec<T>)> {
+/// Joins neighbours of ascending spans to requests, made one at a time.
+pub fn join<T>(spans: impl Iterator<Item = (T, Range<u64>)>) -> impl Iterator<Item = (Range<u64>, Vec<T>)> {
     let mut spans = spans.peekable();
     std::iter::from_fn(move || {
         let (first, mut whole) = spans.next()?;
@@ -48,6 +46,11 @@ pub(super) fn join<T>(
         }
         Some((whole, parts))
     })
+}
+
+/// Bytes of the requests that `runs` makes.
+pub fn fetch_bytes(index: &Index, layout: &Layout, missing: impl FnMut(usize, &Chunk) -> bool) -> u64 {
+    runs(index, layout, missing).map(|run| run.span.end - run.span.start).sum()
 }
 
 #[cfg(test)]
@@ -67,19 +70,17 @@ mod tests {
         let body = Body::parse(&parts.manifest).unwrap();
         let index = Index::parse(parts.index, &body.image).unwrap();
         let layout = Layout::new(4096, &body);
-        let all = vec![Origin::Fetch; index.len()];
-        let whole: Vec<Run> = runs(&index, &layout, &all).collect();
+        let count = index.len();
+        let whole: Vec<Run> = runs(&index, &layout, |_, _| true).collect();
         assert!((16..=20).contains(&whole.len()), "{}", whole.len());
         assert_eq!(
             whole.iter().map(|run| run.span.end - run.span.start).sum::<u64>(),
             body.image.payload_size
         );
 
-        let some: Vec<Origin> =
-            (0..all.len()).map(|n| if n % 3 == 0 { Origin::Fetch } else { Origin::InPlace }).collect();
-        let parts: Vec<Run> = runs(&index, &layout, &some).collect();
+        let parts: Vec<Run> = runs(&index, &layout, |n, _| n % 3 == 0).collect();
         let chunks: Vec<u32> = parts.iter().flat_map(|run| run.chunks.clone()).collect();
-        let wanted: Vec<u32> = (0..all.len()).filter(|n| n % 3 == 0).map(|n| n as u32).collect();
+        let wanted: Vec<u32> = (0..count).filter(|n| n % 3 == 0).map(|n| n as u32).collect();
         assert_eq!(chunks, wanted);
         for run in &parts {
             assert!(run.span.end - run.span.start <= LONGEST);
