@@ -1,5 +1,5 @@
-//! The container: a strict ustar with four members, and the binary chunk index inside it. Bytes <-> values,
-//! no I/O; the format is specified in docs/bundle-format.md.
+//! The container: a strict ustar with four members and two more a patch, and the binary lists inside it.
+//! Bytes <-> values, no I/O; the format is specified in docs/bundle-format.md.
 //!
 //! A reader takes the first `HEAD_MAX` bytes of the file (or all, if it is shorter), asks `head`, opens the
 //! manifest, and from then on every position follows from signed sizes: `Head::layout`, the bytes of
@@ -8,6 +8,7 @@
 pub mod chunker;
 mod frame;
 mod index;
+mod patch;
 mod runs;
 pub mod tar;
 #[cfg(test)]
@@ -16,14 +17,27 @@ pub(crate) mod testing;
 use std::ops::Range;
 
 use crate::failure::{Code, Failure};
-use crate::manifest::{Body, Digest, MANIFEST_CAP, SIGNATURES_CAP};
+use crate::manifest::{Body, Digest, MANIFEST_CAP, PATCHES_CAP, Patch, SIGNATURES_CAP};
 
 pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
 pub use index::{Chunks, Index, IndexWriter, chunks_in};
-pub use runs::{LONGEST, Run, fetch_bytes, runs};
+pub use patch::{OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndex, PatchIndexWriter, PrefixDigest};
+pub use runs::{LONGEST, Run, fetch_bytes, join, runs};
 
 /// The members, in the order in which they must come.
 pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];
+
+/// The index and the frames of each patch: they follow, in the order of the manifest's list.
+pub const PATCH_MEMBERS: [[&str; 2]; PATCHES_CAP] = [
+    ["patch-1.index", "patch-1.zst"],
+    ["patch-2.index", "patch-2.zst"],
+    ["patch-3.index", "patch-3.zst"],
+    ["patch-4.index", "patch-4.zst"],
+    ["patch-5.index", "patch-5.zst"],
+    ["patch-6.index", "patch-6.zst"],
+    ["patch-7.index", "patch-7.zst"],
+    ["patch-8.index", "patch-8.zst"],
+];
 
 /// So many first bytes of a bundle always hold the manifest, its signatures and the header of the index.
 pub const HEAD_MAX: usize = 3 * tar::BLOCK + MANIFEST_CAP + SIGNATURES_CAP;
@@ -83,6 +97,8 @@ pub enum BundleError {
     Digest { member: &'static str },
     #[error("the chunk index is inconsistent: {reason}; build the bundle again")]
     Index { reason: &'static str },
+    #[error("the patch index is inconsistent: {reason}; build the bundle again")]
+    Patch { reason: &'static str },
     #[error("the chunk at byte {offset} of the image is damaged: {reason}; upload the bundle again")]
     Chunk { offset: u64, reason: &'static str },
 }
@@ -169,6 +185,8 @@ impl Head<'_> {
 pub struct Layout {
     index: Range<u64>,
     payload: Range<u64>,
+    /// Index and payload of each patch.
+    patches: Vec<[Range<u64>; 2]>,
 }
 
 impl Layout {
@@ -176,8 +194,15 @@ impl Layout {
     /// that would not fit names the end of the world instead of wrapping.
     pub fn new(index_offset: u64, manifest: &Body) -> Layout {
         let index = index_offset..index_offset.saturating_add(manifest.image.index_size);
-        let start = tar::padded(index.end).saturating_add(tar::BLOCK as u64);
-        Layout { index, payload: start..start.saturating_add(manifest.image.payload_size) }
+        let payload = behind(&index, manifest.image.payload_size);
+        let mut last = payload.clone();
+        let mut place = |patch: &Patch| {
+            let index = behind(&last, patch.index_size);
+            last = behind(&index, patch.payload_size);
+            [index, last.clone()]
+        };
+        let patches = manifest.patches.iter().map(&mut place).collect();
+        Layout { index, payload, patches }
     }
 
     /// Where the index's header is: what comes before depends on the signatures, what follows does not.
@@ -201,40 +226,92 @@ impl Layout {
         start..start.saturating_add(u64::from(chunk.frame_length))
     }
 
+    /// What to fetch of the patch of this number (from 0) before its frames: its index, and the headers on both
+    /// sides.
+    pub fn patch_span(&self, number: usize) -> Option<Range<u64>> {
+        let [index, payload] = self.patches.get(number)?;
+        Some(index.start.saturating_sub(tar::BLOCK as u64)..payload.start)
+    }
+
+    /// Where a frame of that patch lies in the file.
+    pub fn patch_frame(&self, number: usize, frame: &PatchFrame) -> Option<Range<u64>> {
+        let [_, payload] = self.patches.get(number)?;
+        let start = payload.start.saturating_add(frame.offset);
+        Some(start..start.saturating_add(u64::from(frame.length)))
+    }
+
+    /// Takes the bytes of `patch_span` apart: checks headers and padding, and returns the patch's index. The
+    /// `need` of `BundleError::Short` counts from the start of the span here.
+    pub fn patch_index<'a>(&self, number: usize, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
+        let places = self.patches.get(number).zip(PATCH_MEMBERS.get(number));
+        let Some(([index, payload], [index_member, payload_member])) = places else {
+            return Err(BundleError::Patch { reason: "there is none of this number" });
+        };
+        signed_size(slice(span, 0, tar::BLOCK)?, index_member, index)?;
+        let rest = slice(span, tar::BLOCK, span.len().saturating_sub(tar::BLOCK))?;
+        between(rest, (index_member, index), (payload_member, payload))
+    }
+
     /// What a device fetches before the payload: its first request, and the index with the header behind it.
     pub fn head_bytes(&self) -> u64 {
         let first = FIRST_READ.min(self.file_size()).max(self.index.start);
         first.saturating_add(self.payload.start - self.index.start)
     }
 
-    /// What a device fetches when `held` tells which chunks its other slot has: `head_bytes`, and the frames of the
-    /// other chunks with the gaps that joined requests bring along. Zero chunks are never fetched; a chunk that the
-    /// image has twice is fetched twice. Bytes, without what HTTP adds.
-    pub fn download_bytes(&self, index: &Index, held: impl Fn(&Chunk) -> bool) -> u64 {
-        let missing = |_: usize, chunk: &Chunk| !index.is_zero(chunk) && !held(chunk);
-        self.head_bytes().saturating_add(fetch_bytes(index, self, missing))
-    }
-
     /// The size of the whole file.
     pub fn file_size(&self) -> u64 {
-        tar::padded(self.payload.end).saturating_add(tar::END as u64)
+        let last = self.patches.last().map_or(&self.payload, |[_, payload]| payload);
+        tar::padded(last.end).saturating_add(tar::END as u64)
+    }
+
+    /// The zeros after the last byte of each member from `rootfs.zst` on: up to the next header, or to the end
+    /// of the file. The name is that of the member.
+    pub fn padding(&self) -> impl Iterator<Item = (&'static str, Range<u64>)> + '_ {
+        let payload = std::iter::once((MEMBERS[3], &self.payload));
+        let patches = self.patches.iter().zip(PATCH_MEMBERS);
+        let all = payload.chain(patches.map(|([_, payload], [_, member])| (member, payload)));
+        let last = self.patches.len();
+        all.enumerate().map(move |(number, (member, content))| {
+            let end = if number == last { self.file_size() } else { tar::padded(content.end) };
+            (member, content.end..end)
+        })
     }
 
     /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index. The
     /// `need` of `BundleError::Short` counts from the start of the span here.
     pub fn index<'a>(&self, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
         let [_, _, index, payload] = MEMBERS;
-        let length = usize::try_from(self.index.end - self.index.start).unwrap_or(usize::MAX);
-        let padded = length.checked_next_multiple_of(tar::BLOCK).unwrap_or(usize::MAX);
-        let content = slice(span, 0, length)?;
-        zeros(slice(span, 0, padded)?.get(length..).unwrap_or_default(), index)?;
-        let found = tar::parse(slice(span, padded, tar::BLOCK)?, payload)?;
-        let expected = self.payload.end - self.payload.start;
-        if found != expected {
-            return Err(BundleError::Size { member: payload, found, expected, rule: "signed" });
-        }
-        Ok(content)
+        between(span, (index, &self.index), (payload, &self.payload))
     }
+}
+
+/// Where a member of this size lies that follows `before`.
+fn behind(before: &Range<u64>, size: u64) -> Range<u64> {
+    let start = tar::padded(before.end).saturating_add(tar::BLOCK as u64);
+    start..start.saturating_add(size)
+}
+
+/// Takes apart a content, its padding and the header of the next member; returns the content.
+fn between<'a>(
+    bytes: &'a [u8],
+    (member, place): (&'static str, &Range<u64>),
+    (next, next_place): (&'static str, &Range<u64>),
+) -> Result<&'a [u8], BundleError> {
+    let length = usize::try_from(place.end - place.start).unwrap_or(usize::MAX);
+    let padded = length.checked_next_multiple_of(tar::BLOCK).unwrap_or(usize::MAX);
+    let content = slice(bytes, 0, length)?;
+    zeros(slice(bytes, 0, padded)?.get(length..).unwrap_or_default(), member)?;
+    signed_size(slice(bytes, padded, tar::BLOCK)?, next, next_place)?;
+    Ok(content)
+}
+
+/// The header of `member` must give the size of `place`.
+fn signed_size(header: &[u8], member: &'static str, place: &Range<u64>) -> Result<(), BundleError> {
+    let (found, expected) = (tar::parse(header, member)?, place.end - place.start);
+    if found != expected {
+        return Err(BundleError::Size { member, found, expected, rule: "signed" });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -345,5 +422,40 @@ mod tests {
         let error = head(&file[second..]).unwrap_err();
         assert!(matches!(error, BundleError::Header { member: "manifest.json", .. }), "{error}");
         assert!(matches!(head(&vec![0; HEAD_MAX]), Err(BundleError::Header { .. })));
+    }
+
+    #[test]
+    fn patches_lie_where_the_signed_sizes_say() {
+        let image: Vec<u8> =
+            (0..600u32 * 1024).flat_map(|n| n.wrapping_mul(2654435761).to_le_bytes()).collect();
+        let old = |at: usize| {
+            let mut old = image.clone();
+            old[at] ^= 1;
+            old
+        };
+        let parts = testing::parts(&image, "board", "1.0");
+        let parts = parts.with_base(&image, &old(5000), 1 << 20).with_base(&image, &old(1_000_000), 1 << 20);
+        let (file, body) = (parts.join(), Body::parse(&parts.manifest).unwrap());
+        let layout = head(&file).unwrap().layout(&body).unwrap();
+        assert_eq!(layout.file_size(), file.len() as u64);
+        for (_, place) in layout.padding() {
+            assert!(file[place.start as usize..place.end as usize].iter().all(|byte| *byte == 0));
+        }
+        for (number, [index, payload]) in parts.patches.iter().enumerate() {
+            let span = layout.patch_span(number).unwrap();
+            let bytes = &file[span.start as usize..span.end as usize];
+            assert_eq!(layout.patch_index(number, bytes).unwrap(), index);
+            assert!(file[span.end as usize..].starts_with(payload));
+            for at in 0..bytes.len() {
+                let error = layout.patch_index(number, &bytes[..at]).unwrap_err();
+                assert!(matches!(error, BundleError::Short { .. }), "{at}: {error}");
+                let mut flipped = bytes.to_vec();
+                flipped[at] ^= 1;
+                assert_ne!(layout.patch_index(number, &flipped), Ok(index.as_slice()), "byte {at}");
+            }
+            assert!(layout.patch_index(1 - number, bytes).is_err());
+        }
+        assert_eq!(layout.patch_span(2), None);
+        assert!(layout.patch_index(2, &file).is_err());
     }
 }

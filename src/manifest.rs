@@ -6,6 +6,7 @@
 
 mod digest;
 mod keys;
+mod patch;
 mod signatures;
 
 use std::ops::Deref;
@@ -17,6 +18,7 @@ use crate::failure::{Code, Failure};
 
 pub use digest::Digest;
 pub use keys::{Algorithm, KeyError, KeyId, PublicKey, TrustedKeys};
+pub use patch::{PATCH_INDEX_CAP, PATCHES_CAP, Patch};
 pub use signatures::{Signature, SignatureList};
 
 /// Most bytes that `manifest.json` may have.
@@ -59,6 +61,9 @@ pub struct Body {
     #[serde(with = "time::serde::rfc3339")]
     pub created: OffsetDateTime,
     pub image: Image,
+    /// Old images that the bundle has a shorter way from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patches: Vec<Patch>,
     /// What later releases add and this one may ignore; whatever may not be ignored raises `format`.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub extensions: serde_json::Map<String, serde_json::Value>,
@@ -188,7 +193,8 @@ impl Body {
     /// Checks every rule of docs/bundle-format.md that one manifest alone can break.
     pub fn validate(&self) -> Result<(), ManifestError> {
         Body::check_identity(&self.compatible, &self.version, self.created)?;
-        self.image.validate()
+        self.image.validate()?;
+        patch::validate(&self.patches)
     }
 
     /// The rules for what a caller of `fwupdate-bundle create` chooses, to be asked before the long work.
@@ -415,6 +421,8 @@ mod tests {
             ("/image/surprise", json!(1)),
             ("/image/chunking/surprise", json!(1)),
             ("/extensions", json!([])),
+            ("/patches", json!({})),
+            ("/patches", json!([{"baseSize": 4096}])),
             ("/compatible", json!("")),
             ("/compatible", json!("a b")),
             ("/compatible", json!("x".repeat(129))),

@@ -19,6 +19,7 @@ use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 
 mod buffer;
+mod cost;
 mod fetch;
 mod hosts;
 mod ioctl;
@@ -27,6 +28,7 @@ mod map;
 mod map_tests;
 mod meter;
 mod open;
+mod patch;
 mod pipeline;
 mod route;
 mod sink;
@@ -42,19 +44,22 @@ mod tests_on_bytes;
 mod tests_on_devices;
 #[cfg(test)]
 mod tests_on_networks;
+#[cfg(test)]
+mod tests_on_patches;
 mod verify;
 mod web;
 mod window;
 mod worker;
 mod write;
 
+pub use cost::{Cost, cost};
 pub use fetch::{Http, Source, redact};
 pub use map::Maps;
 pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
 pub use verify::read_back;
-pub use write::stage;
+pub use write::{Booted, stage};
 
 /// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
 pub const GUARD: u64 = 1 << 20;

@@ -12,7 +12,7 @@ use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
 use crate::plan::{self, Device, Now, Wait};
 use crate::slot::{BootEnv, Slot};
-use crate::stage::{self, Bundle, Maps, Meter, Target};
+use crate::stage::{self, Booted, Bundle, Maps, Meter, Target};
 
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
 const HOLD_INTERVAL: Duration = Duration::from_secs(10);
@@ -123,9 +123,11 @@ impl Work {
             () = self.cancel.cancelled() => return Err(cancelled()),
         };
         let seed = self.gateway.device(!plan.target);
+        let image = self.record.slots.get(!plan.target).image.as_ref().map(|image| image.sha256);
+        let seed = Some(Booted { path: &seed, image });
         let maps = Maps { booted: self.gateway.map(!plan.target), target: self.gateway.map(plan.target) };
         let progress = &self.gateway.progress;
-        stage::stage(&bundle, index, &target, Some(&seed), Some(&maps), progress, &self.cancel).await?;
+        stage::stage(&bundle, index, &target, seed, Some(&maps), progress, &self.cancel).await?;
         self.gateway.held.lock().await.bundle = None;
         let waits = self.wait(&plan.operation, &Hold::default()).is_some();
         Ok(Event::Staged { hold: waits.then(Hold::default) })

@@ -28,26 +28,14 @@ pub fn frame_header(length: u32) -> [u8; FRAME_HEADER] {
 }
 
 /// Unpacks and verifies chunks; keep one a thread.
+#[derive(Debug, Default)]
 pub struct Decoder {
-    context: DCtx<'static>,
     frame: Vec<u8>,
-}
-
-impl std::fmt::Debug for Decoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Decoder")
-    }
-}
-
-impl Default for Decoder {
-    fn default() -> Decoder {
-        Decoder::new()
-    }
 }
 
 impl Decoder {
     pub fn new() -> Decoder {
-        Decoder { context: DCtx::create(), frame: Vec::new() }
+        Decoder::default()
     }
 
     /// Unpacks a run of neighbouring chunks of one group into `out`, which must have exactly their length,
@@ -68,7 +56,9 @@ impl Decoder {
         if length != out.len() as u64 || length > u64::from(u32::MAX) {
             return Err(bad(first, "it has another length"));
         }
+        let packed: usize = run.iter().map(|(_, bytes)| bytes.len()).sum();
         self.frame.clear();
+        self.frame.reserve_exact(packed + FRAME_HEADER);
         self.frame.extend_from_slice(&frame_header(length as u32));
         for (at, (chunk, bytes)) in run.iter().enumerate() {
             let block = block_of(chunk, bytes).map_err(|reason| bad(chunk, reason))?;
@@ -78,27 +68,53 @@ impl Decoder {
                 *flags = *flags & !1 | u8::from(at + 1 == run.len());
             }
         }
-        let unpacked = match history.is_empty() {
-            true => self.context.decompress(out, &self.frame),
-            // A context keeps its prefix for as long as it lives.
-            false => {
-                let mut context = DCtx::create();
-                context.ref_prefix(history).and_then(|_| context.decompress(out, &self.frame))
-            }
-        };
+        // A context keeps its prefix for as long as it lives.
+        let mut context = DCtx::create();
+        let unpacked = context.ref_prefix(history).and_then(|_| context.decompress(out, &self.frame));
         if unpacked != Ok(out.len()) {
             return Err(bad(first, "it can't be unpacked"));
         }
-        let mut rest: &[u8] = out;
-        for (chunk, _) in run {
-            let (content, after) = rest.split_at((chunk.length as usize).min(rest.len()));
-            if ChunkDigest::of(content) != chunk.digest {
-                return Err(bad(chunk, "its SHA-256 differs"));
-            }
-            rest = after;
-        }
-        Ok(())
+        verify(run.iter().map(|(chunk, _)| chunk), out)
     }
+
+    /// Unpacks a frame of a patch behind its prefix into `out`, which must have exactly the chunks' length, and
+    /// compares their digests. After an error the content of `out` is worthless.
+    pub fn patch(
+        &mut self,
+        frame: &[u8],
+        prefix: &[u8],
+        chunks: &[Chunk],
+        out: &mut [u8],
+    ) -> Result<(), BundleError> {
+        let Some(first) = chunks.first() else { return Ok(()) };
+        let bad = |reason| BundleError::Chunk { offset: first.offset, reason };
+        let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+        if length != out.len() as u64 {
+            return Err(bad("its patch has another length"));
+        }
+        if zstd_safe::find_frame_compressed_size(frame) != Ok(frame.len()) {
+            return Err(bad("its patch is not one whole zstd frame"));
+        }
+        let mut context = DCtx::create();
+        let unpacked = context.ref_prefix(prefix).and_then(|_| context.decompress(out, frame));
+        if unpacked != Ok(out.len()) {
+            return Err(bad("its patch can't be unpacked"));
+        }
+        verify(chunks, out)
+    }
+}
+
+/// Compares the digests of chunks that lie one after the other in `content`.
+fn verify<'a>(chunks: impl IntoIterator<Item = &'a Chunk>, content: &[u8]) -> Result<(), BundleError> {
+    let mut rest = content;
+    for chunk in chunks {
+        let (own, after) = rest.split_at((chunk.length as usize).min(rest.len()));
+        if ChunkDigest::of(own) != chunk.digest {
+            return Err(BundleError::Chunk { offset: chunk.offset, reason: "its SHA-256 differs" });
+        }
+        rest = after;
+    }
+    Ok(())
 }
 
 /// The chunk's block in its bytes of the payload, which must be that block and nothing else.
@@ -219,5 +235,38 @@ mod tests {
         assert!(decoder.decode(&[(chunk, &block)], &[], &mut out[..4096]).is_err());
         assert!(decoder.decode(&[(chunk, &block)], &[0], &mut out).is_err());
         decoder.decode(&[(chunk, &block)], &[], &mut out).unwrap();
+    }
+
+    #[test]
+    fn a_patch_unpacks_behind_its_own_prefix_alone() {
+        let data = data();
+        let (prefix, content) = data.split_at(8192);
+        let run: Vec<Chunk> = chunks(content, &[4096, 4096]).into_iter().map(|(chunk, _)| chunk).collect();
+        let frame = super::super::testing::patch_frame(content, prefix);
+        let (mut out, mut decoder) = (vec![0; 8192], Decoder::new());
+        decoder.patch(&frame, prefix, &run, &mut out).unwrap();
+        assert_eq!(out, content);
+        let double = [frame.as_slice(), &frame].concat();
+        let short = super::super::testing::patch_frame(&content[..4096], prefix);
+        for (bytes, before, chunks, length) in [
+            (&frame, &prefix[..8191], &run[..], 8192),
+            (&frame, &[][..], &run[..], 8192),
+            (&frame, prefix, &run[..1], 8192),
+            (&frame, prefix, &run[..1], 4096),
+            (&frame, prefix, &run[..], 4096),
+            (&short, prefix, &run[..], 8192),
+            (&double, prefix, &run[..], 8192),
+            (&vec![], prefix, &run[..], 8192),
+        ] {
+            assert!(decoder.patch(bytes, before, chunks, &mut out[..length]).is_err());
+        }
+        for at in 0..frame.len() {
+            assert!(decoder.patch(&frame[..at], prefix, &run, &mut out).is_err(), "cut at {at}");
+            let mut flipped = frame.clone();
+            flipped[at] ^= 0x10;
+            if decoder.patch(&flipped, prefix, &run, &mut out).is_ok() {
+                assert_eq!(out, content, "byte {at}");
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::{Chunk, Index, Layout};
 /// A gap of so many bytes costs less than the headers and the round trip of a request of its own.
 const GAP: u64 = 2 * 1024;
 /// Longest request, bytes: what a lost connection or an expired link may interrupt.
-pub const LONGEST: u64 = 1 << 20;
+pub const LONGEST: u64 = 1 << 19;
 
 /// One request: a byte range of the bundle, and the chunks whose frames it is made for, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,18 +27,24 @@ pub fn runs<'a>(
     let frame = move |(position, chunk): (usize, Chunk)| {
         missing(position, &chunk).then(|| (position as u32, layout.frame(&chunk)))
     };
-    let mut frames = index.iter().enumerate().filter_map(frame).peekable();
+    let frames = index.iter().enumerate().filter_map(frame);
+    join(frames).map(|(span, chunks)| Run { span, chunks })
+}
+
+/// Joins neighbours of ascending spans to requests, made one at a time.
+pub fn join<T>(spans: impl Iterator<Item = (T, Range<u64>)>) -> impl Iterator<Item = (Range<u64>, Vec<T>)> {
+    let mut spans = spans.peekable();
     std::iter::from_fn(move || {
-        let (position, span) = frames.next()?;
-        let mut run = Run { span, chunks: vec![position] };
-        let joins = |run: &Run, frame: &Range<u64>| {
-            frame.start - run.span.end <= GAP && frame.end - run.span.start <= LONGEST
+        let (first, mut whole) = spans.next()?;
+        let mut parts = vec![first];
+        let joins = |whole: &Range<u64>, span: &Range<u64>| {
+            span.start.saturating_sub(whole.end) <= GAP && span.end - whole.start <= LONGEST
         };
-        while let Some((position, span)) = frames.next_if(|(_, frame)| joins(&run, frame)) {
-            run.span.end = span.end;
-            run.chunks.push(position);
+        while let Some((part, span)) = spans.next_if(|(_, span)| joins(&whole, span)) {
+            whole.end = span.end;
+            parts.push(part);
         }
-        Some(run)
+        Some((whole, parts))
     })
 }
 
@@ -66,7 +72,7 @@ mod tests {
         let layout = Layout::new(4096, &body);
         let count = index.len();
         let whole: Vec<Run> = runs(&index, &layout, |_, _| true).collect();
-        assert!((8..=12).contains(&whole.len()), "{}", whole.len());
+        assert!((16..=20).contains(&whole.len()), "{}", whole.len());
         assert_eq!(
             whole.iter().map(|run| run.span.end - run.span.start).sum::<u64>(),
             body.image.payload_size

@@ -1,11 +1,17 @@
 //! Small signed bundles for unit tests, built in memory by the same functions that the tool uses.
 
+use std::collections::HashSet;
+use std::ops::Range;
+
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use time::OffsetDateTime;
 
-use super::{ChunkDigest, IndexWriter, MEMBERS, chunker, frame_bound, frame_header, tar};
+use super::{
+    Chunk, ChunkDigest, Index, IndexWriter, MEMBERS, PATCH_MEMBERS, PatchFrame, PatchIndexWriter,
+    PrefixDigest, chunker, frame_bound, frame_header, tar,
+};
 use crate::manifest::{
-    Algorithm, Body, Digest, FORMAT, Image, PublicKey, Signature, SignatureList, TrustedKeys,
+    Algorithm, Body, Digest, FORMAT, Image, Patch, PublicKey, Signature, SignatureList, TrustedKeys,
 };
 
 /// The key pair of a seed: the same seed, the same key.
@@ -30,6 +36,8 @@ pub(crate) struct Parts {
     pub signatures: Vec<u8>,
     pub index: Vec<u8>,
     pub payload: Vec<u8>,
+    /// Index and frames of each patch.
+    pub patches: Vec<[Vec<u8>; 2]>,
 }
 
 /// Packs `image` (a multiple of 4096 bytes) for board `board`, signed by `key(1)`.
@@ -69,11 +77,84 @@ pub(crate) fn parts(image: &[u8], board: &str, version: &str) -> Parts {
             payload_size: payload.len() as u64,
             chunking,
         },
+        patches: Vec::new(),
         extensions: Default::default(),
     };
     let manifest = body.to_bytes().unwrap();
     let signatures = sign(&manifest, &[1]);
-    Parts { manifest, signatures, index, payload }
+    Parts { manifest, signatures, index, payload, patches: Vec::new() }
+}
+
+impl Parts {
+    /// Adds a patch from `base` and signs anew. Frames take what `base` lacks, up to `output` bytes each, behind
+    /// what `base` has in the same places.
+    pub(crate) fn with_base(mut self, image: &[u8], base: &[u8], output: usize) -> Parts {
+        let mut body = Body::parse(&self.manifest).unwrap();
+        let index = Index::parse(self.index.clone(), &body.image).unwrap();
+        let held = digests(base);
+        let missing = |chunk: &Chunk| !index.is_zero(chunk) && !held.contains(&chunk.digest);
+        let mut plans: Vec<Vec<(u32, Chunk)>> = vec![Vec::new()];
+        for (number, chunk) in (0..).zip(index.iter()).filter(|(_, chunk)| missing(chunk)) {
+            let last = plans.last_mut().unwrap();
+            if last.iter().map(|(_, chunk)| chunk.length).sum::<u32>() + chunk.length > output as u32 {
+                plans.push(Vec::new());
+            }
+            plans.last_mut().unwrap().push((number, chunk));
+        }
+        let (mut writer, mut payload) = (PatchIndexWriter::new(), Vec::new());
+        for plan in plans {
+            let block = |at: u64| (at / 4096) as u32;
+            let end = block(base.len() as u64);
+            let span = |chunk: &Chunk| block(chunk.offset)..block(chunk.offset) + chunk.length / 4096;
+            let blocks: Vec<_> =
+                plan.iter().map(|(_, chunk)| span(chunk)).filter(|span| span.end <= end).collect();
+            let of = |bytes: &[u8], range: &Range<u32>| {
+                bytes[range.start as usize * 4096..range.end as usize * 4096].to_vec()
+            };
+            let prefix: Vec<u8> = blocks.iter().flat_map(|range| of(base, range)).collect();
+            let content: Vec<u8> = plan.iter().flat_map(|(_, chunk)| of(image, &span(chunk))).collect();
+            let frame = patch_frame(&content, &prefix);
+            let chunks = plan.iter().map(|(number, _)| *number..number + 1).collect();
+            let (length, prefix) = (frame.len() as u32, PrefixDigest::of(&prefix));
+            assert!(writer.push(&PatchFrame { chunks, blocks, offset: 0, length, prefix }));
+            payload.extend(frame);
+        }
+        let index = writer.finish().unwrap();
+        body.patches.push(Patch {
+            base_size: base.len() as u64,
+            base_sha256: Digest::of(base),
+            index_size: index.len() as u64,
+            index_sha256: Digest::of(&index),
+            payload_size: payload.len() as u64,
+        });
+        self.manifest = body.to_bytes().unwrap();
+        self.signatures = sign(&self.manifest, &[1]);
+        self.patches.push([index, payload]);
+        self
+    }
+}
+
+/// The digests of an image's chunks.
+pub(crate) fn digests(image: &[u8]) -> HashSet<ChunkDigest> {
+    let mut cutter = chunker::Chunker::new(&chunker::default_chunking()).unwrap();
+    let mut lengths: Vec<u32> = image.chunks(4096).filter_map(|block| cutter.push(block)).collect();
+    lengths.extend(cutter.finish());
+    let mut rest = image;
+    let mut next = |length: u32| {
+        let (content, after) = rest.split_at(length as usize);
+        rest = after;
+        ChunkDigest::of(content)
+    };
+    lengths.into_iter().map(&mut next).collect()
+}
+
+/// One zstd frame behind a raw prefix.
+pub(crate) fn patch_frame(content: &[u8], prefix: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(zstd_safe::compress_bound(content.len()));
+    let mut context = zstd_safe::CCtx::create();
+    context.ref_prefix(prefix).unwrap();
+    context.compress2(&mut frame, content).unwrap();
+    frame
 }
 
 /// The blocks of one group, the first with the frame's header. They use the content before them only if it
@@ -122,6 +203,13 @@ impl Parts {
             file.extend_from_slice(&tar::build(name, content.len() as u64, 1_700_000_000).unwrap());
             file.extend_from_slice(content);
             file.resize(file.len().next_multiple_of(tar::BLOCK), 0);
+        }
+        for (names, contents) in PATCH_MEMBERS.iter().zip(&self.patches) {
+            for (name, content) in names.iter().zip(contents) {
+                file.extend_from_slice(&tar::build(name, content.len() as u64, 1_700_000_000).unwrap());
+                file.extend_from_slice(content);
+                file.resize(file.len().next_multiple_of(tar::BLOCK), 0);
+            }
         }
         file.resize(file.len() + tar::END, 0);
         file

@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A connection that is silent for so long may be one of a network that the gateway has left.
 const LOOK: Duration = Duration::from_secs(1);
 /// Read size for bundles that are local files.
-const FILE_STEP: u64 = 256 * 1024;
+const FILE_STEP: u64 = 64 * 1024;
 
 /// Where a bundle is.
 #[derive(Clone)]

@@ -40,6 +40,8 @@ pub(super) enum Origin {
     /// In the seed at this block (of 4096 bytes).
     Seed(u32),
     Fetch,
+    /// In a frame of the patch from what the seed is.
+    Patch,
 }
 
 /// The booted slot, read only. It may change while it is read: whatever is used of it is hashed first.
@@ -56,6 +58,10 @@ impl Seed {
         let plain = open(0)?;
         let size = (&plain).seek(SeekFrom::End(0))?;
         Ok(Seed { plain, direct: open(O_DIRECT).ok(), size })
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {

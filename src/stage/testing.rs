@@ -264,7 +264,13 @@ pub(super) struct Bench {
 impl Bench {
     /// `image` in a slot that is larger by `spare`, which holds other bytes at first.
     pub async fn new(image: Vec<u8>, spare: usize) -> Bench {
-        let server = Server::start(parts(&image).join()).await;
+        let bundle = parts(&image).join();
+        Bench::serving(image, bundle, spare).await
+    }
+
+    /// The same with a bundle of `image` that was made otherwise.
+    pub async fn serving(image: Vec<u8>, bundle: Vec<u8>, spare: usize) -> Bench {
+        let server = Server::start(bundle).await;
         let folder = tempfile::tempdir().unwrap();
         let slot = folder.path().join("slot");
         std::fs::write(&slot, vec![0xaa; image.len() + spare]).unwrap();
@@ -301,11 +307,32 @@ impl Bench {
         maps: Option<&Maps>,
         meter: Meter,
     ) -> Result<(), StageError> {
+        self.run(http, seed.map(Booted::from), maps, meter, &CancellationToken::new()).await
+    }
+
+    pub async fn update_from(
+        &self,
+        http: &Http,
+        seed: Option<Booted<'_>>,
+        meter: Meter,
+        cancel: &CancellationToken,
+    ) -> Result<(), StageError> {
+        self.run(http, seed, None, meter, cancel).await
+    }
+
+    async fn run(
+        &self,
+        http: &Http,
+        seed: Option<Booted<'_>>,
+        maps: Option<&Maps>,
+        meter: Meter,
+        cancel: &CancellationToken,
+    ) -> Result<(), StageError> {
         let bundle = self.open(http, meter).await?;
         let target = self.target();
         target.invalidate()?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, seed, maps, &self.progress, &CancellationToken::new()).await
+        stage(&bundle, index, &target, seed, maps, &self.progress, cancel).await
     }
 
     /// The slot's bytes.

@@ -146,7 +146,9 @@ async fn what_estimate_predicts_is_what_is_fetched() {
     let held: std::collections::HashSet<_> = held.iter().map(|chunk| chunk.digest).collect();
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
     let index = bundle.index().await.unwrap();
-    let predicted = bundle.layout().download_bytes(&index, |chunk| held.contains(&chunk.digest));
+    let has = |chunk: &crate::bundle::Chunk| held.contains(&chunk.digest);
+    let predicted =
+        cost(bundle.layout(), &index, has, None, Err::<crate::bundle::PatchIndex, _>).unwrap().total();
     drop(bundle);
     let before = bench.server.served.sent();
     bench.update_with(&bench.server.http(), Some(&seed), free()).await.unwrap();

@@ -15,7 +15,7 @@ use super::{Progress, StageError, Step, Target};
 use crate::manifest::Digest;
 
 /// One read, bytes; three are in memory.
-const STEP: usize = 512 * 1024;
+const STEP: usize = 256 * 1024;
 
 /// How far the target holds the image, told while it is written. An empty one holds nobody up.
 #[derive(Debug, Default)]

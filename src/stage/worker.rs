@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -23,13 +24,13 @@ const ZERO_RUN: u32 = 128 * 1024;
 /// Verified bytes that are written at once, if their group has so many: what a loss of power costs of a group.
 pub(super) const PIECE: usize = 256 * 1024;
 /// Packed bytes that are unpacked at once, if so many have come.
-const GATHER: usize = 128 * 1024;
+const GATHER: usize = 64 * 1024;
 
 /// What was fetched for one chunk.
 #[derive(Debug)]
 pub(super) struct Block {
     pub position: usize,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Its place in the window, free again when it was unpacked.
     pub _room: OwnedSemaphorePermit,
 }
@@ -200,12 +201,14 @@ impl Worker {
         Ok(match origin {
             Origin::Fetch => {
                 let blocks: Vec<Block> = here.drain(..run.len().min(here.len())).collect();
-                let pairs = run.iter().zip(&blocks).map(|(part, block)| (part.chunk, block.bytes.as_slice()));
+                let pairs = run.iter().zip(&blocks).map(|(part, block)| (part.chunk, &*block.bytes));
                 let unpacked = self.decoder.decode(&pairs.collect::<Vec<_>>(), history, rest);
                 let from = &self.shared.name;
                 unpacked.map_err(|source| StageError::Bundle { from: from.clone(), source })?;
                 true
             }
+            // Those were brought before, or fetched since.
+            Origin::Patch => false,
             Origin::Zero => {
                 rest.fill(0);
                 true

@@ -11,16 +11,31 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::Pool;
 use super::map::{self, Maps};
 use super::open::Bundle;
+use super::patch::Patch;
 use super::pipeline::{Shared, fetch_size, transfer};
 use super::sink::{Sink, Withheld};
 use super::survey::{self, Origin, Seed, Survey};
 use super::verify::{Frontier, compare, read_along, read_back_behind};
 use super::{GUARD, Progress, StageError, Step, Target, read_back};
-use crate::bundle::{Chunk, Index};
+use crate::bundle::{Chunk, Index, PREFIX_CAP};
 use crate::manifest::{Digest, Image};
 
 /// Threads that compute; each has a buffer for a group. More would not make a medium faster.
 const THREADS: usize = 2;
+
+/// The booted slot.
+#[derive(Debug, Clone, Copy)]
+pub struct Booted<'a> {
+    pub path: &'a Path,
+    /// The digest of the image that was written there, if it is known: whether a patch fits depends on it.
+    pub image: Option<Digest>,
+}
+
+impl<'a> From<&'a Path> for Booted<'a> {
+    fn from(path: &'a Path) -> Booted<'a> {
+        Booted { path, image: None }
+    }
+}
 
 /// Makes the target hold the bundle's image, durably and read back.
 ///
@@ -31,7 +46,7 @@ pub async fn stage(
     bundle: &Bundle,
     index: Index,
     target: &Target,
-    seed: Option<&Path>,
+    seed: Option<Booted<'_>>,
     maps: Option<&Maps>,
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
@@ -44,8 +59,8 @@ pub async fn stage(
     let shared = Arc::new(Shared {
         name: bundle.name().to_owned(),
         index: Arc::new(index),
-        seed: seed.and_then(open_seed),
-        buffers: Pool::new(image.chunking.group_max().max(survey::STEP)),
+        seed: seed.and_then(|seed| open_seed(seed.path)),
+        buffers: Pool::new(image.chunking.group_max().max(survey::STEP).max(PREFIX_CAP)),
         progress: progress.clone(),
         threads: THREADS,
     });
@@ -55,6 +70,7 @@ pub async fn stage(
         shared,
         target: target.clone(),
         image,
+        booted_image: seed.and_then(|seed| seed.image),
         maps: maps.cloned(),
         cancel: cancel.clone(),
     };
@@ -77,6 +93,7 @@ struct Staging<'a> {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
+    booted_image: Option<Digest>,
     maps: Option<Maps>,
     cancel: CancellationToken,
 }
@@ -85,14 +102,16 @@ impl Staging<'_> {
     async fn run(&self) -> Result<(), StageError> {
         let mut origins = self.survey().await?;
         if origins.iter().all(|origin| *origin == Origin::InPlace) {
-            self.account(&origins)?;
+            self.account(&origins, None)?;
             return self.confirm().await;
         }
         if self.must_invalidate().await? {
             // Chunks of the first MiB that were in place no longer are.
             origins = self.survey().await?;
         }
-        self.account(&origins)?;
+        let (image, cancel) = (self.booted_image, &self.cancel);
+        let patch = Patch::open(self.bundle, &self.shared, image, &mut origins, cancel).await?;
+        self.account(&origins, patch.as_ref())?;
         if let Some(maps) = &self.maps {
             map::forget(&maps.target);
         }
@@ -103,7 +122,10 @@ impl Staging<'_> {
         });
         let _behind = Behind(sink.clone());
         let follower = self.follow(&sink);
-        transfer(self.bundle, &self.shared, &mut origins, &sink, &self.cancel).await?;
+        if let Some(patch) = patch {
+            self.patch(patch, &mut origins, &sink).await?;
+        }
+        transfer(self.bundle, &self.shared, &mut origins, &sink, cancel).await?;
         drop(origins);
         self.blocking(|staging| staging.clear_tail()).await?;
         let total = self.image.size;
@@ -115,6 +137,22 @@ impl Staging<'_> {
             None => None,
         };
         self.blocking(move |staging| staging.seal(&sink, found)).await
+    }
+
+    /// Brings what the patch has; what it could not bring is fetched after it, within the budget.
+    async fn patch(&self, patch: Patch, origins: &mut [Origin], sink: &Arc<Sink>) -> Result<(), StageError> {
+        let size = |origins: &[Origin]| fetch_size(self.bundle, &self.shared.index, origins);
+        let before = size(origins);
+        patch.apply(self.bundle, &self.shared, origins, sink, &self.cancel).await?;
+        let still = self.unwritten(origins);
+        let groups: BTreeSet<u64> = self.shared.index.iter().map(|chunk| chunk.group_offset).collect();
+        groups.difference(&still).for_each(|group| sink.frontier.done(*group));
+        let (need, remote) = (size(origins), self.bundle.remote());
+        if need > before && remote.is_metered() {
+            remote.meter().afford(need)?;
+            self.shared.progress.send_modify(|p| p.expected_download += need - before);
+        }
+        Ok(())
     }
 
     /// Keeps the map of what the target holds now.
@@ -171,8 +209,10 @@ impl Staging<'_> {
     }
 
     /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
-    fn account(&self, origins: &[Origin]) -> Result<(), StageError> {
-        let need = fetch_size(self.bundle, &self.shared.index, origins);
+    fn account(&self, origins: &[Origin], patch: Option<&Patch>) -> Result<(), StageError> {
+        let (index, layout) = (&self.shared.index, self.bundle.layout());
+        let patched = patch.map_or(0, |patch| patch.fetch_size(layout, index, origins));
+        let need = patched + fetch_size(self.bundle, index, origins);
         let remote = self.bundle.remote();
         let in_place = |(chunk, origin): (Chunk, &Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fwupdate::config::{Download, Proxy};
 use fwupdate::manifest::TrustedKeys;
-use fwupdate::stage::{self, Http, Meter, Progress, Source, Target};
+use fwupdate::stage::{self, Booted, Http, Meter, Progress, Source, Target};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -53,16 +53,8 @@ async fn install(arguments: &[String]) -> Result<()> {
     let cancel = CancellationToken::new();
     let trace = std::env::var_os("TRACE").is_some();
     let steps = tokio::spawn(follow(seen.clone(), start, trace));
-    stage::stage(
-        &bundle,
-        index,
-        &target,
-        seed.map(|path| Path::new(path.as_str())),
-        None,
-        &progress,
-        &cancel,
-    )
-    .await?;
+    let seed = seed.map(|path| Booted::from(Path::new(path.as_str())));
+    stage::stage(&bundle, index, &target, seed, None, &progress, &cancel).await?;
     drop(progress);
     steps.await?;
     let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);

@@ -1,5 +1,6 @@
 //! A good update, there and back, on both boot loaders; what it costs; what it waits for.
 
+use std::collections::HashSet;
 use std::fs;
 
 use fwupdate_hub::faults::{FileEffect, FileRule};
@@ -53,6 +54,34 @@ async fn there_and_back_with_uboot() {
 #[tokio::test]
 async fn there_and_back_with_grub() {
     there_and_back(Bootloader::Grub).await;
+}
+
+#[tokio::test]
+async fn a_patch_from_the_image_that_runs_saves_most_of_the_download() {
+    let mut world = World::with(Setup::default()).await;
+    let first = world.release("2.0.0");
+    assert_eq!(world.install(&first).await["result"], "committed");
+
+    // The next image differs in every block of its large file.
+    let mut image = fs::read(&first.image).unwrap();
+    let version = b"IMAGE_VERSION=2.0.0";
+    let at = image.windows(version.len()).position(|window| window == version).unwrap();
+    image[at + 14] = b'3';
+    // That alone is noise, with all bytes there are; the file system's own blocks are not.
+    let noise = |block: &&mut [u8]| block.iter().collect::<HashSet<_>>().len() == 256;
+    image.chunks_mut(4096).filter(noise).for_each(|block| block[1000] ^= 1);
+    let path = world.scratch().join("3.0.0.img");
+    fs::write(&path, image).unwrap();
+    let plain = world.pack(&path, "3.0.0", &[]);
+    let plain = fs::metadata(&plain.bundle).unwrap().len();
+    let second = world.pack(&path, "3.0.0", &["--base", first.image.to_str().unwrap()]);
+
+    let last = world.install(&second).await;
+    assert_eq!(last["result"], "committed", "{last}");
+    assert!(world.holds(Slot::A, &second));
+    let fetched = world.hub.faults().count(&second.name).body_bytes;
+    assert!(fetched * 4 < plain, "{fetched} of {plain}");
+    world.finish().await;
 }
 
 /// The largest count of received bytes that was ever reported for this operation.

@@ -1,10 +1,12 @@
 //! `inspect` and `verify`.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use fwupdate::bundle::{BundleError, Decoder, Index, MEMBERS};
+use fwupdate::bundle::{BundleError, Chunk, Decoder, Index, PatchFrame, PrefixDigest};
 use fwupdate::failure::{Code, Failure};
-use fwupdate::manifest::{Digest, KeyError, TrustedKeys};
+use fwupdate::manifest::{BLOCK, Digest, KeyError, TrustedKeys};
 use serde_json::json;
 use sha2::Digest as _;
 use time::format_description::well_known::Rfc3339;
@@ -49,6 +51,11 @@ fn describe(bundle: &Bundle, index: &Index, zero: usize, digest: Digest) -> Resu
         index.len(),
         size(bundle.layout.file_size()),
     );
+    for (number, patch) in bundle.body.patches.iter().enumerate() {
+        let frames = bundle.patch_index(number, index)?.frames().count();
+        let bytes = size(patch.index_size + patch.payload_size);
+        text += &format!("patch             from {}, {bytes} in {frames} frames\n", patch.base_sha256);
+    }
     for signature in bundle.signature_list()?.signatures {
         text +=
             &format!("signature         key {} ({}), not checked\n", signature.key_id, signature.algorithm);
@@ -57,7 +64,9 @@ fn describe(bundle: &Bundle, index: &Index, zero: usize, digest: Digest) -> Resu
 }
 
 /// Checks everything that a device would, and the rest of the file too.
-pub fn verify(path: &Path, trusted: &Path, required: usize) -> Result<Answer> {
+///
+/// Of a patch only the index can be checked without its base; each image of `bases` checks its patch's frames.
+pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -> Result<Answer> {
     let bundle = Bundle::open_trusted(path, &load_trusted(trusted)?, required)?;
     let (body, digest) = (&bundle.body, Digest::of(&bundle.manifest));
     let index = bundle.index()?;
@@ -65,6 +74,12 @@ pub fn verify(path: &Path, trusted: &Path, required: usize) -> Result<Answer> {
     if image_digest(&bundle, &index)? != body.image.sha256 {
         let message = "the whole image is not what was signed (its SHA-256 differs); build the bundle again";
         return Err(files::in_file(path)(Failure::new(Code::DigestMismatch, message)));
+    }
+    for number in 0..body.patches.len() {
+        bundle.patch_index(number, &index)?;
+    }
+    for base in bases {
+        verify_patch(&bundle, &index, base)?;
     }
     let text = format!(
         "{}: good: {} {} for {}, {} chunks",
@@ -97,14 +112,54 @@ fn image_digest(bundle: &Bundle, index: &Index) -> Result<Digest> {
     Ok(Digest(hash.finalize().into()))
 }
 
-/// After the payload come zeros up to the end of the archive, and then nothing.
+/// Unpacks every frame of the patch from the image at `path`.
+fn verify_patch(bundle: &Bundle, index: &Index, path: &Path) -> Result<()> {
+    let file = File::open(path).map_err(files::at(path))?;
+    let sha256 = files::digest(&file).map_err(files::at(path))?;
+    let number = bundle.body.patches.iter().position(|patch| patch.base_sha256 == sha256);
+    let number = number.ok_or_else(|| {
+        let message = format!("{}: the bundle has no patch from this image ({sha256})", path.display());
+        Failure::new(Code::NotFound, message)
+    })?;
+    let mut progress = Progress::new("Verifying", bundle.body.image.size);
+    for frame in bundle.patch_index(number, index)?.frames() {
+        let (_, chunks): (Vec<_>, Vec<Chunk>) = frame.chunks(index).unzip();
+        progress.at(chunks.first().map_or(0, |chunk| chunk.offset));
+        let prefix = prefix(&file, &frame).map_err(files::at(path))?;
+        let good = PrefixDigest::of(&prefix) == frame.prefix;
+        let first = chunks.first().map_or(0, |chunk| chunk.offset);
+        let bad = BundleError::Chunk { offset: first, reason: "its patch names another prefix" };
+        let mut bytes = vec![0; frame.length as usize];
+        let place = bundle.layout.patch_frame(number, &frame).unwrap_or_default();
+        bundle.read_at(&mut bytes, place.start)?;
+        let mut out = vec![0; chunks.iter().map(|chunk| chunk.length as usize).sum()];
+        let unpacked = Decoder::new().patch(&bytes, &prefix, &chunks, &mut out);
+        if good { unpacked } else { Err(bad) }.map_err(files::in_file(&bundle.path))?;
+    }
+    Ok(())
+}
+
+/// The blocks of the base that a frame wants before it.
+fn prefix(base: &File, frame: &PatchFrame) -> std::io::Result<Vec<u8>> {
+    let mut prefix = Vec::with_capacity(frame.prefix_length());
+    for range in &frame.blocks {
+        let start = prefix.len();
+        prefix.resize(start + (range.end - range.start) as usize * BLOCK as usize, 0);
+        let space = prefix.get_mut(start..).unwrap_or_default();
+        base.read_exact_at(space, u64::from(range.start) * u64::from(BLOCK))?;
+    }
+    Ok(prefix)
+}
+
+/// After each payload come zeros, and after the last one nothing.
 fn check_end(bundle: &Bundle) -> Result<()> {
-    let (start, end) = (bundle.layout.payload().end, bundle.layout.file_size());
-    let mut rest = vec![0; (end - start) as usize];
-    bundle.read_at(&mut rest, start)?;
     let length = bundle.file.metadata().map_err(files::at(&bundle.path))?.len();
-    if length != end || rest.iter().any(|byte| *byte != 0) {
-        return Err(files::in_file(&bundle.path)(BundleError::Padding { member: MEMBERS[3] }));
+    for (member, place) in bundle.layout.padding() {
+        let mut zeros = vec![0; (place.end - place.start) as usize];
+        bundle.read_at(&mut zeros, place.start)?;
+        if length != bundle.layout.file_size() || zeros.iter().any(|byte| *byte != 0) {
+            return Err(files::in_file(&bundle.path)(BundleError::Padding { member }));
+        }
     }
     Ok(())
 }

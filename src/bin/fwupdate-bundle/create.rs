@@ -1,12 +1,12 @@
 //! `create`: image + key -> bundle.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use fwupdate::bundle::{MEMBERS, chunker, tar};
+use fwupdate::bundle::{Index, MEMBERS, PATCH_MEMBERS, chunker, tar};
 use fwupdate::failure::{Code, Failure};
-use fwupdate::manifest::{BLOCK, Body, Digest, FORMAT, Image, ManifestError, SignatureList};
+use fwupdate::manifest::{BLOCK, Body, Digest, FORMAT, Image, ManifestError, PATCHES_CAP, SignatureList};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -14,8 +14,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::files::{self, Replacement};
 use crate::keys::SigningKey;
 use crate::pack::{self, Packed, Source};
+use crate::patch::{self, Made};
 use crate::progress::size;
-use crate::{Answer, Result};
+use crate::{Answer, Result, held};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("signing").required(true).args(["key", "unsigned"]))]
@@ -23,6 +24,9 @@ pub struct Options {
     /// The file-system image: a file or block device of a multiple of 4096 bytes.
     #[arg(long)]
     image: PathBuf,
+    /// An old image, as the devices have it: adds a patch from it, so that they download less. May be repeated.
+    #[arg(long, value_name = "OLD.img")]
+    base: Vec<PathBuf>,
     /// The board that the image is for, as in the devices' settings.
     #[arg(long, value_name = "BOARD")]
     compatible: String,
@@ -41,7 +45,7 @@ pub struct Options {
     /// No signature yet: for a key in an HSM. No device installs it before `sign`.
     #[arg(long, conflicts_with = "key")]
     unsigned: bool,
-    /// zstd level.
+    /// zstd level; patches take 12 at least.
     #[arg(long, default_value = "19", value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
     /// The bundle to write.
@@ -58,20 +62,24 @@ pub fn create(options: &Options) -> Result<Answer> {
     let keys: Vec<_> = options.key.iter().map(|path| SigningKey::load(path)).collect::<Result<_>>()?;
     let created = created(options)?;
     Body::check_identity(&options.compatible, &options.release, created).map_err(as_request)?;
-    refuse_same_file(&options.image, &options.output)?;
-    let mut frames = files::scratch(&options.output)?;
+    check_files(options)?;
+    let mut frames = files::scratch(&options.output, "frames")?;
     let (packed, image_size) = pack_image(options, &mut frames)?;
-    let body = body(options, created, image_size, &packed);
+    let mut body = body(options, created, image_size, &packed);
+    body.validate()?;
+    let mut patches = patches(options, &body, &packed)?;
+    body.patches = patches.iter().map(|patch| patch.entry.clone()).collect();
     body.validate()?;
     let manifest = body.to_bytes()?;
     let signatures = sign(&keys, &manifest)?.to_bytes()?;
     let mut bundle = Replacement::of(&options.output)?;
-    let mtime = u64::try_from(created.unix_timestamp()).unwrap_or_default();
+    let mut out =
+        Archive { out: &mut bundle.file, mtime: created.unix_timestamp().try_into().unwrap_or_default() };
     let contents = [manifest.as_slice(), &signatures, &packed.index];
-    assemble(&mut bundle.file, contents, &mut frames, packed.payload_size, mtime)
+    out.assemble(contents, (&mut frames, packed.payload_size), &mut patches)
         .map_err(files::at(&options.output))?;
     bundle.commit()?;
-    answer(options, &manifest, &packed, image_size)
+    answer(options, &manifest, &packed, image_size, &patches)
 }
 
 /// What the caller typed is a bad request, not a bad bundle.
@@ -84,7 +92,25 @@ fn as_request(error: ManifestError) -> Failure {
     }
 }
 
-/// `-o` must not name the image: the rename at the end would put the bundle in its place.
+/// Refuses before the long work what can't end well.
+fn check_files(options: &Options) -> Result<()> {
+    let refused = |message: String| Err(Failure::new(Code::MalformedRequest, message));
+    if options.base.len() > PATCHES_CAP {
+        return refused(format!("--base is given {} times; the limit is {PATCHES_CAP}", options.base.len()));
+    }
+    for base in &options.base {
+        if held::is_bundle(base)? {
+            return refused(format!("{}: it is a bundle; --base needs the image in it", base.display()));
+        }
+    }
+    for image in options.base.iter().chain([&options.image]) {
+        refuse_same_file(image, &options.output)?;
+        whole_blocks(image)?;
+    }
+    Ok(())
+}
+
+/// `-o` must not name an image: the rename at the end would put the bundle in its place.
 fn refuse_same_file(image: &Path, output: &Path) -> Result<()> {
     match (image.canonicalize(), output.canonicalize()) {
         (Ok(image), Ok(output)) if image == output => {
@@ -93,6 +119,20 @@ fn refuse_same_file(image: &Path, output: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The size of an image.
+fn whole_blocks(path: &Path) -> Result<u64> {
+    let size = File::open(path).and_then(|file| files::size(&file)).map_err(files::at(path))?;
+    if size == 0 || size % u64::from(BLOCK) != 0 {
+        let message = format!(
+            "{}: its size of {size} bytes is no positive multiple of {BLOCK}; \
+             pad it with `truncate -s %{BLOCK}` or build it in whole blocks",
+            path.display()
+        );
+        return Err(Failure::new(Code::MalformedRequest, message));
+    }
+    Ok(size)
 }
 
 fn created(options: &Options) -> Result<OffsetDateTime> {
@@ -112,19 +152,8 @@ fn created(options: &Options) -> Result<OffsetDateTime> {
 
 fn pack_image(options: &Options, frames: &mut File) -> Result<(Packed, u64)> {
     let path = options.image.as_path();
-    let mut image = File::open(path).map_err(files::at(path))?;
-    let size = image
-        .seek(SeekFrom::End(0))
-        .and_then(|size| image.rewind().map(|()| size))
-        .map_err(files::at(path))?;
-    if size == 0 || size % u64::from(BLOCK) != 0 {
-        let message = format!(
-            "{}: its size of {size} bytes is no positive multiple of {BLOCK}; \
-             pad it with `truncate -s %{BLOCK}` or build it in whole blocks",
-            path.display()
-        );
-        return Err(Failure::new(Code::MalformedRequest, message));
-    }
+    let size = whole_blocks(path)?;
+    let image = File::open(path).map_err(files::at(path))?;
     let mut reader = BufReader::with_capacity(1 << 20, image);
     let source = Source { path, reader: &mut reader, size };
     let mut out = BufWriter::with_capacity(1 << 20, &mut *frames);
@@ -133,6 +162,27 @@ fn pack_image(options: &Options, frames: &mut File) -> Result<(Packed, u64)> {
     drop(out);
     frames.rewind().map_err(files::at(&options.output))?;
     Ok((packed, size))
+}
+
+/// A patch from each base that helps.
+fn patches(options: &Options, body: &Body, packed: &Packed) -> Result<Vec<Made>> {
+    if options.base.is_empty() {
+        return Ok(Vec::new());
+    }
+    let index = Index::parse(packed.index.clone(), &body.image).map_err(files::in_file(&options.image))?;
+    let chunking = &body.image.chunking;
+    let target = patch::Target { path: &options.image, index: &index, chunking };
+    let mut patches: Vec<Made> = Vec::new();
+    for base in &options.base {
+        let frames = files::scratch(&options.output, "patch")?;
+        let Some(patch) = patch::make(&target, base, options.level, frames)? else { continue };
+        if patches.iter().any(|other| other.entry.base_sha256 == patch.entry.base_sha256) {
+            let message = format!("{}: this image is given twice; name each base once", base.display());
+            return Err(Failure::new(Code::MalformedRequest, message));
+        }
+        patches.push(patch);
+    }
+    Ok(patches)
 }
 
 fn body(options: &Options, created: OffsetDateTime, size: u64, packed: &Packed) -> Body {
@@ -151,6 +201,7 @@ fn body(options: &Options, created: OffsetDateTime, size: u64, packed: &Packed) 
             payload_size: packed.payload_size,
             chunking: chunker::default_chunking(),
         },
+        patches: Vec::new(),
         extensions: serde_json::Map::new(),
     }
 }
@@ -168,26 +219,39 @@ fn sign(keys: &[SigningKey], manifest: &[u8]) -> Result<SignatureList> {
     Ok(list)
 }
 
-/// Writes the tar: three members from memory, the frames from their file, and the end.
-fn assemble(
-    out: &mut File,
-    contents: [&[u8]; 3],
-    frames: &mut File,
-    payload_size: u64,
+/// The tar while it is written.
+struct Archive<'a> {
+    out: &'a mut File,
     mtime: u64,
-) -> io::Result<()> {
-    for (name, content) in MEMBERS.iter().zip(contents) {
-        write_header(out, name, content.len() as u64, mtime)?;
-        out.write_all(content)?;
-        pad(out, content.len() as u64)?;
+}
+
+impl Archive<'_> {
+    /// Three members from memory, the frames from their file, the patches, and the end.
+    fn assemble(
+        &mut self,
+        contents: [&[u8]; 3],
+        (frames, size): (&mut File, u64),
+        patches: &mut [Made],
+    ) -> io::Result<()> {
+        for (name, mut content) in MEMBERS.iter().zip(contents) {
+            let size = content.len() as u64;
+            self.member(name, &mut content, size)?;
+        }
+        self.member(MEMBERS[3], frames, size)?;
+        for ([index, payload], patch) in PATCH_MEMBERS.iter().zip(patches) {
+            self.member(index, &mut patch.index.as_slice(), patch.entry.index_size)?;
+            self.member(payload, &mut patch.frames, patch.entry.payload_size)?;
+        }
+        self.out.write_all(&[0; tar::END])
     }
-    write_header(out, MEMBERS[3], payload_size, mtime)?;
-    let copied = io::copy(frames, out)?;
-    if copied != payload_size {
-        return Err(io::Error::other("the frames changed while they were copied"));
+
+    fn member(&mut self, name: &str, content: &mut dyn Read, size: u64) -> io::Result<()> {
+        write_header(self.out, name, size, self.mtime)?;
+        if io::copy(content, self.out)? != size {
+            return Err(io::Error::other("the frames changed while they were copied"));
+        }
+        pad(self.out, size)
     }
-    pad(out, payload_size)?;
-    out.write_all(&[0; tar::END])
 }
 
 /// Writes the header of a member.
@@ -202,21 +266,36 @@ pub fn pad(out: &mut File, size: u64) -> io::Result<()> {
     io::copy(&mut io::Read::take(io::repeat(0), tar::padded(size) - size), out).map(drop)
 }
 
-fn answer(options: &Options, manifest: &[u8], packed: &Packed, image_size: u64) -> Result<Answer> {
+fn answer(
+    options: &Options,
+    manifest: &[u8],
+    packed: &Packed,
+    image_size: u64,
+    patches: &[Made],
+) -> Result<Answer> {
     let path: &Path = &options.output;
     let bundle_size = path.metadata().map_err(files::at(path))?.len();
     let digest = Digest::of(manifest);
     let signed = if options.unsigned { "not signed" } else { "signed" };
-    let text = format!(
+    let mut text = format!(
         "{}: {} of {} for {}, {signed}, manifest {digest}",
         path.display(),
         size(bundle_size),
         size(image_size),
         options.compatible,
     );
+    for Made { entry, count, .. } in patches {
+        let bytes = size(entry.index_size + entry.payload_size);
+        text += &format!("\npatch from {}: {bytes} in {count} frames", entry.base_sha256);
+    }
+    if patches.len() < options.base.len() {
+        text += "\nfrom the other old images a patch saves nothing";
+    }
+    let entries: Vec<_> = patches.iter().map(|patch| &patch.entry).collect();
     let json = json!({
         "bundle": path, "bundleSize": bundle_size, "manifestSha256": digest,
         "imageSize": image_size, "imageSha256": packed.sha256, "payloadSize": packed.payload_size,
+        "patches": entries,
     });
     Ok(Answer { text, json })
 }

@@ -1,11 +1,13 @@
 //! Files for the commands: errors that name the path, and output that appears whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use fwupdate::failure::{Code, Failure};
+use fwupdate::manifest::Digest;
+use sha2::Digest as _;
 
 use crate::Result;
 
@@ -40,6 +42,19 @@ pub fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Bytes of a file or block device. Reading then begins at the start.
+pub fn size(mut file: &File) -> io::Result<u64> {
+    let size = file.seek(SeekFrom::End(0))?;
+    file.rewind().map(|()| size)
+}
+
+/// SHA-256 of what follows in a file.
+pub fn digest(file: &File) -> io::Result<Digest> {
+    let (mut hash, mut reader) = (sha2::Sha256::new(), BufReader::with_capacity(1 << 20, file));
+    io::copy(&mut reader, &mut hash)?;
+    Ok(Digest(hash.finalize().into()))
+}
+
 /// Makes a file that must not exist yet, with these permissions, and syncs it.
 pub fn create_new(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
     let mut options = OpenOptions::new();
@@ -47,9 +62,9 @@ pub fn create_new(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
     file.write_all(content).and_then(|()| file.sync_all()).map_err(at(path))
 }
 
-/// A scratch file in the folder of `path` that has no name: it is gone when we are, however we end.
-pub fn scratch(path: &Path) -> Result<File> {
-    let name = beside(path, "frames");
+/// A scratch file for `what` in the folder of `path` that has no name: it is gone when we are, however we end.
+pub fn scratch(path: &Path, what: &str) -> Result<File> {
+    let name = beside(path, what);
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create_new(true).mode(0o600).open(&name).map_err(at(path))?;
     fs::remove_file(&name).map_err(at(&name))?;

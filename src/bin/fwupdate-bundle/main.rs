@@ -9,11 +9,14 @@ mod detached;
 mod encoder;
 mod estimate;
 mod files;
+mod held;
 mod keys;
 mod pack;
+mod patch;
 mod progress;
 mod reader;
 mod sequences;
+mod similar;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -50,7 +53,7 @@ enum Command {
     Create(create::Options),
     /// Show what a bundle says of itself; signatures are not checked.
     Inspect { bundle: PathBuf },
-    /// Check signatures, index, every chunk and the whole image.
+    /// Check signatures, indexes, every chunk and the whole image.
     Verify {
         bundle: PathBuf,
         /// Folder of trusted public keys (*.pem), or one such file.
@@ -59,6 +62,9 @@ enum Command {
         /// Valid signatures needed, from different keys.
         #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
         required: u16,
+        /// An old image that the bundle has a patch from: checks that patch too. May be repeated.
+        #[arg(long, value_name = "OLD.img")]
+        base: Vec<PathBuf>,
     },
     /// Print the SHA-256 of manifest.json, which an HSM signs for ECDSA.
     Digest {
@@ -108,7 +114,9 @@ fn run(command: Command) -> Result<Answer> {
         Command::Keygen { out, algorithm } => keys::generate(&out, algorithm),
         Command::Create(options) => create::create(&options),
         Command::Inspect { bundle } => check::inspect(&bundle),
-        Command::Verify { bundle, keys, required } => check::verify(&bundle, &keys, required.into()),
+        Command::Verify { bundle, keys, required, base } => {
+            check::verify(&bundle, &keys, required.into(), &base)
+        }
         Command::Digest { bundle, manifest } => detached::digest(&bundle, manifest.as_deref()),
         Command::Sign { bundle, signature, public_key } => detached::sign(&bundle, &signature, &public_key),
         Command::Estimate { old, new } => estimate::estimate(&old, &new),

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use fwupdate::bundle::{self, BundleError, HEAD_MAX, Head, Index, Layout};
+use fwupdate::bundle::{self, BundleError, HEAD_MAX, Head, Index, Layout, PatchIndex};
 use fwupdate::manifest::{self, Body, ManifestError, SignatureList, TrustedKeys};
 
 use crate::{Result, files};
@@ -57,6 +57,15 @@ impl Bundle {
         self.read_at(&mut bytes, span.start)?;
         let index = self.layout.index(&bytes).map_err(files::in_file(&self.path))?;
         Index::parse(index.to_vec(), &self.body.image).map_err(files::in_file(&self.path))
+    }
+
+    /// Reads and checks the index of the patch of this number (from 0).
+    pub fn patch_index(&self, number: usize, index: &Index) -> Result<PatchIndex> {
+        let span = self.layout.patch_span(number).unwrap_or_default();
+        let mut bytes = vec![0; (span.end - span.start) as usize];
+        self.read_at(&mut bytes, span.start)?;
+        let own = self.layout.patch_index(number, &bytes).map_err(files::in_file(&self.path))?;
+        PatchIndex::parse(own.to_vec(), number, &self.body, index).map_err(files::in_file(&self.path))
     }
 
     /// Fills `bytes` from this position of the file.

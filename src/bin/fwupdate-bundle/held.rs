@@ -1,0 +1,87 @@
+//! What an old image holds: the digests of its chunks when it is cut by a new bundle's rules, as a device does.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
+use std::path::Path;
+
+use fwupdate::bundle::ChunkDigest;
+use fwupdate::bundle::chunker::Chunker;
+use fwupdate::failure::{Code, Failure};
+use fwupdate::manifest::{BLOCK, Chunking, Digest};
+use sha2::Digest as _;
+
+use crate::progress::Progress;
+use crate::reader::Bundle;
+use crate::{Result, files};
+
+/// An old image.
+pub struct Held {
+    pub sha256: Digest,
+    pub size: u64,
+    pub chunks: HashSet<ChunkDigest>,
+}
+
+impl Held {
+    /// Of a bundle, which lists its chunks, or of a plain image.
+    pub fn of(path: &Path, chunking: &Chunking) -> Result<Held> {
+        if !is_bundle(path)? {
+            return Held::of_image(path, chunking, |_| {});
+        }
+        let bundle = Bundle::open(path)?;
+        let chunks = bundle.index()?.iter().map(|chunk| chunk.digest).collect();
+        let image = &bundle.body.image;
+        Ok(Held { sha256: image.sha256, size: image.size, chunks })
+    }
+
+    /// Cuts a plain image; `also` sees it block by block.
+    pub fn of_image(path: &Path, chunking: &Chunking, mut also: impl FnMut(&[u8])) -> Result<Held> {
+        let mut cutter = Chunker::new(chunking).ok_or_else(|| {
+            let message =
+                "the new bundle is cut by rules that this release does not know; use a newer fwupdate-bundle";
+            Failure::new(Code::MalformedBundle, message)
+        })?;
+        let file = File::open(path).map_err(files::at(path))?;
+        let mut progress = Progress::new("Reading", files::size(&file).map_err(files::at(path))?);
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let (mut chunk, mut chunks, mut block) = (Vec::new(), HashSet::new(), [0; BLOCK as usize]);
+        let (mut hash, mut size) = (sha2::Sha256::new(), 0);
+        while fill(&mut reader, &mut block).map_err(files::at(path))? {
+            hash.update(block);
+            also(&block);
+            size += u64::from(BLOCK);
+            progress.at(size);
+            chunk.extend_from_slice(&block);
+            if let Some(length) = cutter.push(&block) {
+                let rest = chunk.split_off((length as usize).min(chunk.len()));
+                chunks.insert(ChunkDigest::of(&std::mem::replace(&mut chunk, rest)));
+            }
+        }
+        chunks.insert(ChunkDigest::of(&chunk));
+        Ok(Held { sha256: Digest(hash.finalize().into()), size, chunks })
+    }
+}
+
+/// A bundle begins with a ustar header; no file system does.
+pub fn is_bundle(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(512).read_to_end(&mut start)).map_err(files::at(path))?;
+    Ok(start.get(257..262) == Some(b"ustar"))
+}
+
+/// Reads the next block; `false` at the end of the image.
+fn fill(reader: &mut impl Read, block: &mut [u8]) -> std::io::Result<bool> {
+    let mut have = 0;
+    while let Some(space) = block.get_mut(have..).filter(|space| !space.is_empty()) {
+        match reader.read(space) {
+            Ok(0) if have == 0 => return Ok(false),
+            Ok(0) => {
+                return Err(std::io::Error::other("its size is no multiple of 4096; name a whole image"));
+            }
+            Ok(read) => have += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}

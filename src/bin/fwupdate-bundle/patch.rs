@@ -1,0 +1,227 @@
+//! Old image and new chunks -> a patch: frames that unpack behind blocks of the old image.
+//!
+//! The chunks of the new image that the old one does not have are taken in order, up to 1 MiB a frame; what is
+//! compressed already and like nothing in the old image is left to the plain blocks, and so is every frame that
+//! saves nothing. Frames are independent of each other, so each core makes one at a time.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+
+use fwupdate::bundle::{
+    Chunk, Decoder, Index, OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndexWriter, PrefixDigest,
+};
+use fwupdate::failure::{Code, Failure};
+use fwupdate::manifest::{BLOCK, Chunking, Digest, PAYLOAD_CAP, Patch};
+use zstd_safe::{CCtx, CParameter};
+
+use crate::held::Held;
+use crate::progress::Progress;
+use crate::similar::{Builder, Similar};
+use crate::{Result, files};
+
+/// An incompressible chunk is worth a try only if the old image has this share of it somewhere.
+const ALIKE: f64 = 0.1;
+
+/// Lower levels find little of a prefix.
+const LEVEL_MIN: i32 = 12;
+
+/// A patch, its frames in a scratch file.
+pub struct Made {
+    pub entry: Patch,
+    pub index: Vec<u8>,
+    pub frames: File,
+    /// Number of frames.
+    pub count: usize,
+}
+
+/// The new image.
+pub struct Target<'a> {
+    pub path: &'a Path,
+    pub index: &'a Index,
+    pub chunking: &'a Chunking,
+}
+
+/// Makes the patch from the image at `base`; `None` if there is nothing that it saves.
+pub fn make(target: &Target<'_>, base: &Path, level: i32, mut frames: File) -> Result<Option<Made>> {
+    let maker = Maker {
+        index: target.index,
+        image: Image::open(target.path)?,
+        base: Image::open(base)?,
+        level: level.max(LEVEL_MIN),
+    };
+    let mut builder = Builder::new(maker.base.size()?);
+    let held = Held::of_image(base, target.chunking, |block| builder.push(block))?;
+    let similar = builder.finish();
+    let plans = maker.plan(&held, &similar)?;
+    let mut out = BufWriter::with_capacity(1 << 20, &mut frames);
+    let mut writer = PatchIndexWriter::new();
+    let (mut progress, mut size, mut count) = (Progress::new("Patching", plans.len() as u64), 0, 0);
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    for (number, batch) in plans.chunks(workers).enumerate() {
+        progress.at((number * workers) as u64);
+        for (mut frame, bytes) in maker.frames(batch, &similar)? {
+            frame.offset = size;
+            if size + bytes.len() as u64 > PAYLOAD_CAP || !writer.push(&frame) {
+                // A device does not need them.
+                break;
+            }
+            size += bytes.len() as u64;
+            count += 1;
+            out.write_all(&bytes).map_err(files::at(base))?;
+        }
+    }
+    out.flush().map_err(files::at(base))?;
+    drop(out);
+    frames.rewind().map_err(files::at(base))?;
+    Ok(writer.finish().map(|index| {
+        let entry = Patch {
+            base_size: held.size,
+            base_sha256: held.sha256,
+            index_size: index.len() as u64,
+            index_sha256: Digest::of(&index),
+            payload_size: size,
+        };
+        Made { entry, index, frames, count }
+    }))
+}
+
+/// An image to read from here and there.
+struct Image<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl Image<'_> {
+    fn open(path: &Path) -> Result<Image<'_>> {
+        Ok(Image { path, file: File::open(path).map_err(files::at(path))? })
+    }
+
+    fn size(&self) -> Result<u64> {
+        files::size(&self.file).map_err(files::at(self.path))
+    }
+
+    /// Appends this part of it.
+    fn read(&self, offset: u64, length: usize, to: &mut Vec<u8>) -> Result<()> {
+        let start = to.len();
+        to.resize(start + length, 0);
+        let space = to.get_mut(start..).unwrap_or_default();
+        self.file.read_exact_at(space, offset).map_err(files::at(self.path))
+    }
+}
+
+/// Numbers of the chunks of one frame.
+type Plan = Vec<u32>;
+
+struct Maker<'a> {
+    index: &'a Index,
+    image: Image<'a>,
+    base: Image<'a>,
+    level: i32,
+}
+
+impl Maker<'_> {
+    /// Shares the chunks that the base does not have out among frames.
+    fn plan(&self, held: &Held, similar: &Similar) -> Result<Vec<Plan>> {
+        let (mut plans, mut plan, mut length, mut content) = (Vec::new(), Plan::new(), 0, Vec::new());
+        for (number, chunk) in (0..).zip(self.index.iter()) {
+            if self.index.is_zero(&chunk) || held.chunks.contains(&chunk.digest) {
+                continue;
+            }
+            let compressed = u64::from(chunk.frame_length) * 20 > u64::from(chunk.length) * 19;
+            if compressed {
+                content.clear();
+                self.image.read(chunk.offset, chunk.length as usize, &mut content)?;
+                if similar.share(&content) < ALIKE {
+                    continue;
+                }
+            }
+            if length + chunk.length as usize > OUTPUT_CAP {
+                plans.push(std::mem::take(&mut plan));
+                length = 0;
+            }
+            plan.push(number);
+            length += chunk.length as usize;
+        }
+        if !plan.is_empty() {
+            plans.push(plan);
+        }
+        Ok(plans)
+    }
+
+    /// The frames of these plans that save something, in order; each in a thread of its own.
+    fn frames(&self, plans: &[Plan], similar: &Similar) -> Result<Vec<(PatchFrame, Vec<u8>)>> {
+        thread::scope(|scope| {
+            let frame = |plan| scope.spawn(move || self.frame(plan, similar));
+            let threads: Vec<_> = plans.iter().map(frame).collect();
+            let mut frames = Vec::with_capacity(threads.len());
+            for thread in threads {
+                let broken = |_| Failure::new(Code::Internal, "a compressor broke down");
+                frames.extend(thread.join().map_err(broken)??);
+            }
+            Ok(frames)
+        })
+    }
+
+    fn frame(&self, plan: &Plan, similar: &Similar) -> Result<Option<(PatchFrame, Vec<u8>)>> {
+        let chunks: Vec<Chunk> = plan.iter().filter_map(|number| self.index.get(*number as usize)).collect();
+        let (mut content, mut prefix) = (Vec::with_capacity(OUTPUT_CAP), Vec::new());
+        for chunk in &chunks {
+            self.image.read(chunk.offset, chunk.length as usize, &mut content)?;
+        }
+        let blocks = similar.choose(&content, PREFIX_CAP / BLOCK as usize);
+        if blocks.is_empty() {
+            return Ok(None);
+        }
+        for range in &blocks {
+            let length = (range.end - range.start) as usize * BLOCK as usize;
+            self.base.read(u64::from(range.start) * u64::from(BLOCK), length, &mut prefix)?;
+        }
+        let bytes = compress(&content, &prefix, self.level)?;
+        self.check(&bytes, &prefix, &chunks, &content)?;
+        let frame = PatchFrame {
+            chunks: joined(plan),
+            blocks,
+            offset: 0,
+            length: bytes.len() as u32,
+            prefix: PrefixDigest::of(&prefix),
+        };
+        Ok(frame.pays(self.index, |_| true).then_some((frame, bytes)))
+    }
+
+    /// Unpacks what was packed, as a device does.
+    fn check(&self, bytes: &[u8], prefix: &[u8], chunks: &[Chunk], content: &[u8]) -> Result<()> {
+        let mut out = vec![0; content.len()];
+        Decoder::new().patch(bytes, prefix, chunks, &mut out).map_err(|error| {
+            let message = format!(
+                "{}: a patch can't be unpacked ({error}); don't change the images while they are read",
+                self.image.path.display()
+            );
+            Failure::new(Code::Internal, message)
+        })
+    }
+}
+
+/// One zstd frame behind a raw prefix.
+fn compress(content: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
+    let failed = |code| Failure::new(Code::Internal, format!("zstd: {}", zstd_safe::get_error_name(code)));
+    let mut context = CCtx::create();
+    for parameter in [
+        CParameter::CompressionLevel(level),
+        CParameter::ChecksumFlag(false),
+        CParameter::DeterministicRefPrefix(true),
+    ] {
+        context.set_parameter(parameter).map_err(failed)?;
+    }
+    context.ref_prefix(prefix).map_err(failed)?;
+    let mut bytes = Vec::with_capacity(zstd_safe::compress_bound(content.len()));
+    context.compress2(&mut bytes, content).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Ascending numbers as ranges.
+fn joined(numbers: &[u32]) -> Vec<std::ops::Range<u32>> {
+    numbers.chunk_by(|a, b| a + 1 == *b).filter_map(|run| Some(*run.first()?..run.last()? + 1)).collect()
+}
