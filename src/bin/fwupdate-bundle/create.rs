@@ -45,7 +45,7 @@ pub struct Options {
     /// No signature yet: for a key in an HSM. No device installs it before `sign`.
     #[arg(long, conflicts_with = "key")]
     unsigned: bool,
-    /// zstd level; patches take 12 at least.
+    /// zstd level.
     #[arg(long, default_value = "19", value_parser = clap::value_parser!(i32).range(1..=22))]
     level: i32,
     /// The bundle to write.

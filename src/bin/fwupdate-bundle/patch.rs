@@ -25,8 +25,9 @@ use crate::{Result, files};
 /// An incompressible chunk is worth a try only if the old image has this share of it somewhere.
 const ALIKE: f64 = 0.1;
 
-/// Lower levels find little of a prefix.
-const LEVEL_MIN: i32 = 12;
+/// Prefix and content fit a window of 2 to this power, bytes.
+const WINDOW_LOG: u32 = 22;
+const _: () = assert!(PREFIX_CAP + OUTPUT_CAP <= 1 << WINDOW_LOG);
 
 /// A patch, its frames in a scratch file.
 pub struct Made {
@@ -46,12 +47,8 @@ pub struct Target<'a> {
 
 /// Makes the patch from the image at `base`; `None` if there is nothing that it saves.
 pub fn make(target: &Target<'_>, base: &Path, level: i32, mut frames: File) -> Result<Option<Made>> {
-    let maker = Maker {
-        index: target.index,
-        image: Image::open(target.path)?,
-        base: Image::open(base)?,
-        level: level.max(LEVEL_MIN),
-    };
+    let maker =
+        Maker { index: target.index, image: Image::open(target.path)?, base: Image::open(base)?, level };
     let mut builder = Builder::new(maker.base.size()?);
     let held = Held::of_image(base, target.chunking, |block| builder.push(block))?;
     let similar = builder.finish();
@@ -212,6 +209,9 @@ fn compress(content: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
         CParameter::CompressionLevel(level),
         CParameter::ChecksumFlag(false),
         CParameter::DeterministicRefPrefix(true),
+        // Long matches are found at any level.
+        CParameter::EnableLongDistanceMatching(true),
+        CParameter::WindowLog(WINDOW_LOG),
     ] {
         context.set_parameter(parameter).map_err(failed)?;
     }
