@@ -256,7 +256,7 @@ fn in_parallel<P: Send>(
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), StageError>>| {
             thread.join().unwrap_or_else(|_| Err(StageError::Thread("the survey panicked".into())))
         };
-        threads.into_iter().map(join).collect()
+        threads.into_iter().try_for_each(join)
     })
 }
 
