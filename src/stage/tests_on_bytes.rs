@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::testing::*;
 use super::*;
 use crate::bundle::{Index, runs};
+use crate::config::Download;
 
 /// More than the longest frame of a chunk.
 const FRAME: u64 = 132 * 1024;
@@ -102,7 +103,10 @@ impl Silence {
         let bench = Bench::new(image(seed, 8), 0).await;
         let whole = fetched(&bench).await;
         std::fs::write(&bench.slot, vec![0x55; 8 << 20]).unwrap();
-        let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+        // Silence is not noticed within a test's life.
+        let rules = Download { stall_timeout: Duration::from_secs(3600), ..download() };
+        let bundle =
+            bench.open(&bench.server.http_with(&["127.0.0.1", "localhost"], rules), free()).await.unwrap();
         let index = bundle.index().await.unwrap();
         let chunk = index.get(index.position(place)).unwrap();
         assert!(chunk.offset - chunk.group_offset > 1 << 20, "not in the middle of a group");
@@ -156,11 +160,10 @@ async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
     let waiter = async {
         silence.fallen(8 << 20).await;
         cancel.cancel();
-        tokio::time::Instant::now()
     };
-    let (result, cancelled) = tokio::join!(silence.stage(&target, &cancel), waiter);
+    // That it ends at all shows that it does not wait for the network.
+    let (result, ()) = tokio::join!(silence.stage(&target, &cancel), waiter);
     assert!(matches!(result, Err(StageError::Cancelled)), "{result:?}");
-    assert!(cancelled.elapsed() < Duration::from_secs(2));
     drop(target);
     silence.bench.assert_not_loadable();
     // Lost are what was withheld and the block that was not whole yet.
