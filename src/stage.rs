@@ -13,6 +13,7 @@ use std::io;
 use std::path::PathBuf;
 
 use time::OffsetDateTime;
+use tokio::task::JoinHandle;
 
 use crate::bundle::BundleError;
 use crate::failure::{Code, Failure};
@@ -134,6 +135,11 @@ pub enum StageError {
     Client(String),
     #[error("a staging thread stopped: {0}")]
     Thread(String),
+}
+
+/// Waits for a step that runs where it may block.
+async fn finished<T>(step: JoinHandle<Result<T, StageError>>) -> Result<T, StageError> {
+    step.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())))
 }
 
 impl From<StageError> for Failure {

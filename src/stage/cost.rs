@@ -1,8 +1,9 @@
 //! What an update will download, told without doing it, by the same rules by which `stage` makes its requests.
 
 use super::patch::{self, Patch};
+use super::pipeline::fetch_size;
 use super::survey::Origin;
-use crate::bundle::{Chunk, Index, Layout, PatchIndex, fetch_bytes};
+use crate::bundle::{Chunk, Index, Layout, PatchIndex};
 
 /// Body bytes that are fetched, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +45,6 @@ pub fn cost<E>(
         patch.take(index, &mut origins, |_| true);
         cost.patch = span.end - span.start + patch.fetch_size(layout, index, &origins);
     }
-    cost.frames = fetch_bytes(index, layout, |number, _| origins.get(number) == Some(&Origin::Fetch));
+    cost.frames = fetch_size(layout, index, &origins);
     Ok(cost)
 }

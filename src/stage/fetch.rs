@@ -174,6 +174,11 @@ impl Remote {
         &self.meter
     }
 
+    /// Refuses what the data budget does not cover, if reading costs data.
+    pub fn afford(&self, bytes: u64) -> Result<(), StageError> {
+        if self.is_metered() { self.meter.afford(bytes) } else { Ok(()) }
+    }
+
     /// Whether reading costs data.
     pub fn is_metered(&self) -> bool {
         matches!(self.kind, Kind::Http(_))

@@ -11,12 +11,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::StageError;
 use super::buffer::{Buffer, Pool};
 use super::open::Bundle;
 use super::pipeline::Shared;
 use super::sink::Sink;
-use super::survey::{Origin, STEP, Seed};
+use super::survey::{Origin, STEP, Seed, fetch_again};
+use super::{StageError, finished};
 use crate::bundle::{BundleError, Chunk, Decoder, Index, Layout, PatchFrame, PatchIndex, PrefixDigest, join};
 use crate::manifest::{self, BLOCK, Digest};
 
@@ -54,20 +54,18 @@ impl Patch {
         let Some(number) = number(bundle, shared, image, cancel).await? else { return Ok(None) };
         let Some(span) = span(bundle.layout(), number, missing) else { return Ok(None) };
         let remote = bundle.remote();
-        if remote.is_metered() {
-            remote.meter().afford(span.end - span.start)?;
-        }
+        remote.afford(span.end - span.start)?;
         let bytes = remote.read(span.start, span.end).await?;
         let own = bundle.layout().patch_index(number, &bytes).map_err(|error| bundle.malformed(error))?;
         let index = PatchIndex::parse(own.to_vec(), number, bundle.manifest(), &shared.index);
         let patch = Patch::new(number, index.map_err(|error| bundle.malformed(error))?);
         let (shared, cancel) = (shared.clone(), cancel.clone());
         let mut found = std::mem::take(origins);
-        let (patch, found) = blocking(move || {
+        let surveyed = tokio::task::spawn_blocking(move || {
             patch.survey(&shared, &mut found, &cancel)?;
             Ok((patch, found))
-        })
-        .await?;
+        });
+        let (patch, found) = finished(surveyed).await?;
         *origins = found;
         Ok(Some(patch))
     }
@@ -151,15 +149,11 @@ impl Patch {
         };
         drop(jobs);
         // Its error is the reason, and the feeder's then only its consequence.
-        let lost = patcher.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())))?;
+        let lost = finished(patcher).await?;
         fed?;
         let patched = origins.iter_mut().filter(|origin| **origin == Origin::Patch);
         patched.for_each(|origin| *origin = Origin::InPlace);
-        for number in lost {
-            if let Some(origin) = origins.get_mut(number) {
-                *origin = Origin::Fetch;
-            }
-        }
+        fetch_again(origins, lost);
         Ok(())
     }
 
@@ -238,15 +232,15 @@ async fn number(
         return Ok(patches.iter().position(|patch| patch.base_sha256 == image));
     }
     let (patches, shared, cancel) = (patches.clone(), shared.clone(), cancel.clone());
-    blocking(move || {
+    let identified = tokio::task::spawn_blocking(move || {
         let Some(seed) = &shared.seed else { return Ok(None) };
         let found = identify(seed, &patches, &shared.buffers, &cancel);
         if cancel.is_cancelled() {
             return Err(StageError::Cancelled);
         }
         Ok(found.inspect_err(|error| tracing::warn!(%error, "the booted slot can't be read")).unwrap_or(None))
-    })
-    .await
+    });
+    finished(identified).await
 }
 
 /// Hashes the seed from its start, and asks at the size of each old image.
@@ -281,13 +275,6 @@ fn identify(
 
 fn stopped() -> StageError {
     StageError::Thread("the writer stopped".into())
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StageError> + Send + 'static,
-) -> Result<T, StageError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())))
 }
 
 /// Unpacks frames and writes what they bring.

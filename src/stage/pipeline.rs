@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::Pool;
 use super::open::Bundle;
 use super::sink::Sink;
-use super::survey::{Origin, Seed};
+use super::survey::{Origin, Seed, fetch_again};
 use super::worker::{Arrivals, Block, Group, Part, Worker};
-use super::{Progress, StageError};
-use crate::bundle::{BundleError, Chunk, Index, LONGEST, Run, fetch_bytes, runs};
+use super::{Progress, StageError, finished};
+use crate::bundle::{BundleError, Chunk, Index, LONGEST, Layout, Run, fetch_bytes, runs};
 
 /// Range requests in flight at most: hides the round trips of many small ones.
 const IN_FLIGHT: usize = 4;
@@ -56,22 +56,18 @@ pub(super) async fn transfer(
     }
     // The pass brought all others to their places.
     origins.fill(Origin::InPlace);
-    for position in missed {
-        if let Some(origin) = origins.get_mut(position) {
-            *origin = Origin::Fetch;
-        }
-    }
-    let more = fetch_size(bundle, &shared.index, origins);
+    fetch_again(origins, missed);
+    let more = fetch_size(bundle.layout(), &shared.index, origins);
+    bundle.remote().afford(more)?;
     if bundle.remote().is_metered() {
-        bundle.remote().meter().afford(more)?;
         shared.progress.send_modify(|p| p.expected_download += more);
     }
     pass(bundle, shared, origins, sink, cancel).await.map(drop)
 }
 
 /// Bytes of the requests that `transfer` will make.
-pub(super) fn fetch_size(bundle: &Bundle, index: &Index, origins: &[Origin]) -> u64 {
-    fetch_bytes(index, bundle.layout(), must_fetch(origins))
+pub(super) fn fetch_size(layout: &Layout, index: &Index, origins: &[Origin]) -> u64 {
+    fetch_bytes(index, layout, must_fetch(origins))
 }
 
 /// Which positions must be fetched.
@@ -124,7 +120,7 @@ async fn pass(
 async fn join(workers: Vec<JoinHandle<Result<Vec<usize>, StageError>>>) -> Result<Vec<usize>, StageError> {
     let mut result = Ok(Vec::new());
     for worker in workers {
-        let done = worker.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())));
+        let done = finished(worker).await;
         result = match (result, done) {
             (Ok(mut all), Ok(missed)) => {
                 all.extend(missed);

@@ -44,6 +44,15 @@ pub(super) enum Origin {
     Patch,
 }
 
+/// Chunks that could not be had from where they were found.
+pub(super) fn fetch_again(origins: &mut [Origin], lost: Vec<usize>) {
+    for position in lost {
+        if let Some(origin) = origins.get_mut(position) {
+            *origin = Origin::Fetch;
+        }
+    }
+}
+
 /// The booted slot, read only. It may change while it is read: whatever is used of it is hashed first.
 #[derive(Debug)]
 pub(super) struct Seed {

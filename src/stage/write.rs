@@ -16,7 +16,7 @@ use super::pipeline::{Shared, fetch_size, transfer};
 use super::sink::{Sink, Withheld};
 use super::survey::{self, Origin, Seed, Survey};
 use super::verify::{Frontier, compare, read_along, read_back_behind};
-use super::{GUARD, Progress, StageError, Step, Target, read_back};
+use super::{GUARD, Progress, StageError, Step, Target, finished, read_back};
 use crate::bundle::{Chunk, Index, PREFIX_CAP};
 use crate::manifest::{Digest, Image};
 
@@ -141,7 +141,7 @@ impl Staging<'_> {
 
     /// Brings what the patch has; what it could not bring is fetched after it, within the budget.
     async fn patch(&self, patch: Patch, origins: &mut [Origin], sink: &Arc<Sink>) -> Result<(), StageError> {
-        let size = |origins: &[Origin]| fetch_size(self.bundle, &self.shared.index, origins);
+        let size = |origins: &[Origin]| fetch_size(self.bundle.layout(), &self.shared.index, origins);
         let before = size(origins);
         patch.apply(self.bundle, &self.shared, origins, sink, &self.cancel).await?;
         let still = self.unwritten(origins);
@@ -183,7 +183,7 @@ impl Staging<'_> {
         let follower = tokio::task::spawn_blocking(move || {
             read_along(&sink.withheld, &sink.target, size, &sink.frontier, &progress, &cancel)
         });
-        Some(async { follower.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string()))) })
+        Some(finished(follower))
     }
 
     async fn survey(&self) -> Result<Vec<Origin>, StageError> {
@@ -212,7 +212,7 @@ impl Staging<'_> {
     fn account(&self, origins: &[Origin], patch: Option<&Patch>) -> Result<(), StageError> {
         let (index, layout) = (&self.shared.index, self.bundle.layout());
         let patched = patch.map_or(0, |patch| patch.fetch_size(layout, index, origins));
-        let need = patched + fetch_size(self.bundle, index, origins);
+        let need = patched + fetch_size(layout, index, origins);
         let remote = self.bundle.remote();
         let in_place = |(chunk, origin): (Chunk, &Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),
@@ -231,7 +231,7 @@ impl Staging<'_> {
                 expected_download,
             };
         });
-        if remote.is_metered() { remote.meter().afford(need) } else { Ok(()) }
+        remote.afford(need)
     }
 
     /// Everything was in place already: look at the medium all the same.
@@ -260,8 +260,7 @@ impl Staging<'_> {
             maps: self.maps.clone(),
             cancel: self.cancel.clone(),
         };
-        let done = tokio::task::spawn_blocking(move || work(&staging)).await;
-        done.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())))
+        finished(tokio::task::spawn_blocking(move || work(&staging))).await
     }
 }
 
