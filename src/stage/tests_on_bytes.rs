@@ -1,5 +1,6 @@
 //! Stories about bytes: what a run fetches and writes, to the byte, when it is disturbed, cancelled or killed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -70,7 +71,7 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     let modified = || std::fs::metadata(&bench.slot).unwrap().modified().unwrap();
     let (before, requests, sent) = (modified(), bench.server.served.count(), bench.server.served.sent());
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
-    let index = bundle.index().await.unwrap();
+    let index = Arc::new(bundle.index().await.unwrap());
     let (target, cancel) = (bench.target(), CancellationToken::new());
     stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     let index = bundle.layout().index_span();
@@ -86,7 +87,7 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
 struct Silence {
     bench: Bench,
     bundle: Bundle,
-    index: Index,
+    index: Arc<Index>,
     /// Body bytes of an undisturbed run.
     whole: u64,
     /// Bytes of the payload that come before the silence.
@@ -107,7 +108,7 @@ impl Silence {
         let rules = Download { stall_timeout: Duration::from_secs(3600), ..download() };
         let bundle =
             bench.open(&bench.server.http_with(&["127.0.0.1", "localhost"], rules), free()).await.unwrap();
-        let index = bundle.index().await.unwrap();
+        let index = Arc::new(bundle.index().await.unwrap());
         let chunk = index.get(index.position(place)).unwrap();
         assert!(chunk.offset - chunk.group_offset > 1 << 20, "not in the middle of a group");
         let silent = bundle.layout().frame(&chunk).start + 10;
@@ -175,7 +176,7 @@ async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
 #[tokio::test]
 async fn a_killed_run_is_resumed_in_the_middle_of_a_group() {
     let mut silence = Silence::at(7, (4 << 20) + 1_300_000).await;
-    let piece = worker::PIECE as u64;
+    let piece = buffer::PIECE as u64;
     let (target, cancel) = (silence.bench.target(), CancellationToken::new());
     // Power fails at the moment when all that came was written, but for less than a piece.
     let left = silence.bench.folder.path().join("left");
