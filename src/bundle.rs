@@ -22,7 +22,7 @@ use crate::manifest::{Body, Digest, MANIFEST_CAP, PATCHES_CAP, Patch, SIGNATURES
 pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
 pub use index::{Chunks, Index, IndexWriter, Keeper, chunks_in};
 pub use patch::{OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndex, PatchIndexWriter, PrefixDigest};
-pub use runs::{LONGEST, Run, fetch_bytes, join, runs};
+pub use runs::{GAP, LONGEST, Run, fetch_bytes, join, runs};
 
 /// The members, in the order in which they must come.
 pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];

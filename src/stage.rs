@@ -20,6 +20,7 @@ use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 
 mod buffer;
+mod by_digest;
 mod cost;
 mod fetch;
 mod hosts;
@@ -49,7 +50,6 @@ mod tests_on_networks;
 #[cfg(test)]
 mod tests_on_patches;
 mod verify;
-mod wanted;
 mod web;
 mod window;
 mod worker;

@@ -1,5 +1,6 @@
 //! What an update will download, told without doing it, by the same rules by which `stage` makes its requests.
 
+use super::by_digest::find_twins;
 use super::origins::{Origin, Origins};
 use super::patch::{self, Patch};
 use super::pipeline::fetch_size;
@@ -36,8 +37,10 @@ pub fn cost<E>(
         true => Origin::InPlace,
         false => Origin::Fetch,
     };
-    let origins = Origins::new(&Workspace::default(), index.len());
+    let workspace = Workspace::default();
+    let origins = Origins::new(&workspace, index.len());
     origins.set(0, &index.iter().map(origin).collect::<Vec<_>>());
+    find_twins(index, &origins, &workspace);
     let mut cost = Cost { head: layout.head_bytes(), ..Cost::default() };
     let missing = patch::missing(index, &origins);
     if let Some((number, span)) =

@@ -7,6 +7,8 @@ use crate::bundle::Keeper as _;
 
 /// Bytes of an origin.
 const ENTRY: usize = 4;
+/// Marks the block as one of the target.
+const TWIN: u32 = 1 << 31;
 /// Origins that are read at once.
 const BLOCK: usize = 1024;
 
@@ -20,13 +22,15 @@ pub(super) enum Origin {
     Zero,
     /// In a frame of the patch from what the seed is.
     Patch,
-    /// In the seed at this block (of 4096 bytes), at most `LAST_BLOCK`.
+    /// In the seed at this block (of 4096 bytes).
     Seed(u32),
+    /// In the target at this block: in place, or fetched for that place, which is further ahead.
+    Twin(u32),
 }
 
 impl Origin {
-    /// The last block of a seed that can be told: of 16 TiB.
-    pub(super) const LAST_BLOCK: u32 = u32::MAX - 4;
+    /// The last block that can be told, of 8 TiB; a place behind it is kept as `Fetch`.
+    pub(super) const LAST_BLOCK: u32 = TWIN - 5;
 
     fn entry(self) -> [u8; ENTRY] {
         let number = match self {
@@ -34,7 +38,10 @@ impl Origin {
             Origin::InPlace => 1,
             Origin::Zero => 2,
             Origin::Patch => 3,
-            Origin::Seed(block) => block.saturating_add(4),
+            // What is further behind is not used.
+            Origin::Seed(block) | Origin::Twin(block) if block > Origin::LAST_BLOCK => 0,
+            Origin::Seed(block) => block + 4,
+            Origin::Twin(block) => block | TWIN,
         };
         number.to_le_bytes()
     }
@@ -45,6 +52,7 @@ impl Origin {
             1 => Origin::InPlace,
             2 => Origin::Zero,
             3 => Origin::Patch,
+            twin if twin & TWIN != 0 => Origin::Twin(twin ^ TWIN),
             block => Origin::Seed(block - 4),
         }
     }
@@ -126,12 +134,19 @@ mod tests {
     fn origins_are_kept_as_they_were_given() {
         let origins = Origins::new(&Workspace::default(), 3 * BLOCK + 7);
         assert!(origins.iter().all(|origin| origin == Origin::Fetch));
-        let all =
-            [Origin::InPlace, Origin::Zero, Origin::Patch, Origin::Seed(0), Origin::Seed(Origin::LAST_BLOCK)];
+        let all = [
+            Origin::InPlace,
+            Origin::Zero,
+            Origin::Patch,
+            Origin::Seed(0),
+            Origin::Seed(Origin::LAST_BLOCK),
+            Origin::Twin(0),
+            Origin::Twin(Origin::LAST_BLOCK),
+        ];
         origins.set(BLOCK - 2, &all);
         origins.set(3 * BLOCK + 6, &[Origin::Seed(5)]);
         let mut expected = vec![Origin::Fetch; 3 * BLOCK + 7];
-        expected[BLOCK - 2..BLOCK + 3].copy_from_slice(&all);
+        expected[BLOCK - 2..BLOCK + 5].copy_from_slice(&all);
         expected[3 * BLOCK + 6] = Origin::Seed(5);
         assert_eq!(origins.iter().collect::<Vec<_>>(), expected);
         for range in [0..0, 5..BLOCK + 1, BLOCK - 1..usize::MAX, 4 * BLOCK..5 * BLOCK] {
@@ -141,9 +156,13 @@ mod tests {
         }
         assert_eq!(origins.get(BLOCK - 1), Some(Origin::Zero));
         assert_eq!(origins.get(3 * BLOCK + 7), None);
+        for beyond in [Origin::LAST_BLOCK + 1, u32::MAX] {
+            origins.set(0, &[Origin::Seed(beyond), Origin::Twin(beyond)]);
+            assert_eq!(origins.of(0..2).collect::<Vec<_>>(), [Origin::Fetch; 2]);
+        }
         origins.replace(|origin| matches!(origin, Origin::Seed(_)), Origin::InPlace);
         assert_eq!(origins.iter().filter(|origin| *origin == Origin::InPlace).count(), 4);
         origins.set_each(vec![BLOCK, 3 * BLOCK + 6], Origin::Fetch);
-        assert_eq!(origins.iter().filter(|origin| *origin == Origin::Fetch).count(), 3 * BLOCK + 7 - 4);
+        assert_eq!(origins.iter().filter(|origin| *origin == Origin::Fetch).count(), 3 * BLOCK + 7 - 6);
     }
 }

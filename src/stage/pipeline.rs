@@ -101,11 +101,14 @@ async fn pass(
     let index = &shared.index;
     let mut delivery =
         Delivery { index, origins, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
-    let feed = async {
-        tokio::try_join!(feed_local(index, origins, &jobs), fetch.run(lines), delivery.run()).map(drop)
+    let fed = async {
+        let local = feed(index, origins, &jobs, |group| !group.is_fetched() && !group.has_twins());
+        tokio::try_join!(local, fetch.run(lines), delivery.run())?;
+        // Their twins are in place now, those in groups of the network's are among the groups before.
+        feed(index, origins, &jobs, |group| !group.is_fetched() && group.has_twins()).await
     };
     let fed = tokio::select! {
-        fed = feed => fed,
+        fed = fed => fed,
         () = stop.cancelled() => Err(StageError::Cancelled),
     };
     if fed.is_err() {
@@ -119,14 +122,19 @@ async fn pass(
     fed.map(|()| missed)
 }
 
-/// Queues the groups that need no network.
-async fn feed_local(index: &Index, origins: &Origins, jobs: &mpsc::Sender<Group>) -> Result<(), StageError> {
+/// Queues those groups that `belong`, if there is something to do for them.
+async fn feed(
+    index: &Index,
+    origins: &Origins,
+    jobs: &mpsc::Sender<Group>,
+    belong: impl Fn(&Group) -> bool,
+) -> Result<(), StageError> {
     let mut next = 0;
     while next < index.len() {
         let group = Group::at(index, origins, next);
         next += group.parts.len().max(1);
-        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_));
-        if !group.is_fetched() && group.parts.iter().any(local) {
+        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_) | Origin::Twin(_));
+        if belong(&group) && group.parts.iter().any(local) {
             // This fails only when the worker has ended: its error is the one that counts.
             jobs.send(group).await.map_err(|_| stopped())?;
         }

@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::{PIECE, Pool, is_aligned};
+use super::by_digest::{ByDigest, find_twins};
 use super::map::{self, Draft};
 use super::origins::{Origin, Origins};
-use super::wanted::Wanted;
 use super::workspace::Workspace;
 use super::{Progress, StageError, Step, Target};
 use crate::bundle::chunker::{Chunker, is_zero};
@@ -87,6 +87,7 @@ impl Survey<'_> {
                 self.in_seed(seed, &origins, threads)?;
             }
         }
+        find_twins(self.index, &origins, self.workspace);
         self.workspace.check()?;
         Ok(origins)
     }
@@ -105,8 +106,10 @@ impl Survey<'_> {
     /// `false`: there is no map for these chunks, or it is stale, and the rest must be looked for.
     fn by_map(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<bool, StageError> {
         let Some(path) = self.map else { return Ok(false) };
-        let wanted = Wanted::new(self.index, origins, self.workspace);
+        let wanted = ByDigest::missing(self.index, origins, self.workspace);
+        let mut sound = true;
         let whole = map::read(path, self.chunking, |digest, block| {
+            sound &= block <= Origin::LAST_BLOCK;
             origins.set_each(wanted.positions(&digest), Origin::Seed(block));
         });
         drop(wanted);
@@ -117,7 +120,7 @@ impl Survey<'_> {
         if missing > 0 {
             tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
         }
-        Ok(whole && missing <= promised / STALE)
+        Ok(whole && sound && missing <= promised / STALE)
     }
 
     /// Bytes of the chunks that will be taken from the seed.
@@ -214,7 +217,7 @@ impl Survey<'_> {
 
     /// Gives chunks that would be fetched an origin in the seed, where it has them, and keeps the seed's map.
     fn in_seed(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<(), StageError> {
-        let wanted = Wanted::new(self.index, origins, self.workspace);
+        let wanted = ByDigest::missing(self.index, origins, self.workspace);
         self.progress.send_modify(|p| p.total += seed.size);
         let draft = self.map.map(|path| Draft::new(path, self.chunking));
         let note = |digest: ChunkDigest, block: u32| {
@@ -225,7 +228,7 @@ impl Survey<'_> {
         };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
-        let blocks = (seed.size / u64::from(BLOCK)).min(u64::from(Origin::LAST_BLOCK));
+        let blocks = (seed.size / u64::from(BLOCK)).min(u64::from(u32::MAX));
         in_parallel(split(blocks, threads).into_iter(), |part| match Chunker::new(self.chunking) {
             Some(chunker) => self.scan(seed, part.start..(part.end + SEAM).min(blocks), chunker, &note),
             None => Ok(()),

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::testing::*;
 use super::*;
-use crate::bundle::{Index, runs};
+use crate::bundle::{Index, PatchIndex, runs};
 use crate::config::Download;
 
 /// More than the longest frame of a chunk.
@@ -81,6 +81,42 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     let progress = *bench.progress.borrow();
     assert_eq!((progress.reused, progress.done), (4 << 20, 4 << 20));
     assert_eq!(progress.downloaded, bench.server.served.sent() - sent);
+}
+
+#[tokio::test]
+async fn what_an_image_has_twice_is_fetched_once() {
+    // Copies behind their originals: in groups of their own, among other data, and in one group with them.
+    let mut whole = image(6, 9);
+    whole.copy_within(1 << 20..3 << 20, 4 << 20);
+    whole.copy_within(1 << 20..3 << 19, 7 << 20);
+    whole.copy_within(6 << 20..(6 << 20) + (1 << 18), (6 << 20) + (3 << 18));
+    let bench = Bench::new(whole, 0).await;
+    let fetched = || {
+        let progress = *bench.progress.borrow();
+        assert_eq!(progress.downloaded, progress.expected_download);
+        progress.downloaded
+    };
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let predicted = cost(bundle.layout(), &index, |_| false, None, Err::<PatchIndex, _>).unwrap().total();
+    assert_eq!(fetched(), predicted);
+    let mut seen = std::collections::HashSet::new();
+    let first = index.iter().filter(|chunk| seen.insert(chunk.digest));
+    let once: u64 = first.map(|chunk| u64::from(chunk.frame_length)).sum();
+    let all = bundle.manifest().image.payload_size;
+    assert!(once + (1 << 20) < all, "{once} {all}");
+    assert!(predicted < bundle.layout().head_bytes() + once + (64 << 10), "{predicted} {once}");
+
+    // An original that is in place serves the copies that are not.
+    let target = bench.target();
+    target.write(&vec![0x5a; 1 << 20], 4 << 20).unwrap();
+    drop(target);
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    // Its first MiB is fetched again in any case, and the chunks at the border of what was damaged.
+    assert!(fetched() < bundle.layout().head_bytes() + (1 << 20) + (300 << 10), "{}", fetched());
 }
 
 /// A run whose network falls silent for good in the middle of a group.

@@ -89,6 +89,11 @@ impl Group {
     pub(super) fn is_fetched(&self) -> bool {
         self.parts.iter().any(|part| part.origin == Origin::Fetch)
     }
+
+    /// Whether it has chunks that others must bring first.
+    pub(super) fn has_twins(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part.origin, Origin::Twin(_)))
+    }
 }
 
 /// A range of the buffer that was verified and is not yet with the writer.
@@ -114,17 +119,20 @@ fn run_length(parts: &[Part], here: &[Block]) -> usize {
             let pairs = parts.iter().take_while(in_piece).zip(here);
             pairs.take_while(|(part, block)| part.position == block.position).count()
         }
-        Some(Origin::Seed(first)) => {
-            let mut next = Some(first);
-            let joins = |part: &&Part| {
-                let joined = next.is_some_and(|next| part.origin == Origin::Seed(next));
-                next = next.and_then(|next| next.checked_add(part.chunk.length / BLOCK));
-                joined
-            };
-            parts.iter().take_while(in_piece).take_while(joins).count()
-        }
+        Some(Origin::Seed(first)) => side_by_side(parts.iter().take_while(in_piece), first, Origin::Seed),
+        Some(Origin::Twin(first)) => side_by_side(parts.iter().take_while(in_piece), first, Origin::Twin),
         _ => 1,
     }
+}
+
+/// How many of the parts lie one behind the other from block `next` on.
+fn side_by_side<'a>(parts: impl Iterator<Item = &'a Part>, mut next: u32, of: fn(u32) -> Origin) -> usize {
+    let joins = |part: &&Part| {
+        let joined = part.origin == of(next);
+        next = next.saturating_add(part.chunk.length / BLOCK);
+        joined
+    };
+    parts.take_while(joins).count()
 }
 
 /// Works until the queue ends. What is queued after a cancel is short and was paid for, so it is still written.
@@ -170,6 +178,10 @@ impl Worker<'_> {
             let rest = parts.get(next..).unwrap_or_default();
             let count = run_length(rest, &arrivals.here);
             let run = rest.get(..count).unwrap_or_default();
+            if matches!(part.origin, Origin::Twin(_)) {
+                self.flush(&mut pending, start)?;
+                self.writer.settle()?;
+            }
             let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
             if run.is_empty() || needed && !self.fill(run, &mut arrivals.here, start)? {
                 // What comes behind can't be unpacked without it.
@@ -211,13 +223,11 @@ impl Worker<'_> {
             Origin::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
                 let read = seed.map(|seed| seed.read(rest, u64::from(*block) * u64::from(BLOCK)));
-                let mut left: &[u8] = rest;
-                let mut right = |part: &Part| {
-                    let (content, after) = left.split_at((part.chunk.length as usize).min(left.len()));
-                    left = after;
-                    ChunkDigest::of(content) == part.chunk.digest
-                };
-                matches!(read, Some(Ok(()))) && run.iter().all(&mut right)
+                matches!(read, Some(Ok(()))) && are_right(run, rest)
+            }
+            Origin::Twin(block) => {
+                let read = self.sink.read(rest, u64::from(*block) * u64::from(BLOCK));
+                read.is_ok() && are_right(run, rest)
             }
             Origin::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
@@ -243,7 +253,7 @@ impl Worker<'_> {
             *pending = Pending { range: at..at, zero, reused: 0 };
         }
         pending.range.end = at + length;
-        if matches!(origin, Origin::Seed(_)) {
+        if matches!(origin, Origin::Seed(_) | Origin::Twin(_)) {
             pending.reused += u64::from(chunk.length);
         }
         Ok(())
@@ -261,4 +271,14 @@ impl Worker<'_> {
             }
         }
     }
+}
+
+/// Whether `content` is that of the parts, one behind the other.
+fn are_right(parts: &[Part], content: &[u8]) -> bool {
+    let mut left = content;
+    parts.iter().all(|part| {
+        let (own, after) = left.split_at((part.chunk.length as usize).min(left.len()));
+        left = after;
+        ChunkDigest::of(own) == part.chunk.digest
+    })
 }

@@ -1,6 +1,7 @@
 //! Verified pieces -> the slot, on a thread of its own, so that a slow medium and a busy processor do not wait for
 //! each other. Pieces are copied to buffers of which there are few: they bound memory, and what a kill loses.
 
+use std::cell::RefCell;
 use std::sync::mpsc;
 
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,9 @@ enum Job {
 /// The way to the thread.
 pub(super) struct Writer {
     jobs: mpsc::SyncSender<Job>,
-    idle: mpsc::Receiver<Buffer>,
+    /// Buffers that are free again, and those that are known to be.
+    freed: mpsc::Receiver<Buffer>,
+    idle: RefCell<Vec<Buffer>>,
 }
 
 /// Runs `work` with a writer beside it, and returns when all that it was given is written. An error of the writer
@@ -46,19 +49,19 @@ pub(super) fn beside<T>(
     work: impl FnOnce(&Writer) -> Result<T, StageError>,
 ) -> Result<T, StageError> {
     let (jobs, queue) = mpsc::sync_channel(PIECES);
-    let (free, idle) = mpsc::channel();
-    (0..PIECES).for_each(|_| free.send(shared.buffers.take()).unwrap_or_default());
+    let (free, freed) = mpsc::channel();
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             let done = queue.into_iter().try_for_each(|job| write(shared, sink, job, &free));
             done.inspect_err(|_| stop.cancel())
         });
-        let writer = Writer { jobs, idle };
+        let idle = (0..PIECES).map(|_| shared.buffers.take()).collect();
+        let writer = Writer { jobs, freed, idle: RefCell::new(idle) };
         let done = work(&writer);
-        let Writer { jobs, idle } = writer;
+        let Writer { jobs, freed, idle } = writer;
         drop(jobs);
         let written = thread.join().map_err(|_| StageError::Thread("the writer panicked".into()));
-        idle.try_iter().for_each(|buffer| shared.buffers.give(buffer));
+        freed.try_iter().chain(idle.into_inner()).for_each(|buffer| shared.buffers.give(buffer));
         written.and_then(|written| written).and(done)
     })
 }
@@ -90,7 +93,8 @@ fn write(shared: &Shared, sink: &Sink, job: Job, free: &mpsc::Sender<Buffer>) ->
 impl Writer {
     /// At most a piece; waits for a buffer to copy it to.
     pub(super) fn write(&self, content: &[u8], offset: u64, reused: u64) -> Result<(), StageError> {
-        let mut buffer = self.idle.recv().map_err(|_| gone())?;
+        let idle = self.idle.borrow_mut().pop();
+        let mut buffer = idle.map_or_else(|| self.freed.recv().map_err(|_| gone()), Ok)?;
         let length = content.len();
         buffer.first_mut(length).copy_from_slice(content);
         self.send(Job::Write { buffer, length, offset, reused })
@@ -102,6 +106,15 @@ impl Writer {
 
     pub(super) fn done(&self, group: u64) -> Result<(), StageError> {
         self.send(Job::Done { group })
+    }
+
+    /// Waits until the slot has what it was given: then every buffer is free.
+    pub(super) fn settle(&self) -> Result<(), StageError> {
+        let mut idle = self.idle.borrow_mut();
+        while idle.len() < PIECES {
+            idle.push(self.freed.recv().map_err(|_| gone())?);
+        }
+        Ok(())
     }
 
     fn send(&self, job: Job) -> Result<(), StageError> {
