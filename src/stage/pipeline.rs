@@ -1,7 +1,7 @@
 //! Fetching, unpacking, hashing and writing at the same time: a few requests are on their way; their blocks go to
 //! a thread that unpacks them (`worker`) in the order of the image, each as soon as it has come, and from there to
 //! one that writes (`writer`). So little is lost when the agent dies, and memory is a window of packed bytes, a
-//! group and three pieces, whatever the image's size.
+//! group and two pieces, whatever the image's size.
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use super::sink::Withheld;
 use super::{Progress, StageError, Step, Target};
 use crate::manifest::Digest;
 
-/// One read, bytes; three are in memory.
+/// One read, bytes; two are in memory, one that is read and one that is hashed.
 const STEP: usize = 256 * 1024;
 
 /// How far the target holds the image, told while it is written. An empty one holds nobody up.
@@ -114,7 +114,7 @@ pub(super) fn read_along(
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<Digest, StageError> {
-    let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(1);
+    let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(0);
     let (empty, emptied) = mpsc::channel::<Buffer>();
     let start = head.len() as u64;
     frontier.wait(start)?;

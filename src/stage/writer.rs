@@ -11,8 +11,8 @@ use super::buffer::Buffer;
 use super::pipeline::Shared;
 use super::sink::Sink;
 
-/// Pieces in memory: one that is written, one that waits, and one that is filled.
-const PIECES: usize = 3;
+/// Pieces in memory: one that is written, and one that is filled or waits.
+const PIECES: usize = 2;
 
 enum Job {
     /// The first `length` bytes of the buffer; so many of them are `reused` from a slot.

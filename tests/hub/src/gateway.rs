@@ -270,6 +270,11 @@ impl Gateway {
         Ok(Some(ended.context("the agent does not stop on SIGTERM")??))
     }
 
+    /// The agent's process.
+    pub fn agent_id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+
     /// Waits until the agent asks for a reboot; the caller performs it. An error if the agent ends instead.
     pub async fn reboot_requested(&mut self) -> Result<()> {
         let Some(process) = &mut self.process else { bail!("the gateway is off") };
