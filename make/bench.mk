@@ -13,8 +13,6 @@ bench-memory: ## peak memory and time of an install, for images of 64 MiB to 8 G
 bench-images: ## only build the real image pairs of the benchmark (root)
 	@tests/bench/images.sh $(BENCH_DIR)
 
-experiment: ## how chunk sizes and grouping change sizes, on these images: the table of docs/delta.md (hours)
+experiment: ## chunk sizes, kinds of image and dictionaries, on these images: the tables of docs/delta.md (an hour)
 	CARGO_TARGET_DIR=$(BENCH_DIR)/experiment $(CARGO) build --release --manifest-path tests/bench/experiment/Cargo.toml
-	$(BENCH_DIR)/experiment/release/experiment $(BENCH_DIR)/new.ext4 $(BENCH_DIR)/old.ext4 1 \
-	  16/64/128/2048/frame/19 8/16/128/2048/frame/19 8/16/128/1024/blocks/19 8/16/128/2048/blocks/19 \
-	  4/12/128/2048/blocks/19 4/4/4/64/unit/19
+	@tests/bench/experiment/run.sh $(BENCH_DIR)/experiment/release/experiment $(BENCH_DIR)
