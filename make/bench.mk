@@ -3,12 +3,13 @@
 BENCH_DIR ?= /var/tmp/fwupdate-bench
 
 bench: ## install and delta side by side with other tools, medians of five (root, 6 GB and half an hour the first time)
-	$(CARGO) build --release --bin fwupdate-bundle --example install
+	$(CARGO) build --release --bin fwupdate-bundle --bin fwupdated --example install
+	$(CARGO) build -p fwupdate-hub --example peak
 	@tests/bench/run.sh $(BENCH_DIR)
 
-bench-memory: ## peak memory and time of an install, for images of 64 MiB to 8 GiB (10 GB of disk)
+bench-memory: ## peak memory and time of an install, for images of 64 MiB to 8 GiB: docs/memory.svg (10 GB of disk)
 	$(CARGO) build --release --bin fwupdate-bundle --example install
-	@tests/bench/memory.sh $(BENCH_DIR)
+	@DRAW=docs/memory.svg tests/bench/memory.sh $(BENCH_DIR)
 
 bench-images: ## only build the real image pairs of the benchmark (root)
 	@tests/bench/images.sh $(BENCH_DIR)

@@ -2,15 +2,16 @@
 # `make bench-memory`: whether time grows with the bytes moved and memory not at all. Images of growing size, a tenth
 # of each random data in 4 MiB pieces, are installed over HTTPS to an empty slot file.
 #
-#   memory.sh FOLDER [SIZE...]      64M 512M 2G 8G unless sizes are given; 10 GB, which it gives back
+#   memory.sh FOLDER [SIZE...]      64M to 8G unless sizes are given; 10 GB, which it gives back. DRAW=FILE.svg draws it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 tool=$top/target/release/fwupdate-bundle
 install=$top/target/release/examples/install
+draw=$(realpath -m "${DRAW:-/dev/null}")
 base=${1:?usage: memory.sh FOLDER [SIZE...]}
 sizes=("${@:2}")
-[ ${#sizes[@]} -gt 0 ] || sizes=(64M 512M 2G 8G)
+[ ${#sizes[@]} -gt 0 ] || sizes=(64M 512M 1G 2G 4G 8G)
 mkdir -p "$base"
 dir=$(mktemp -d "$base/memory.XXXXXX")
 server=
@@ -27,6 +28,7 @@ url=https://localhost:$(cut -d' ' -f1 ports)
 field() { sed -E "s/.*\"$1\":([0-9.]+).*/\\1/" result; }
 ratio() { awk "BEGIN {printf \"%.2f\", $1 / ($2)}"; }
 
+{
 echo "| image | data, MB | chunks | fetched, MB | seconds | seconds a GB of data | seconds a GB of image | CPU s | peak, MiB |"
 echo "|---|---|---|---|---|---|---|---|---|"
 for size in "${sizes[@]}"; do
@@ -47,3 +49,5 @@ for size in "${sizes[@]}"; do
         "| $(ratio "$(field peakKiB)" 1024) |"
     rm -f image image.fwb slot
 done
+} | tee table
+[ -z "${DRAW:-}" ] || "$here/plot.py" "$draw" < table

@@ -4,7 +4,8 @@
 # a file, and is done when the slot is flushed; what it wrote is compared with the image.
 #
 #   run.sh FOLDER      RUNS=5 rounds; needs root. The images are made in FOLDER unless they are there (images.sh).
-#                      FWUPDATE_BUNDLE and FWUPDATE_INSTALL name other programs than the release builds.
+#                      FWUPDATE_BUNDLE and FWUPDATE_INSTALL name other programs than the release builds,
+#                      FWUPDATE_PROGRAMS the folder of another fwupdated.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -12,6 +13,7 @@ dir=$(mkdir -p "${1:?usage: run.sh FOLDER}" && cd "$1" && pwd)
 runs=${RUNS:-5}
 tool=${FWUPDATE_BUNDLE:-$top/target/release/fwupdate-bundle}
 install=${FWUPDATE_INSTALL:-$top/target/release/examples/install}
+programs=${FWUPDATE_PROGRAMS:-$top/target/release}
 pairs=${PAIRS:-ext4:new ext4:one squashfs:new erofs:new}
 # rauc-service would start a daemon that nobody needs here: the program is enough.
 packages="rauc swupdate casync zchunk xdelta3 zstd curl cpio dbus openssl squashfs-tools erofs-utils e2fsprogs
@@ -49,7 +51,7 @@ for pair in $pairs; do
         once "$image.$kind.zck" zck -o "$image.$kind.zck" "$image.$kind"
         once "$image.$kind.caibx" casync make --store="$image.$kind.castr" "$image.$kind.caibx" "$image.$kind" > /dev/null
     done
-    once "$name.$kind.xd3" xdelta3 -e -9 -S none -B 805306368 -s "old.$kind" "$name.$kind" "$name.$kind.xd3"
+    once "$name.$kind.xd3" xdelta3 -e -9 -B 805306368 -s "old.$kind" "$name.$kind" "$name.$kind.xd3"
     [ "$has_base" = 0 ] || once "$name.$kind.base.fwb" based "$name" "$kind"
 done
 
@@ -166,5 +168,12 @@ echo "zchunk and xdelta3 know the old image in a form of their own (old.zck besi
 echo "image alone). fwupdate fetches over TLS, the others without. Of the first pair:"
 echo
 echo "$commands"
+echo
+echo "fwupdated as a whole, with its session to the hub, while it updates old.ext4 to new.ext4, peak:"
+echo
+for name in new.ext4.fwb new.ext4.base.fwb; do
+    [ ! -e $name ] || "$top/target/debug/examples/peak" "$programs" "$name" keys/release.pub.pem old.ext4 |
+        sed -E "s/.*\"peakKiB\":([0-9]+).*/\1/" | awk "{printf \"    %s %.1f MiB\n\", \"$name\", \$1 / 1024}"
+done
 echo
 echo "Full bundle of new.ext4: $(stat -c %s new.ext4.fwb) bytes; zstd -19 of the image: $(stat -c %s new.ext4.zst); new.raucb: $(stat -c %s new.raucb); new.swu: $(stat -c %s new.swu)."

@@ -1,5 +1,5 @@
 //! How much memory `fwupdated` itself takes for an update, with its session to the hub, its record and its log: the
-//! program as it is shipped, told to update over HTTPS and stopped before the reboot. For `make bench-memory`.
+//! program as it is shipped, told to update over HTTPS and stopped before the reboot. For `make bench`.
 //!
 //!     peak FOLDER-OF-PROGRAMS BUNDLE KEY.pem IMAGE-OF-THE-BOOTED-SLOT
 
@@ -53,8 +53,8 @@ async fn measure(
         bootloader: Bootloader::Uboot,
         keys,
         cloud: Some(Cloud::register(&hub, DEVICE)?),
-        // What is staged waits for an approval that does not come.
-        settings: "[policy]\napproval = true\n".into(),
+        // The bundles of the benchmark; what is staged waits for an approval that does not come.
+        settings: "compatible = \"bench\"\n[policy]\napproval = true\n".into(),
     })?;
     gateway.power_on()?;
     gateway.run_until(&hub, LIMIT, |twin| twin["firmwareStatus"] == "standBy").await?;
