@@ -40,6 +40,8 @@ mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_on_bad_media;
+#[cfg(test)]
 mod tests_on_bytes;
 #[cfg(test)]
 mod tests_on_devices;
