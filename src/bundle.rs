@@ -20,9 +20,9 @@ use crate::failure::{Code, Failure};
 use crate::manifest::{Body, Digest, MANIFEST_CAP, PATCHES_CAP, Patch, SIGNATURES_CAP};
 
 pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
-pub use index::{Chunks, Index, IndexWriter, chunks_in};
+pub use index::{Chunks, Index, IndexWriter, Keeper, chunks_in};
 pub use patch::{OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndex, PatchIndexWriter, PrefixDigest};
-pub use runs::{LONGEST, Run, fetch_bytes, join, runs};
+pub use runs::{GAP, LONGEST, Run, fetch_bytes, join, runs};
 
 /// The members, in the order in which they must come.
 pub const MEMBERS: [&str; 4] = ["manifest.json", "manifest.sig", "rootfs.index", "rootfs.zst"];
@@ -248,8 +248,11 @@ impl Layout {
             return Err(BundleError::Patch { reason: "there is none of this number" });
         };
         signed_size(slice(span, 0, tar::BLOCK)?, index_member, index)?;
-        let rest = slice(span, tar::BLOCK, span.len().saturating_sub(tar::BLOCK))?;
-        between(rest, (index_member, index), (payload_member, payload))
+        let length = usize::try_from(index.end - index.start).unwrap_or(usize::MAX);
+        let content = slice(span, tar::BLOCK, length)?;
+        let rest = span.get(tar::BLOCK + length..).unwrap_or_default();
+        after(rest, (index_member, index), (payload_member, payload))?;
+        Ok(content)
     }
 
     /// What a device fetches before the payload: its first request, and the index with the header behind it.
@@ -280,8 +283,17 @@ impl Layout {
     /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index. The
     /// `need` of `BundleError::Short` counts from the start of the span here.
     pub fn index<'a>(&self, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
+        let length = usize::try_from(self.index.end - self.index.start).unwrap_or(usize::MAX);
+        let content = slice(span, 0, length)?;
+        self.index_end(span.get(length..).unwrap_or_default())?;
+        Ok(content)
+    }
+
+    /// Checks what `index_span` has behind the index itself: its padding and the payload's header. The `need` of
+    /// `BundleError::Short` counts from there.
+    pub fn index_end(&self, bytes: &[u8]) -> Result<(), BundleError> {
         let [_, _, index, payload] = MEMBERS;
-        between(span, (index, &self.index), (payload, &self.payload))
+        after(bytes, (index, &self.index), (payload, &self.payload))
     }
 }
 
@@ -291,18 +303,15 @@ fn behind(before: &Range<u64>, size: u64) -> Range<u64> {
     start..start.saturating_add(size)
 }
 
-/// Takes apart a content, its padding and the header of the next member; returns the content.
-fn between<'a>(
-    bytes: &'a [u8],
+/// Checks what follows a content: its padding and the header of the next member.
+fn after(
+    bytes: &[u8],
     (member, place): (&'static str, &Range<u64>),
     (next, next_place): (&'static str, &Range<u64>),
-) -> Result<&'a [u8], BundleError> {
-    let length = usize::try_from(place.end - place.start).unwrap_or(usize::MAX);
-    let padded = length.checked_next_multiple_of(tar::BLOCK).unwrap_or(usize::MAX);
-    let content = slice(bytes, 0, length)?;
-    zeros(slice(bytes, 0, padded)?.get(length..).unwrap_or_default(), member)?;
-    signed_size(slice(bytes, padded, tar::BLOCK)?, next, next_place)?;
-    Ok(content)
+) -> Result<(), BundleError> {
+    let padding = (tar::padded(place.end) - place.end) as usize;
+    zeros(slice(bytes, 0, padding)?, member)?;
+    signed_size(slice(bytes, padding, tar::BLOCK)?, next, next_place)
 }
 
 /// The header of `member` must give the size of `place`.

@@ -24,6 +24,7 @@ pub mod control;
 pub mod device;
 pub mod health;
 pub mod hub;
+pub mod memory;
 pub mod stage;
 pub mod store;
 pub mod tls;

@@ -20,6 +20,7 @@ use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 
 mod buffer;
+mod by_digest;
 mod cost;
 mod fetch;
 mod hosts;
@@ -29,6 +30,7 @@ mod map;
 mod map_tests;
 mod meter;
 mod open;
+mod origins;
 mod patch;
 mod pipeline;
 mod route;
@@ -53,7 +55,9 @@ mod verify;
 mod web;
 mod window;
 mod worker;
+mod workspace;
 mod write;
+mod writer;
 
 pub use cost::{Cost, cost};
 pub use fetch::{Http, Source, redact};
@@ -62,6 +66,7 @@ pub use meter::Meter;
 pub use open::{Bundle, open};
 pub use target::Target;
 pub use verify::read_back;
+pub use workspace::Workspace;
 pub use write::{Booted, stage};
 
 /// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
@@ -131,6 +136,8 @@ pub enum StageError {
     Slot { path: PathBuf, offset: u64, source: io::Error },
     #[error("the slot {} cannot be used: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },
+    #[error("a working file in {} failed: {reason}; check that disk", path.display())]
+    Workspace { path: PathBuf, reason: String },
     #[error("staging was cancelled")]
     Cancelled,
     #[error("the HTTP client cannot be made: {0}")]
@@ -161,7 +168,7 @@ impl From<StageError> for Failure {
             Busy { .. } => Code::SlotBusy,
             Slot { .. } | Unusable { .. } => Code::SlotWriteFailed,
             Cancelled => Code::Cancelled,
-            Client(_) | Thread(_) => Code::Internal,
+            Workspace { .. } | Client(_) | Thread(_) => Code::Internal,
         };
         Failure::new(code, message)
     }

@@ -12,7 +12,7 @@ use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
 use crate::plan::{self, Device, Now, Wait};
 use crate::slot::{BootEnv, Slot};
-use crate::stage::{self, Booted, Bundle, Maps, Meter, Target};
+use crate::stage::{self, Booted, Bundle, Maps, Meter, Target, Workspace};
 
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
 const HOLD_INTERVAL: Duration = Duration::from_secs(10);
@@ -88,7 +88,8 @@ impl Work {
         let source = gateway.source(operation)?;
         let required = gateway.settings.trust.required_signatures;
         let pin = operation.manifest_sha256;
-        let opening = stage::open(source, &http, self.meter.clone(), &keys, required, pin);
+        let workspace = Workspace::on_disk(&gateway.settings.state.dir);
+        let opening = stage::open(source, &http, self.meter.clone(), &keys, required, pin, &workspace);
         tokio::select! {
             opened = opening => Ok(Arc::new(opened?)),
             () = self.cancel.cancelled() => Err(cancelled()),

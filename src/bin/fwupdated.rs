@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     if matches!(fwupdate::pages::write::<Args>("8"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
+    fwupdate::memory::give_back_large_buffers();
     let args = Args::parse();
     let options = args.config.as_ref().map_or_else(Options::system, Options::file);
     if args.check_config {

@@ -1,6 +1,9 @@
 //! The member `rootfs.index`: what the image consists of, chunk by chunk.
 //!
-//! It is kept as it came, 20 bytes a chunk; offsets are running sums, remembered once every `STRIDE` chunks.
+//! It is kept as it came, 20 bytes a chunk, wherever its owner has room for it: the list of a large image would fill
+//! a small gateway's memory. Offsets are running sums, remembered once every `STRIDE` chunks.
+
+use std::fmt;
 
 use super::{BundleError, Chunk, ChunkDigest, frame_bound};
 use crate::manifest::{BLOCK, Digest, INDEX_CAP, Image};
@@ -9,7 +12,7 @@ const MAGIC: &[u8; 8] = b"fwuindex";
 const VERSION: u32 = 1;
 const HEADER: usize = 16;
 const RECORD: usize = 20;
-const STRIDE: usize = 64;
+const STRIDE: usize = 256;
 
 /// How many chunks an index of `size` bytes lists; `None` if no index has that size.
 pub fn chunks_in(size: u64) -> Option<u64> {
@@ -17,10 +20,34 @@ pub fn chunks_in(size: u64) -> Option<u64> {
     (records > 0 && records % RECORD as u64 == 0).then_some(records / RECORD as u64)
 }
 
+/// Where the bytes of an index are.
+pub trait Keeper: fmt::Debug + Send + Sync {
+    fn size(&self) -> u64;
+
+    /// Fills `out` from `offset`. `false` if that is not possible: then a list of chunks ends early, and its owner
+    /// has to know of it.
+    fn read(&self, out: &mut [u8], offset: u64) -> bool;
+}
+
+impl Keeper for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read(&self, out: &mut [u8], offset: u64) -> bool {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        match self.get(start..start.saturating_add(out.len())) {
+            Some(bytes) => out.copy_from_slice(bytes),
+            None => return false,
+        }
+        true
+    }
+}
+
 /// The chunk list of a signed image; every rule of the format holds for it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Index {
-    bytes: Vec<u8>,
+    bytes: Box<dyn Keeper>,
     /// The sums before every `STRIDE`th chunk.
     marks: Vec<Sums>,
     /// Digests of one zero block, two, and so on up to the longest chunk.
@@ -41,19 +68,24 @@ struct Sums {
 impl Index {
     /// Checks the bytes of `rootfs.index` against the manifest and takes them over.
     pub fn parse(bytes: Vec<u8>, image: &Image) -> Result<Index, BundleError> {
-        let (member, found, expected) = (super::MEMBERS[2], bytes.len() as u64, image.index_size);
+        Index::open(Box::new(bytes), image)
+    }
+
+    /// The same for bytes that are kept elsewhere.
+    pub fn open(bytes: Box<dyn Keeper>, image: &Image) -> Result<Index, BundleError> {
+        let (member, found, expected) = (super::MEMBERS[2], bytes.size(), image.index_size);
         if found != expected {
             return Err(BundleError::Size { member, found, expected, rule: "signed" });
         }
-        if Digest::of(&bytes) != image.index_sha256 {
+        if hash(&*bytes) != Some(image.index_sha256) {
             return Err(BundleError::Digest { member });
         }
         let header =
-            header(&bytes).ok_or(BundleError::Index { reason: "its header is not that of version 1" })?;
+            header(&*bytes).ok_or(BundleError::Index { reason: "its header is not that of version 1" })?;
         if Some(header) != chunks_in(found) {
             return Err(BundleError::Index { reason: "its chunk count does not fit its size" });
         }
-        let marks = check_records(&bytes, image)?;
+        let marks = check_records(&*bytes, image)?;
         let zeros = zero_digests(image.chunking.block, image.chunking.max);
         Ok(Index { bytes, marks, zeros, block: image.chunking.block, group: image.chunking.group })
     }
@@ -61,7 +93,7 @@ impl Index {
     /// The number of chunks; at least one.
     #[allow(clippy::len_without_is_empty, reason = "an index is never empty")]
     pub fn len(&self) -> usize {
-        (self.bytes.len() - HEADER) / RECORD
+        count(&*self.bytes)
     }
 
     pub fn get(&self, position: usize) -> Option<Chunk> {
@@ -80,8 +112,7 @@ impl Index {
         let sums = self.marks.get(position / STRIDE).copied();
         // Beyond the end there is none.
         let next = if sums.is_some() { first } else { self.len() };
-        let (sums, bytes) = (sums.unwrap_or_default(), self.bytes.as_slice());
-        let mut chunks = Chunks { bytes, next, sums, group: self.group };
+        let mut chunks = Chunks::new(&*self.bytes, self.group, next, sums.unwrap_or_default());
         (first..position).for_each(|_| {
             chunks.next();
         });
@@ -98,16 +129,31 @@ impl Index {
         let blocks = (chunk.length / self.block) as usize;
         blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
     }
+}
 
-    /// The exact bytes of `rootfs.index`, to be kept beside the installed image.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+/// How many records lie behind the header.
+fn count(bytes: &dyn Keeper) -> usize {
+    usize::try_from(bytes.size()).unwrap_or(usize::MAX).saturating_sub(HEADER) / RECORD
+}
+
+fn hash(bytes: &dyn Keeper) -> Option<Digest> {
+    use sha2::Digest as _;
+    let (mut hash, mut block) = (sha2::Sha256::new(), vec![0; STRIDE * RECORD]);
+    for at in (0..bytes.size()).step_by(block.len()) {
+        let length = (bytes.size() - at).min(block.len() as u64) as usize;
+        let part = block.get_mut(..length).filter(|_| length > 0)?;
+        if !bytes.read(part, at) {
+            return None;
+        }
+        hash.update(part);
     }
+    Some(Digest(hash.finalize().into()))
 }
 
 /// The chunk count that the header gives; `None` if it is no header of ours.
-fn header(bytes: &[u8]) -> Option<u64> {
-    let rest = bytes.strip_prefix(MAGIC)?;
+fn header(bytes: &dyn Keeper) -> Option<u64> {
+    let mut header = [0; HEADER];
+    let rest = if bytes.read(&mut header, 0) { header.strip_prefix(MAGIC)? } else { return None };
     let (version, rest) = word(rest)?;
     let (count, _) = word(rest)?;
     (version == VERSION).then_some(u64::from(count))
@@ -119,10 +165,10 @@ fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// Checks every record and the sums; returns the marks.
-fn check_records(bytes: &[u8], image: &Image) -> Result<Vec<Sums>, BundleError> {
+fn check_records(bytes: &dyn Keeper, image: &Image) -> Result<Vec<Sums>, BundleError> {
     let bad = |reason| Err(BundleError::Index { reason });
     let mut marks = Vec::new();
-    let mut chunks = Chunks { bytes, next: 0, sums: Sums::default(), group: image.chunking.group };
+    let mut chunks = Chunks::new(bytes, image.chunking.group, 0, Sums::default());
     loop {
         let (position, before) = (chunks.next, chunks.sums);
         let Some(chunk) = chunks.next() else { break };
@@ -161,10 +207,33 @@ fn zero_digests(block: u32, max: u32) -> Vec<ChunkDigest> {
 /// than 2^24 bytes.
 #[derive(Debug, Clone)]
 pub struct Chunks<'a> {
-    bytes: &'a [u8],
+    bytes: &'a dyn Keeper,
+    /// Records from `next` on that were read together, the last ones first.
+    read: Vec<[u8; RECORD]>,
     next: usize,
     sums: Sums,
     group: u32,
+}
+
+impl<'a> Chunks<'a> {
+    fn new(bytes: &'a dyn Keeper, group: u32, next: usize, sums: Sums) -> Chunks<'a> {
+        Chunks { bytes, read: Vec::new(), next, sums, group }
+    }
+
+    /// The next record; `None` at the end, and where it can't be read.
+    fn record(&mut self) -> Option<[u8; RECORD]> {
+        if self.read.is_empty() {
+            let mut block = [0; STRIDE * RECORD];
+            let left = count(self.bytes).saturating_sub(self.next);
+            let part = block.get_mut(..left.min(STRIDE) * RECORD)?;
+            if !self.bytes.read(part, (HEADER + self.next * RECORD) as u64) {
+                return None;
+            }
+            let records = part.chunks_exact(RECORD).rev();
+            self.read.extend(records.filter_map(|record| <[u8; RECORD]>::try_from(record).ok()));
+        }
+        self.read.pop()
+    }
 }
 
 const _: () = assert!(INDEX_CAP / (RECORD as u64) < 1 << 21);
@@ -173,8 +242,8 @@ impl Iterator for Chunks<'_> {
     type Item = Chunk;
 
     fn next(&mut self) -> Option<Chunk> {
-        let start = HEADER + self.next * RECORD;
-        let (sizes, digest) = word(self.bytes.get(start..start + RECORD)?)?;
+        let record = self.record()?;
+        let (sizes, digest) = word(&record)?;
         let (length, frame_length) = ((sizes >> 24) * BLOCK, sizes & 0x00ff_ffff);
         let digest = ChunkDigest(digest.try_into().ok()?);
         let Sums { offset, frame_offset, .. } = self.sums;
@@ -188,14 +257,7 @@ impl Iterator for Chunks<'_> {
         self.sums.frame_offset += u64::from(frame_length);
         Some(Chunk { offset, group_offset, length, frame_offset, frame_length, digest })
     }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = (self.bytes.len().saturating_sub(HEADER) / RECORD).saturating_sub(self.next);
-        (left, Some(left))
-    }
 }
-
-impl ExactSizeIterator for Chunks<'_> {}
 
 /// Builds the bytes of `rootfs.index`, chunk by chunk.
 #[derive(Debug, Clone)]
@@ -266,10 +328,10 @@ mod tests {
 
     #[test]
     fn any_chunk_is_found_without_reading_all() {
-        let chunks: Vec<_> = (0..300).map(|n| (4096 * (1 + n % 32), 1 + n)).collect();
+        let chunks: Vec<_> = (0..600).map(|n| (4096 * (1 + n % 32), 1 + n)).collect();
         let (bytes, image) = image(&chunks);
         let index = Index::parse(bytes, &image).unwrap();
-        assert_eq!((index.len(), index.iter().len()), (300, 300));
+        assert_eq!((index.len(), index.iter().count()), (600, 600));
         let (mut end, mut group) = ((0, 0), 0);
         for (position, chunk) in index.iter().enumerate() {
             if chunk.offset >> 21 != group >> 21 {
@@ -285,7 +347,7 @@ mod tests {
                 (chunk.offset + u64::from(chunk.length), chunk.frame_offset + u64::from(chunk.frame_length));
         }
         assert_eq!(end, (image.size, image.payload_size));
-        assert_eq!((index.get(300), index.position(image.size)), (None, 300));
+        assert_eq!((index.get(600), index.position(image.size)), (None, 600));
     }
 
     #[test]

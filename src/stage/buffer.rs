@@ -3,8 +3,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::manifest::CHUNK_CAP;
+
 /// What O_DIRECT may ask of addresses, offsets and lengths, bytes.
 pub(super) const ALIGN: usize = 4096;
+
+/// One transfer to or from a medium, bytes; at least the longest chunk.
+pub(super) const PIECE: usize = 256 * 1024;
+const _: () = assert!(PIECE >= CHUNK_CAP as usize);
 
 /// A zeroed buffer of fixed capacity.
 #[derive(Debug, Default)]
@@ -31,24 +37,18 @@ impl Buffer {
     }
 }
 
-/// The large buffers of one staging, which its steps use by turns: an allocator that gets them back and hands
+/// Buffers of `PIECE` bytes that the steps of one staging use by turns: an allocator that gets them back and hands
 /// them out anew keeps some of both.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: Mutex<Vec<Buffer>>,
-    capacity: usize,
 }
 
 impl Pool {
-    /// Of buffers of `capacity` bytes.
-    pub(super) fn new(capacity: usize) -> Pool {
-        Pool { idle: Mutex::default(), capacity }
-    }
-
     /// A buffer with anything in it.
     pub(super) fn take(&self) -> Buffer {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.unwrap_or_else(|| Buffer::new(self.capacity))
+        idle.unwrap_or_else(|| Buffer::new(PIECE))
     }
 
     pub(super) fn give(&self, buffer: Buffer) {
@@ -81,12 +81,12 @@ mod tests {
 
     #[test]
     fn a_pool_hands_out_what_it_got_back() {
-        let pool = Pool::new(4096);
+        let pool = Pool::default();
         let (one, two) = (pool.take(), pool.take());
         let [first, second] = [&one, &two].map(|buffer| buffer.first(1).as_ptr());
         assert_ne!(first, second);
         pool.give(one);
-        assert_eq!(pool.take().first(4096).as_ptr(), first);
+        assert_eq!(pool.take().first(PIECE).as_ptr(), first);
         assert_ne!(pool.take().first(1).as_ptr(), second);
     }
 }

@@ -1,8 +1,10 @@
 //! What an update will download, told without doing it, by the same rules by which `stage` makes its requests.
 
+use super::by_digest::find_twins;
+use super::origins::{Origin, Origins};
 use super::patch::{self, Patch};
 use super::pipeline::fetch_size;
-use super::survey::Origin;
+use super::workspace::Workspace;
 use crate::bundle::{Chunk, Index, Layout, PatchIndex};
 
 /// Body bytes that are fetched, by what they are for.
@@ -35,14 +37,17 @@ pub fn cost<E>(
         true => Origin::InPlace,
         false => Origin::Fetch,
     };
-    let mut origins: Vec<Origin> = index.iter().map(origin).collect();
+    let workspace = Workspace::default();
+    let origins = Origins::new(&workspace, index.len());
+    origins.set(0, &index.iter().map(origin).collect::<Vec<_>>());
+    find_twins(index, &origins, &workspace);
     let mut cost = Cost { head: layout.head_bytes(), ..Cost::default() };
     let missing = patch::missing(index, &origins);
     if let Some((number, span)) =
         number.and_then(|number| Some((number, patch::span(layout, number, missing)?)))
     {
         let patch = Patch::new(number, read(number)?);
-        patch.take(index, &mut origins, |_| true);
+        patch.take(index, &origins, |_| true);
         cost.patch = span.end - span.start + patch.fetch_size(layout, index, &origins);
     }
     cost.frames = fetch_size(layout, index, &origins);

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Pool;
-use super::survey::{Origin, STEP, Seed, Survey};
+use super::origins::Origin;
+use super::survey::{Seed, Survey};
 use super::testing::*;
 use super::*;
 use crate::bundle::{ChunkDigest, Index};
@@ -74,7 +75,8 @@ impl Gateway {
             target: &target,
             seed: Some(&seed),
             map: Some(&self.maps.booted),
-            buffers: &Pool::new(STEP),
+            buffers: &Pool::default(),
+            workspace: &Workspace::on_disk(folder.path()),
             progress: &progress,
             cancel: &cancel,
         };

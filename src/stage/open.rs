@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::StageError;
 use super::fetch::{Http, Remote, Source};
 use super::meter::Meter;
+use super::workspace::Workspace;
 use crate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX, Index, Layout};
 use crate::manifest::{self, Digest, Manifest, TrustedKeys};
 
@@ -15,12 +16,13 @@ pub struct Bundle {
     remote: Remote,
     manifest: Manifest,
     layout: Layout,
+    workspace: Workspace,
 }
 
 /// Fetches and verifies the manifest: `required` signatures by different `keys`, and the digest that the
 /// call `pin`ned, if it did.
 ///
-/// `meter` goes on counting for this operation.
+/// `meter` goes on counting for this operation; `workspace` is where its lists are kept while it is staged.
 pub async fn open(
     source: Source,
     http: &Http,
@@ -28,10 +30,11 @@ pub async fn open(
     keys: &TrustedKeys,
     required: usize,
     pin: Option<Digest>,
+    workspace: &Workspace,
 ) -> Result<Bundle, StageError> {
     let again = Remote::new(source.clone(), http, meter.clone())?;
-    match Bundle::open(Remote::new(source, http, meter)?, keys, required, pin).await {
-        Err(StageError::Changed { .. }) => Bundle::open(again, keys, required, pin).await,
+    match Bundle::open(Remote::new(source, http, meter)?, keys, required, pin, workspace).await {
+        Err(StageError::Changed { .. }) => Bundle::open(again, keys, required, pin, workspace).await,
         done => done,
     }
 }
@@ -42,6 +45,7 @@ impl Bundle {
         keys: &TrustedKeys,
         required: usize,
         pin: Option<Digest>,
+        workspace: &Workspace,
     ) -> Result<Bundle, StageError> {
         let bytes = read_head(&remote).await?;
         let from = || remote.name().to_owned();
@@ -61,7 +65,7 @@ impl Bundle {
         // Up to the index: what follows has digests of its own.
         let length = usize::try_from(layout.index_span().start).unwrap_or(usize::MAX).min(bytes.len());
         remote.remember_head(bytes.get(..length).unwrap_or_default());
-        Ok(Bundle { remote, manifest, layout })
+        Ok(Bundle { remote, manifest, layout, workspace: workspace.clone() })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -75,11 +79,27 @@ impl Bundle {
 
     /// Fetches and verifies the chunk list: the second step, after the manifest was accepted.
     pub async fn index(&self) -> Result<Index, StageError> {
-        let span = self.layout.index_span();
-        let mut bytes = self.remote.read(span.start, span.end).await?;
-        let length = self.layout.index(&bytes).map_err(|source| self.malformed(source))?.len();
-        bytes.truncate(length);
-        Index::parse(bytes, &self.manifest.image).map_err(|source| self.malformed(source))
+        let (span, size) = (self.layout.index_span(), self.manifest.image.index_size);
+        let (list, mut end) = (self.workspace.list(size), Vec::new());
+        let (mut range, mut at) = (self.remote.range(span.start, span.end), 0);
+        while let Some(part) = range.next().await? {
+            let own = (size - at).min(part.len() as u64) as usize;
+            let (own, rest) = part.split_at(own);
+            list.write(own, at);
+            at += own.len() as u64;
+            end.extend_from_slice(rest);
+        }
+        if at < size {
+            return Err(self.malformed(BundleError::Short { need: span.end }));
+        }
+        self.layout.index_end(&end).map_err(|source| self.malformed(source))?;
+        let index = Index::open(Box::new(list), &self.manifest.image);
+        self.workspace.check()?;
+        index.map_err(|source| self.malformed(source))
+    }
+
+    pub(super) fn workspace(&self) -> &Workspace {
+        &self.workspace
     }
 
     pub(super) fn remote(&self) -> &Remote {

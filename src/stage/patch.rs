@@ -11,13 +11,17 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::{Buffer, Pool};
+use super::buffer::{Buffer, PIECE, Pool};
 use super::open::Bundle;
+use super::origins::{Origin, Origins};
 use super::pipeline::Shared;
 use super::sink::Sink;
-use super::survey::{Origin, STEP, Seed, fetch_again};
+use super::survey::Seed;
 use super::{StageError, finished};
-use crate::bundle::{BundleError, Chunk, Decoder, Index, Layout, PatchFrame, PatchIndex, PrefixDigest, join};
+use crate::bundle::{
+    BundleError, Chunk, Decoder, Index, Layout, OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndex, PrefixDigest,
+    join,
+};
 use crate::manifest::{self, BLOCK, Digest};
 
 /// A patch from what the booted slot holds.
@@ -44,7 +48,7 @@ impl Patch {
         bundle: &Bundle,
         shared: &Arc<Shared>,
         image: Option<Digest>,
-        origins: &mut Vec<Origin>,
+        origins: &Arc<Origins>,
         cancel: &CancellationToken,
     ) -> Result<Option<Patch>, StageError> {
         let missing = missing(&shared.index, origins);
@@ -59,15 +63,12 @@ impl Patch {
         let own = bundle.layout().patch_index(number, &bytes).map_err(|error| bundle.malformed(error))?;
         let index = PatchIndex::parse(own.to_vec(), number, bundle.manifest(), &shared.index);
         let patch = Patch::new(number, index.map_err(|error| bundle.malformed(error))?);
-        let (shared, cancel) = (shared.clone(), cancel.clone());
-        let mut found = std::mem::take(origins);
+        let (shared, origins, cancel) = (shared.clone(), origins.clone(), cancel.clone());
         let surveyed = tokio::task::spawn_blocking(move || {
-            patch.survey(&shared, &mut found, &cancel)?;
-            Ok((patch, found))
+            patch.survey(&shared, &origins, &cancel)?;
+            Ok(Some(patch))
         });
-        let (patch, found) = finished(surveyed).await?;
-        *origins = found;
-        Ok(Some(patch))
+        finished(surveyed).await
     }
 
     pub(super) fn new(number: usize, index: PatchIndex) -> Patch {
@@ -75,20 +76,15 @@ impl Patch {
     }
 
     /// Takes the frames that pay and that the device `can` unpack: their chunks get the origin `Patch`.
-    pub(super) fn take(
-        &self,
-        index: &Index,
-        origins: &mut [Origin],
-        mut can: impl FnMut(&PatchFrame) -> bool,
-    ) {
+    pub(super) fn take(&self, index: &Index, origins: &Origins, mut can: impl FnMut(&PatchFrame) -> bool) {
         for frame in self.index.frames() {
-            let pays = frame.pays(index, |chunk| origins.get(chunk) == Some(&Origin::Fetch));
+            let pays = frame.pays(index, |chunk| origins.get(chunk) == Some(Origin::Fetch));
             if !pays || !can(&frame) {
                 continue;
             }
             for (number, _) in frame.chunks(index) {
-                if let Some(origin) = origins.get_mut(number).filter(|origin| **origin == Origin::Fetch) {
-                    *origin = Origin::Patch;
+                if origins.get(number) == Some(Origin::Fetch) {
+                    origins.set(number, &[Origin::Patch]);
                 }
             }
         }
@@ -98,15 +94,14 @@ impl Patch {
     fn survey(
         &self,
         shared: &Shared,
-        origins: &mut [Origin],
+        origins: &Origins,
         cancel: &CancellationToken,
     ) -> Result<(), StageError> {
         let Some(seed) = &shared.seed else { return Ok(()) };
-        let mut buffer = shared.buffers.take();
+        let mut buffer = Buffer::new(PREFIX_CAP);
         self.take(&shared.index, origins, |frame| {
             !cancel.is_cancelled() && prefix(seed, frame, &mut buffer).is_some()
         });
-        shared.buffers.give(buffer);
         if cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
     }
 
@@ -115,17 +110,17 @@ impl Patch {
         &'a self,
         layout: &'a Layout,
         index: &'a Index,
-        origins: &'a [Origin],
+        origins: &'a Origins,
     ) -> impl Iterator<Item = (Range<u64>, Vec<PatchFrame>)> + 'a {
         let wanted = |frame: &PatchFrame| {
-            frame.chunks(index).any(|(number, _)| origins.get(number) == Some(&Origin::Patch))
+            frame.chunks(index).any(|(number, _)| origins.get(number) == Some(Origin::Patch))
         };
         let frames = self.index.frames().filter(wanted);
         join(frames.filter_map(|frame| layout.patch_frame(self.number, &frame).map(|span| (frame, span))))
     }
 
     /// Bytes of the requests that `apply` will make.
-    pub(super) fn fetch_size(&self, layout: &Layout, index: &Index, origins: &[Origin]) -> u64 {
+    pub(super) fn fetch_size(&self, layout: &Layout, index: &Index, origins: &Origins) -> u64 {
         self.runs(layout, index, origins).map(|(span, _)| span.end - span.start).sum()
     }
 
@@ -135,7 +130,7 @@ impl Patch {
         &self,
         bundle: &Bundle,
         shared: &Arc<Shared>,
-        origins: &mut [Origin],
+        origins: &Origins,
         sink: &Arc<Sink>,
         cancel: &CancellationToken,
     ) -> Result<(), StageError> {
@@ -151,9 +146,8 @@ impl Patch {
         // Its error is the reason, and the feeder's then only its consequence.
         let lost = finished(patcher).await?;
         fed?;
-        let patched = origins.iter_mut().filter(|origin| **origin == Origin::Patch);
-        patched.for_each(|origin| *origin = Origin::InPlace);
-        fetch_again(origins, lost);
+        origins.replace(|origin| origin == Origin::Patch, Origin::InPlace);
+        origins.set_each(lost, Origin::Fetch);
         Ok(())
     }
 
@@ -162,7 +156,7 @@ impl Patch {
         &self,
         bundle: &Bundle,
         shared: &Shared,
-        origins: &[Origin],
+        origins: &Origins,
         jobs: &mpsc::Sender<Job>,
     ) -> Result<(), StageError> {
         for (span, frames) in self.runs(bundle.layout(), &shared.index, origins) {
@@ -188,7 +182,7 @@ impl Patch {
                 }
                 let chunks: Vec<_> = frame.chunks(&shared.index).collect();
                 let wanted =
-                    chunks.iter().map(|(number, _)| origins.get(*number) == Some(&Origin::Patch)).collect();
+                    chunks.iter().map(|(number, _)| origins.get(*number) == Some(Origin::Patch)).collect();
                 let sent = jobs.send(Job { frame, bytes, chunks, wanted }).await;
                 sent.map_err(|_| stopped())?;
             }
@@ -198,8 +192,8 @@ impl Patch {
 }
 
 /// Bytes of the plain blocks that would be fetched.
-pub(super) fn missing(index: &Index, origins: &[Origin]) -> u64 {
-    let wanted = index.iter().zip(origins).filter(|(_, origin)| **origin == Origin::Fetch);
+pub(super) fn missing(index: &Index, origins: &Origins) -> u64 {
+    let wanted = index.iter().zip(origins.iter()).filter(|(_, origin)| *origin == Origin::Fetch);
     wanted.map(|(chunk, _)| u64::from(chunk.frame_length)).sum()
 }
 
@@ -259,7 +253,7 @@ fn identify(
             break;
         }
         while at < patch.base_size && !cancel.is_cancelled() {
-            let part = buffer.first_mut((patch.base_size - at).min(STEP as u64) as usize);
+            let part = buffer.first_mut((patch.base_size - at).min(PIECE as u64) as usize);
             seed.read(part, at)?;
             hash.update(&*part);
             at += part.len() as u64;
@@ -287,7 +281,7 @@ struct Patcher {
 impl Patcher {
     /// Works until the queue ends. Returns the chunks that it could not bring.
     fn run(mut self, mut queue: mpsc::Receiver<Job>) -> Result<Vec<usize>, StageError> {
-        let (mut before, mut out) = (self.shared.buffers.take(), self.shared.buffers.take());
+        let (mut before, mut out) = (Buffer::new(PREFIX_CAP), Buffer::new(OUTPUT_CAP));
         let mut lost = Vec::new();
         while let Some(job) = queue.blocking_recv() {
             if !self.work(&job, &mut before, &mut out)? {
@@ -295,8 +289,6 @@ impl Patcher {
                 lost.extend(wanted.map(|((number, _), _)| *number));
             }
         }
-        self.shared.buffers.give(before);
-        self.shared.buffers.give(out);
         Ok(lost)
     }
 

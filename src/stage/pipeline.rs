@@ -1,21 +1,22 @@
 //! Fetching, unpacking, hashing and writing at the same time: a few requests are on their way; their blocks go to
-//! threads (`worker`) in the order of the image, each as soon as it has come. So little is lost when the agent
-//! dies, and memory is a window of packed bytes and a group a thread, whatever the image's size.
+//! a thread that unpacks them (`worker`) in the order of the image, each as soon as it has come, and from there to
+//! one that writes (`writer`). So little is lost when the agent dies, and memory is a window of packed bytes, a
+//! group and three pieces, whatever the image's size.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Pool;
 use super::open::Bundle;
+use super::origins::{Origin, Origins};
 use super::sink::Sink;
-use super::survey::{Origin, Seed, fetch_again};
-use super::worker::{Arrivals, Block, Group, Part, Worker};
+use super::survey::Seed;
+use super::worker::{self, Arrivals, Block, Group, Part};
 use super::{Progress, StageError, finished};
 use crate::bundle::{BundleError, Chunk, Index, LONGEST, Layout, Run, fetch_bytes, runs};
 
@@ -24,7 +25,7 @@ const IN_FLIGHT: usize = 4;
 /// What may have been asked for and not yet been unpacked, bytes: as much as 100 Mbit/s bring in 80 ms, and about two
 /// groups. It bounds memory, and what a kill loses.
 const WINDOW: usize = 2 * LONGEST as usize;
-/// Groups that may wait for a thread; they hold no more than the window lets in.
+/// Groups that may wait for the thread; they hold no more than the window lets in.
 const QUEUE: usize = 1;
 
 /// What all threads share.
@@ -34,10 +35,10 @@ pub(super) struct Shared {
     pub name: String,
     pub index: Arc<Index>,
     pub seed: Option<Seed>,
-    /// Buffers that hold the longest group.
+    /// Bytes of the longest group.
+    pub group: usize,
     pub buffers: Pool,
     pub progress: watch::Sender<Progress>,
-    pub threads: usize,
 }
 
 /// Brings all chunks that are not in place to `sink`.
@@ -46,23 +47,25 @@ pub(super) struct Shared {
 pub(super) async fn transfer(
     bundle: &Bundle,
     shared: &Arc<Shared>,
-    origins: &mut [Origin],
+    origins: &Origins,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
     let missed = pass(bundle, shared, origins, sink, cancel).await?;
+    bundle.workspace().check()?;
     if missed.is_empty() {
         return Ok(());
     }
     // The pass brought all others to their places.
-    origins.fill(Origin::InPlace);
-    fetch_again(origins, missed);
+    origins.replace(|_| true, Origin::InPlace);
+    origins.set_each(missed, Origin::Fetch);
     let more = fetch_size(bundle.layout(), &shared.index, origins);
     bundle.remote().afford(more)?;
     if bundle.remote().is_metered() {
         shared.progress.send_modify(|p| p.expected_download += more);
     }
     let missed = pass(bundle, shared, origins, sink, cancel).await?;
+    bundle.workspace().check()?;
     match missed.first().and_then(|position| shared.index.get(*position)) {
         None => Ok(()),
         // Only what is in place was not fetched.
@@ -74,13 +77,14 @@ pub(super) async fn transfer(
 }
 
 /// Bytes of the requests that `transfer` will make.
-pub(super) fn fetch_size(layout: &Layout, index: &Index, origins: &[Origin]) -> u64 {
+pub(super) fn fetch_size(layout: &Layout, index: &Index, origins: &Origins) -> u64 {
     fetch_bytes(index, layout, must_fetch(origins))
 }
 
-/// Which positions must be fetched.
-fn must_fetch(origins: &[Origin]) -> impl Fn(usize, &Chunk) -> bool + '_ {
-    |position, _| origins.get(position) == Some(&Origin::Fetch)
+/// Which chunks must be fetched, asked for one after the other.
+fn must_fetch(origins: &Origins) -> impl FnMut(usize, &Chunk) -> bool + '_ {
+    let mut told = origins.iter();
+    move |_, _| told.next() == Some(Origin::Fetch)
 }
 
 /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
@@ -88,67 +92,58 @@ fn must_fetch(origins: &[Origin]) -> impl Fn(usize, &Chunk) -> bool + '_ {
 async fn pass(
     bundle: &Bundle,
     shared: &Arc<Shared>,
-    origins: &[Origin],
+    origins: &Origins,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<Vec<usize>, StageError> {
     let stop = cancel.child_token();
     let (jobs, queue) = mpsc::channel(QUEUE);
-    let queue = Arc::new(Mutex::new(queue));
-    let worker = |_| {
-        let (shared, sink) = (shared.clone(), sink.clone());
-        let (queue, stop) = (queue.clone(), stop.clone());
-        tokio::task::spawn_blocking(move || Worker::new(shared, sink).run(&queue, &stop))
+    let worker = {
+        let (shared, sink, stop) = (shared.clone(), sink.clone(), stop.clone());
+        tokio::task::spawn_blocking(move || {
+            worker::run(&shared, &sink, queue, &stop).inspect_err(|_| stop.cancel())
+        })
     };
-    let workers: Vec<_> = (0..shared.threads).map(worker).collect();
-    drop(queue);
     let (lines, coming) = mpsc::unbounded_channel();
     let fetch = Fetch { bundle, shared, origins, window: Arc::new(Semaphore::new(WINDOW)) };
     let index = &shared.index;
     let mut delivery =
         Delivery { index, origins, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
-    let feed = async {
-        tokio::try_join!(feed_local(index, origins, &jobs), fetch.run(lines), delivery.run()).map(drop)
+    let fed = async {
+        let local = feed(index, origins, &jobs, |group| !group.is_fetched() && !group.has_twins());
+        tokio::try_join!(local, fetch.run(lines), delivery.run())?;
+        // Their twins are in place now, those in groups of the network's are among the groups before.
+        feed(index, origins, &jobs, |group| !group.is_fetched() && group.has_twins()).await
     };
     let fed = tokio::select! {
-        fed = feed => fed,
+        fed = fed => fed,
         () = stop.cancelled() => Err(StageError::Cancelled),
     };
     if fed.is_err() {
-        // What has come was paid for. Workers that are gone had an error of their own.
+        // What has come was paid for. A worker that is gone had an error of its own.
         delivery.run().await.ok();
     }
     drop(delivery);
     drop(jobs);
-    // A worker's error is the reason, and the feeder's then only its consequence.
-    let missed = join(workers).await?;
+    // The worker's error is the reason, and the feeder's then only its consequence.
+    let missed = finished(worker).await?;
     fed.map(|()| missed)
 }
 
-async fn join(workers: Vec<JoinHandle<Result<Vec<usize>, StageError>>>) -> Result<Vec<usize>, StageError> {
-    let mut result = Ok(Vec::new());
-    for worker in workers {
-        let done = finished(worker).await;
-        result = match (result, done) {
-            (Ok(mut all), Ok(missed)) => {
-                all.extend(missed);
-                Ok(all)
-            }
-            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-        };
-    }
-    result
-}
-
-/// Queues the groups that need no network.
-async fn feed_local(index: &Index, origins: &[Origin], jobs: &mpsc::Sender<Group>) -> Result<(), StageError> {
+/// Queues those groups that `belong`, if there is something to do for them.
+async fn feed(
+    index: &Index,
+    origins: &Origins,
+    jobs: &mpsc::Sender<Group>,
+    belong: impl Fn(&Group) -> bool,
+) -> Result<(), StageError> {
     let mut next = 0;
     while next < index.len() {
         let group = Group::at(index, origins, next);
         next += group.parts.len().max(1);
-        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_));
-        if !group.is_fetched() && group.parts.iter().any(local) {
-            // This fails only when every worker has ended: their error is the one that counts.
+        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_) | Origin::Twin(_));
+        if belong(&group) && group.parts.iter().any(local) {
+            // This fails only when the worker has ended: its error is the one that counts.
             jobs.send(group).await.map_err(|_| stopped())?;
         }
     }
@@ -164,7 +159,7 @@ type Line = mpsc::UnboundedReceiver<Batch>;
 struct Fetch<'a> {
     bundle: &'a Bundle,
     shared: &'a Shared,
-    origins: &'a [Origin],
+    origins: &'a Origins,
     window: Arc<Semaphore>,
 }
 
@@ -203,9 +198,11 @@ impl Fetch<'_> {
         let mut range = bundle.remote().range(run.span.start, run.span.end);
         let (mut at, mut bytes) = (run.span.start, Bytes::new());
         let (mut batch, mut group) = (Batch::new(), None);
+        let first = run.chunks.first().map_or(0, |first| *first as usize);
+        let mut chunks = (first..).zip(shared.index.from(first));
         for position in run.chunks {
             let position = position as usize;
-            let Some(chunk) = shared.index.get(position) else { break };
+            let Some((_, chunk)) = chunks.find(|(number, _)| *number == position) else { break };
             if group.replace(chunk.group_offset) != Some(chunk.group_offset) {
                 send(&line, &mut batch);
             }
@@ -230,16 +227,15 @@ impl Fetch<'_> {
 
 fn send(line: &mpsc::UnboundedSender<Batch>, batch: &mut Batch) {
     if !batch.is_empty() {
-        // Nobody listens once all workers are gone.
+        // Nobody listens once the worker is gone.
         line.send(std::mem::take(batch)).ok();
     }
 }
 
-/// Brings what arrives to its group, in the order of the image: so no more groups are open than there are
-/// workers, and at most one of these waits for the network.
+/// Brings what arrives to its group, in the order of the image.
 struct Delivery<'a> {
     index: &'a Index,
-    origins: &'a [Origin],
+    origins: &'a Origins,
     jobs: &'a mpsc::Sender<Group>,
     lines: mpsc::UnboundedReceiver<Line>,
     line: Option<Line>,
@@ -265,7 +261,7 @@ impl Delivery<'_> {
                 self.open = Some((chunk.group_offset, to));
             }
             if let (Some((_, to)), Some(batch)) = (&self.open, self.batch.take()) {
-                // A worker that lacks something before it does not wait for it.
+                // A group that lacks something before it does not wait for it.
                 to.send(batch).ok();
             }
         }
@@ -315,17 +311,18 @@ mod tests {
                 name: "b".into(),
                 index: index.clone(),
                 seed: Some(Seed::open(&seed).unwrap()),
-                buffers: Pool::new(bundle.manifest().image.chunking.group_max()),
+                group: bundle.manifest().image.chunking.group_max(),
+                buffers: Pool::default(),
                 progress: bench.progress.clone(),
-                threads: 2,
             });
             // As if all of it had been there, but for one chunk that even the seed's end is too near for.
-            let mut origins = vec![Origin::Seed(0); index.len()];
-            origins[1] = Origin::Seed(511);
+            let origins = Origins::new(bundle.workspace(), index.len());
+            origins.replace(|_| true, Origin::Seed(0));
+            origins.set(1, &[Origin::Seed(511)]);
             let sink =
                 Sink { target: bench.target(), withheld: Withheld::new(0), frontier: Frontier::default() };
             let cancel = CancellationToken::new();
-            let done = transfer(&bundle, &shared, &mut origins, &Arc::new(sink), &cancel).await;
+            let done = transfer(&bundle, &shared, &origins, &Arc::new(sink), &cancel).await;
             match ends_well {
                 true => assert!(done.is_ok() && bench.written() == bench.image),
                 false => assert!(matches!(done, Err(StageError::Budget { .. }))),

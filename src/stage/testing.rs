@@ -283,7 +283,8 @@ impl Bench {
 
     pub async fn open(&self, http: &Http, meter: Meter) -> Result<Bundle, StageError> {
         let keys = bundles::trust(1);
-        open(Source::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None).await
+        let workspace = Workspace::on_disk(self.folder.path());
+        open(Source::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None, &workspace).await
     }
 
     /// Prepare and stage, as the agent does it.

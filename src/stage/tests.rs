@@ -67,7 +67,8 @@ async fn staging_runs_in_a_task_of_its_own() {
     let (target, progress, server) = (bench.target(), bench.progress.clone(), &bench.server);
     let (url, http, keys) = (server.url(), server.http(), bundles::trust(1));
     let task = tokio::spawn(async move {
-        let bundle = open(Source::Http(url), &http, Arc::new(free()), &keys, 1, None).await?;
+        let bundle =
+            open(Source::Http(url), &http, Arc::new(free()), &keys, 1, None, &Workspace::default()).await?;
         let index = bundle.index().await?;
         stage(&bundle, index, &target, None, None, &progress, &CancellationToken::new()).await
     });
@@ -100,7 +101,7 @@ async fn a_slot_that_was_not_prepared_is_prepared_before_it_changes() {
     bytes[2_500_000] ^= 1;
     std::fs::write(&bench.slot, bytes).unwrap();
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
-    let index = bundle.index().await.unwrap();
+    let index = Arc::new(bundle.index().await.unwrap());
     bench.server.served.script(|_| Act::Status(404, String::new()));
     let cancel = CancellationToken::new();
     let target = bench.target();
@@ -287,7 +288,9 @@ async fn loopback_must_be_named_even_behind_a_host_name() {
     let open = async |allowed: &[&str]| {
         let http = bench.server.http_with(allowed, download());
         let source = Source::Http(url.parse().unwrap());
-        super::open(source, &http, Arc::new(free()), &bundles::trust(1), 1, None).await.map(drop)
+        super::open(source, &http, Arc::new(free()), &bundles::trust(1), 1, None, &Workspace::default())
+            .await
+            .map(drop)
     };
     assert_eq!(code(open(&[]).await), Code::NotPermitted);
     assert_eq!(bench.server.served.count(), 0);
@@ -314,7 +317,8 @@ async fn untrusted_pinned_or_damaged_manifests_are_refused_for_the_price_of_the_
     let bench = Bench::new(image(16, 4), 0).await;
     let open = async |keys, pin| {
         let source = Source::Http(bench.server.url());
-        super::open(source, &bench.server.http(), Arc::new(free()), &keys, 1, pin).await
+        super::open(source, &bench.server.http(), Arc::new(free()), &keys, 1, pin, &Workspace::default())
+            .await
     };
     assert_eq!(code(open(bundles::trust(2), None).await), Code::UntrustedSignature);
     let pin = crate::manifest::Digest([7; 32]);
@@ -426,13 +430,22 @@ async fn a_local_file_is_a_source_too() {
     std::fs::write(&path, &*bench.server.served.file.lock().unwrap()).unwrap();
     let meter = Arc::new(Meter::new(0, Some(0), None));
     let (http, keys) = (bench.server.http(), bundles::trust(1));
-    let bundle = open(Source::File(path), &http, meter, &keys, 1, None).await.unwrap();
+    let bundle = open(Source::File(path), &http, meter, &keys, 1, None, &Workspace::default()).await.unwrap();
     let index = bundle.index().await.unwrap();
     let cancel = CancellationToken::new();
     stage(&bundle, index, &bench.target(), None, None, &bench.progress, &cancel).await.unwrap();
     bench.assert_complete();
     assert_eq!(bench.server.served.count(), 0);
-    let missing = open(Source::File("/nonexistent".into()), &http, Arc::new(free()), &keys, 1, None).await;
+    let missing = open(
+        Source::File("/nonexistent".into()),
+        &http,
+        Arc::new(free()),
+        &keys,
+        1,
+        None,
+        &Workspace::default(),
+    )
+    .await;
     assert_eq!(code(missing), Code::NotFound);
 }
 

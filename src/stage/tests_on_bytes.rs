@@ -1,12 +1,13 @@
 //! Stories about bytes: what a run fetches and writes, to the byte, when it is disturbed, cancelled or killed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::testing::*;
 use super::*;
-use crate::bundle::{Index, runs};
+use crate::bundle::{Index, PatchIndex, runs};
 use crate::config::Download;
 
 /// More than the longest frame of a chunk.
@@ -70,7 +71,7 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     let modified = || std::fs::metadata(&bench.slot).unwrap().modified().unwrap();
     let (before, requests, sent) = (modified(), bench.server.served.count(), bench.server.served.sent());
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
-    let index = bundle.index().await.unwrap();
+    let index = Arc::new(bundle.index().await.unwrap());
     let (target, cancel) = (bench.target(), CancellationToken::new());
     stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
     let index = bundle.layout().index_span();
@@ -82,11 +83,47 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     assert_eq!(progress.downloaded, bench.server.served.sent() - sent);
 }
 
+#[tokio::test]
+async fn what_an_image_has_twice_is_fetched_once() {
+    // Copies behind their originals: in groups of their own, among other data, and in one group with them.
+    let mut whole = image(6, 9);
+    whole.copy_within(1 << 20..3 << 20, 4 << 20);
+    whole.copy_within(1 << 20..3 << 19, 7 << 20);
+    whole.copy_within(6 << 20..(6 << 20) + (1 << 18), (6 << 20) + (3 << 18));
+    let bench = Bench::new(whole, 0).await;
+    let fetched = || {
+        let progress = *bench.progress.borrow();
+        assert_eq!(progress.downloaded, progress.expected_download);
+        progress.downloaded
+    };
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
+    let index = bundle.index().await.unwrap();
+    let predicted = cost(bundle.layout(), &index, |_| false, None, Err::<PatchIndex, _>).unwrap().total();
+    assert_eq!(fetched(), predicted);
+    let mut seen = std::collections::HashSet::new();
+    let first = index.iter().filter(|chunk| seen.insert(chunk.digest));
+    let once: u64 = first.map(|chunk| u64::from(chunk.frame_length)).sum();
+    let all = bundle.manifest().image.payload_size;
+    assert!(once + (1 << 20) < all, "{once} {all}");
+    assert!(predicted < bundle.layout().head_bytes() + once + (64 << 10), "{predicted} {once}");
+
+    // An original that is in place serves the copies that are not.
+    let target = bench.target();
+    target.write(&vec![0x5a; 1 << 20], 4 << 20).unwrap();
+    drop(target);
+    bench.update().await.unwrap();
+    bench.assert_complete();
+    // Its first MiB is fetched again in any case, and the chunks at the border of what was damaged.
+    assert!(fetched() < bundle.layout().head_bytes() + (1 << 20) + (300 << 10), "{}", fetched());
+}
+
 /// A run whose network falls silent for good in the middle of a group.
 struct Silence {
     bench: Bench,
     bundle: Bundle,
-    index: Index,
+    index: Arc<Index>,
     /// Body bytes of an undisturbed run.
     whole: u64,
     /// Bytes of the payload that come before the silence.
@@ -107,7 +144,7 @@ impl Silence {
         let rules = Download { stall_timeout: Duration::from_secs(3600), ..download() };
         let bundle =
             bench.open(&bench.server.http_with(&["127.0.0.1", "localhost"], rules), free()).await.unwrap();
-        let index = bundle.index().await.unwrap();
+        let index = Arc::new(bundle.index().await.unwrap());
         let chunk = index.get(index.position(place)).unwrap();
         assert!(chunk.offset - chunk.group_offset > 1 << 20, "not in the middle of a group");
         let silent = bundle.layout().frame(&chunk).start + 10;
@@ -175,7 +212,7 @@ async fn a_cancelled_run_is_resumed_without_fetching_anything_twice() {
 #[tokio::test]
 async fn a_killed_run_is_resumed_in_the_middle_of_a_group() {
     let mut silence = Silence::at(7, (4 << 20) + 1_300_000).await;
-    let piece = worker::PIECE as u64;
+    let piece = buffer::PIECE as u64;
     let (target, cancel) = (silence.bench.target(), CancellationToken::new());
     // Power fails at the moment when all that came was written, but for less than a piece.
     let left = silence.bench.folder.path().join("left");

@@ -142,7 +142,7 @@ fn one_update(runtime: &tokio::runtime::Runtime, server: &Server, image: &[u8]) 
     let progress = tokio::sync::watch::Sender::default();
     let update = async {
         let (meter, keys) = (std::sync::Arc::new(Meter::new(0, None, None)), bundles::trust(1));
-        let bundle = open(Source::Http(url), &http, meter, &keys, 1, None).await?;
+        let bundle = open(Source::Http(url), &http, meter, &keys, 1, None, &Workspace::default()).await?;
         let target = Target::acquire(&slot, &[])?;
         target.invalidate()?;
         let index = bundle.index().await?;

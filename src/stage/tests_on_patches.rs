@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use super::survey::Origin;
 use super::testing::*;
 use super::*;
 use crate::bundle::testing as bundles;
@@ -96,7 +95,6 @@ async fn an_update_from_the_base_fetches_the_patch_and_what_was_estimated_to_the
     for seed in [pair.known(), Booted::from(pair.seed.as_path())] {
         assert_eq!(pair.update(Some(seed), free()).await.unwrap(), cost.total());
     }
-    assert_eq!(std::mem::size_of::<Origin>(), 8);
 }
 
 #[tokio::test]

@@ -106,7 +106,9 @@ mod tests {
         cancel: &CancellationToken,
     ) -> Result<(), StageError> {
         let keys = crate::bundle::testing::trust(1);
-        let bundle = open(Source::Http(bench.server.url()), http, meter, &keys, 1, None).await?;
+        let bundle =
+            open(Source::Http(bench.server.url()), http, meter, &keys, 1, None, &Workspace::default())
+                .await?;
         let target = bench.target();
         target.invalidate()?;
         let index = bundle.index().await?;

@@ -1,19 +1,19 @@
-//! One group of chunks -> its place. The group is built up in one buffer, in order, each chunk from where it
+//! Groups of chunks -> verified pieces. A group is built up in one buffer, in order, each chunk from where it
 //! is: unpacked behind what precedes it as soon as its block has come, copied from the booted slot, or read from
-//! its place. Every chunk is verified in that buffer, and neighbours are written from it together.
+//! its place. Every chunk is verified there; neighbours go to the writer together.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::StageError;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, PIECE};
+use super::origins::{Origin, Origins};
 use super::pipeline::Shared;
 use super::sink::Sink;
-use super::survey::Origin;
+use super::writer::{self, Writer};
 use crate::bundle::chunker::is_zero;
 use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
 use crate::manifest::BLOCK;
@@ -21,8 +21,6 @@ use crate::manifest::BLOCK;
 /// A zero chunk of at least so many bytes is left to the device's own means; shorter ones are written with
 /// their neighbours.
 const ZERO_RUN: u32 = 128 * 1024;
-/// Verified bytes that are written at once, if their group has so many: what a loss of power costs of a group.
-pub(super) const PIECE: usize = 256 * 1024;
 /// Packed bytes that are unpacked at once, if so many have come.
 const GATHER: usize = 64 * 1024;
 
@@ -77,13 +75,13 @@ pub(super) struct Group {
 
 impl Group {
     /// The group that begins at `position`.
-    pub(super) fn at(index: &Index, origins: &[Origin], position: usize) -> Group {
-        let chunks = index.from(position).zip(origins.get(position..).unwrap_or_default());
+    pub(super) fn at(index: &Index, origins: &Origins, position: usize) -> Group {
+        let chunks = index.from(position).zip(origins.of(position..origins.len()));
         let mut group = None;
         let parts = (position..)
             .zip(chunks)
             .take_while(|(_, (chunk, _))| *group.get_or_insert(chunk.group_offset) == chunk.group_offset)
-            .map(|(position, (chunk, origin))| Part { position, chunk, origin: *origin });
+            .map(|(position, (chunk, origin))| Part { position, chunk, origin });
         Group { parts: parts.collect(), arrivals: Arrivals::default() }
     }
 
@@ -91,9 +89,14 @@ impl Group {
     pub(super) fn is_fetched(&self) -> bool {
         self.parts.iter().any(|part| part.origin == Origin::Fetch)
     }
+
+    /// Whether it has chunks that others must bring first.
+    pub(super) fn has_twins(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part.origin, Origin::Twin(_)))
+    }
 }
 
-/// A range of the buffer that was verified and not yet written.
+/// A range of the buffer that was verified and is not yet with the writer.
 #[derive(Debug, Default)]
 struct Pending {
     range: Range<usize>,
@@ -116,51 +119,52 @@ fn run_length(parts: &[Part], here: &[Block]) -> usize {
             let pairs = parts.iter().take_while(in_piece).zip(here);
             pairs.take_while(|(part, block)| part.position == block.position).count()
         }
-        Some(Origin::Seed(first)) => {
-            let mut next = Some(first);
-            let joins = |part: &&Part| {
-                let joined = next.is_some_and(|next| part.origin == Origin::Seed(next));
-                next = next.and_then(|next| next.checked_add(part.chunk.length / BLOCK));
-                joined
-            };
-            parts.iter().take_while(in_piece).take_while(joins).count()
-        }
+        Some(Origin::Seed(first)) => side_by_side(parts.iter().take_while(in_piece), first, Origin::Seed),
+        Some(Origin::Twin(first)) => side_by_side(parts.iter().take_while(in_piece), first, Origin::Twin),
         _ => 1,
     }
 }
 
+/// How many of the parts lie one behind the other from block `next` on.
+fn side_by_side<'a>(parts: impl Iterator<Item = &'a Part>, mut next: u32, of: fn(u32) -> Origin) -> usize {
+    let joins = |part: &&Part| {
+        let joined = part.origin == of(next);
+        next = next.saturating_add(part.chunk.length / BLOCK);
+        joined
+    };
+    parts.take_while(joins).count()
+}
+
+/// Works until the queue ends. What is queued after a cancel is short and was paid for, so it is still written.
+/// Returns the chunks that could not be brought to their places; an error of the writer is a `stop` for those who
+/// wait for the network.
+pub(super) fn run(
+    shared: &Shared,
+    sink: &Sink,
+    mut queue: mpsc::Receiver<Group>,
+    stop: &CancellationToken,
+) -> Result<Vec<usize>, StageError> {
+    writer::beside(shared, sink, stop, |writer| {
+        let (decoder, buffer) = (Decoder::new(), Buffer::new(shared.group));
+        let mut worker = Worker { shared, sink, writer, decoder, buffer, missed: Vec::new() };
+        while let Some(group) = queue.blocking_recv() {
+            worker.work(group)?;
+        }
+        Ok(worker.missed)
+    })
+}
+
 /// One thread's tools.
-pub(super) struct Worker {
-    shared: Arc<Shared>,
-    sink: Arc<Sink>,
+struct Worker<'a> {
+    shared: &'a Shared,
+    sink: &'a Sink,
+    writer: &'a Writer,
     decoder: Decoder,
     buffer: Buffer,
     missed: Vec<usize>,
 }
 
-impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, sink: Arc<Sink>) -> Worker {
-        let buffer = shared.buffers.take();
-        Worker { shared, sink, decoder: Decoder::new(), buffer, missed: Vec::new() }
-    }
-
-    /// Works until the queue ends; an error stops the feeders. What is queued by then is short and was paid
-    /// for, so the others still write it, also after a cancel. Returns the chunks that it could not bring to
-    /// their places.
-    pub(super) fn run(
-        mut self,
-        queue: &Mutex<mpsc::Receiver<Group>>,
-        stop: &CancellationToken,
-    ) -> Result<Vec<usize>, StageError> {
-        loop {
-            let group = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-            let Some(group) = group else { break };
-            self.work(group).inspect_err(|_| stop.cancel())?;
-        }
-        self.shared.buffers.give(self.buffer);
-        Ok(self.missed)
-    }
-
+impl Worker<'_> {
     /// Builds the group up, run by run, and writes what is not in place.
     fn work(&mut self, group: Group) -> Result<(), StageError> {
         let Group { parts, mut arrivals } = group;
@@ -174,6 +178,10 @@ impl Worker {
             let rest = parts.get(next..).unwrap_or_default();
             let count = run_length(rest, &arrivals.here);
             let run = rest.get(..count).unwrap_or_default();
+            if matches!(part.origin, Origin::Twin(_)) {
+                self.flush(&mut pending, start)?;
+                self.writer.settle()?;
+            }
             let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
             if run.is_empty() || needed && !self.fill(run, &mut arrivals.here, start)? {
                 // What comes behind can't be unpacked without it. Where the target itself fails, its next places are
@@ -193,8 +201,7 @@ impl Worker {
             next += count;
         }
         self.flush(&mut pending, start)?;
-        self.sink.frontier.done(start);
-        Ok(())
+        self.writer.done(start)
     }
 
     /// Brings a run's verified content into the buffer; `false` if it is not where it was.
@@ -221,13 +228,11 @@ impl Worker {
             Origin::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
                 let read = seed.map(|seed| seed.read(rest, u64::from(*block) * u64::from(BLOCK)));
-                let mut left: &[u8] = rest;
-                let mut right = |part: &Part| {
-                    let (content, after) = left.split_at((part.chunk.length as usize).min(left.len()));
-                    left = after;
-                    ChunkDigest::of(content) == part.chunk.digest
-                };
-                matches!(read, Some(Ok(()))) && run.iter().all(&mut right)
+                matches!(read, Some(Ok(()))) && are_right(run, rest)
+            }
+            Origin::Twin(block) => {
+                let read = self.sink.read(rest, u64::from(*block) * u64::from(BLOCK));
+                read.is_ok() && are_right(run, rest)
             }
             Origin::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
@@ -239,39 +244,46 @@ impl Worker {
         })
     }
 
-    /// Adds a chunk to what is pending; writes that first if they do not join, and then if it is enough.
+    /// Adds a chunk to what is pending; passes that on first if they do not join or make more than a piece.
     fn put(&self, part: &Part, start: u64, pending: &mut Pending) -> Result<(), StageError> {
         let Part { chunk, origin, .. } = part;
         if *origin == Origin::InPlace {
             return Ok(());
         }
-        let at = (chunk.offset - start) as usize;
+        let (at, length) = ((chunk.offset - start) as usize, chunk.length as usize);
         let zero = *origin == Origin::Zero && chunk.length >= ZERO_RUN;
-        if pending.range.end != at || pending.zero != zero {
+        let full = !zero && pending.range.len() + length > PIECE;
+        if pending.range.end != at || pending.zero != zero || full {
             self.flush(pending, start)?;
             *pending = Pending { range: at..at, zero, reused: 0 };
         }
-        pending.range.end = at + chunk.length as usize;
-        if matches!(origin, Origin::Seed(_)) {
+        pending.range.end = at + length;
+        if matches!(origin, Origin::Seed(_) | Origin::Twin(_)) {
             pending.reused += u64::from(chunk.length);
         }
-        if !zero && pending.range.len() >= PIECE { self.flush(pending, start) } else { Ok(()) }
+        Ok(())
     }
 
     fn flush(&self, pending: &mut Pending, start: u64) -> Result<(), StageError> {
         let Pending { range, zero, reused } = std::mem::take(pending);
         let (offset, length) = (start + range.start as u64, range.len());
         match (length, zero) {
-            (0, _) => return Ok(()),
-            (_, true) => self.sink.zero(offset, length)?,
+            (0, _) => Ok(()),
+            (_, true) => self.writer.zero(offset, length),
             (_, false) => {
-                self.sink.write(self.buffer.first(range.end).get(range).unwrap_or_default(), offset)?;
+                let content = self.buffer.first(range.end).get(range).unwrap_or_default();
+                self.writer.write(content, offset, reused)
             }
         }
-        self.shared.progress.send_modify(|p| {
-            p.done += length as u64;
-            p.reused += reused;
-        });
-        Ok(())
     }
+}
+
+/// Whether `content` is that of the parts, one behind the other.
+fn are_right(parts: &[Part], content: &[u8]) -> bool {
+    let mut left = content;
+    parts.iter().all(|part| {
+        let (own, after) = left.split_at((part.chunk.length as usize).min(left.len()));
+        left = after;
+        ChunkDigest::of(own) == part.chunk.digest
+    })
 }

@@ -11,16 +11,17 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::Pool;
 use super::map::{self, Maps};
 use super::open::Bundle;
+use super::origins::{Origin, Origins};
 use super::patch::Patch;
 use super::pipeline::{Shared, fetch_size, transfer};
 use super::sink::{Sink, Withheld};
-use super::survey::{self, Origin, Seed, Survey};
+use super::survey::{Seed, Survey};
 use super::verify::{Frontier, compare, read_along, read_back_behind};
 use super::{GUARD, Progress, StageError, Step, Target, finished, read_back};
-use crate::bundle::{Chunk, Index, PREFIX_CAP};
+use crate::bundle::{Chunk, Index};
 use crate::manifest::{Digest, Image};
 
-/// Threads that compute; each has a buffer for a group. More would not make a medium faster.
+/// Threads that survey. More would not make a medium faster.
 const THREADS: usize = 2;
 
 /// The booted slot.
@@ -44,7 +45,7 @@ impl<'a> From<&'a Path> for Booted<'a> {
 /// calling again goes on from there. At the end the target's own map is kept.
 pub async fn stage(
     bundle: &Bundle,
-    index: Index,
+    index: impl Into<Arc<Index>>,
     target: &Target,
     seed: Option<Booted<'_>>,
     maps: Option<&Maps>,
@@ -58,11 +59,11 @@ pub async fn stage(
     }
     let shared = Arc::new(Shared {
         name: bundle.name().to_owned(),
-        index: Arc::new(index),
+        index: index.into(),
         seed: seed.and_then(|seed| open_seed(seed.path)),
-        buffers: Pool::new(image.chunking.group_max().max(survey::STEP).max(PREFIX_CAP)),
+        group: image.chunking.group_max(),
+        buffers: Pool::default(),
         progress: progress.clone(),
-        threads: THREADS,
     });
     let written = target.written();
     let staging = Staging {
@@ -101,7 +102,7 @@ struct Staging<'a> {
 impl Staging<'_> {
     async fn run(&self) -> Result<(), StageError> {
         let mut origins = self.survey().await?;
-        if origins.iter().all(|origin| *origin == Origin::InPlace) {
+        if origins.iter().all(|origin| origin == Origin::InPlace) {
             self.account(&origins, None)?;
             return self.confirm().await;
         }
@@ -110,7 +111,7 @@ impl Staging<'_> {
             origins = self.survey().await?;
         }
         let (image, cancel) = (self.booted_image, &self.cancel);
-        let patch = Patch::open(self.bundle, &self.shared, image, &mut origins, cancel).await?;
+        let patch = Patch::open(self.bundle, &self.shared, image, &origins, cancel).await?;
         self.account(&origins, patch.as_ref())?;
         if let Some(maps) = &self.maps {
             map::forget(&maps.target);
@@ -123,9 +124,9 @@ impl Staging<'_> {
         let _behind = Behind(sink.clone());
         let follower = self.follow(&sink);
         if let Some(patch) = patch {
-            self.patch(patch, &mut origins, &sink).await?;
+            self.patch(patch, &origins, &sink).await?;
         }
-        transfer(self.bundle, &self.shared, &mut origins, &sink, cancel).await?;
+        transfer(self.bundle, &self.shared, &origins, &sink, cancel).await?;
         drop(origins);
         self.blocking(|staging| staging.clear_tail()).await?;
         let total = self.image.size;
@@ -140,8 +141,8 @@ impl Staging<'_> {
     }
 
     /// Brings what the patch has; what it could not bring is fetched after it, within the budget.
-    async fn patch(&self, patch: Patch, origins: &mut [Origin], sink: &Arc<Sink>) -> Result<(), StageError> {
-        let size = |origins: &[Origin]| fetch_size(self.bundle.layout(), &self.shared.index, origins);
+    async fn patch(&self, patch: Patch, origins: &Origins, sink: &Arc<Sink>) -> Result<(), StageError> {
+        let size = |origins: &Origins| fetch_size(self.bundle.layout(), &self.shared.index, origins);
         let before = size(origins);
         patch.apply(self.bundle, &self.shared, origins, sink, &self.cancel).await?;
         let still = self.unwritten(origins);
@@ -167,8 +168,9 @@ impl Staging<'_> {
     }
 
     /// Offsets of the groups that are not in place.
-    fn unwritten(&self, origins: &[Origin]) -> BTreeSet<u64> {
-        let missing = self.shared.index.iter().zip(origins).filter(|(_, origin)| **origin != Origin::InPlace);
+    fn unwritten(&self, origins: &Origins) -> BTreeSet<u64> {
+        let all = self.shared.index.iter().zip(origins.iter());
+        let missing = all.filter(|(_, origin)| *origin != Origin::InPlace);
         missing.map(|(chunk, _)| chunk.group_offset).collect()
     }
 
@@ -186,13 +188,16 @@ impl Staging<'_> {
         Some(finished(follower))
     }
 
-    async fn survey(&self) -> Result<Vec<Origin>, StageError> {
-        self.blocking(|staging| {
-            let Shared { index, seed, buffers, progress, threads, .. } = &*staging.shared;
+    async fn survey(&self) -> Result<Arc<Origins>, StageError> {
+        let workspace = self.bundle.workspace().clone();
+        self.blocking(move |staging| {
+            let Shared { index, seed, buffers, progress, .. } = &*staging.shared;
             let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
             let map = staging.maps.as_ref().map(|maps| maps.booted.as_path());
-            Survey { index, chunking, target, seed, map, buffers, progress, cancel }.run(*threads)
+            let workspace = &workspace;
+            let survey = Survey { index, chunking, target, seed, map, buffers, workspace, progress, cancel };
+            survey.run(THREADS).map(Arc::new)
         })
         .await
     }
@@ -209,16 +214,17 @@ impl Staging<'_> {
     }
 
     /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
-    fn account(&self, origins: &[Origin], patch: Option<&Patch>) -> Result<(), StageError> {
+    fn account(&self, origins: &Origins, patch: Option<&Patch>) -> Result<(), StageError> {
         let (index, layout) = (&self.shared.index, self.bundle.layout());
         let patched = patch.map_or(0, |patch| patch.fetch_size(layout, index, origins));
         let need = patched + fetch_size(layout, index, origins);
         let remote = self.bundle.remote();
-        let in_place = |(chunk, origin): (Chunk, &Origin)| match origin {
+        let in_place = |(chunk, origin): (Chunk, Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),
             _ => 0,
         };
-        let reused = self.shared.index.iter().zip(origins).map(in_place).sum();
+        let reused = self.shared.index.iter().zip(origins.iter()).map(in_place).sum();
+        self.bundle.workspace().check()?;
         let spent = remote.meter().spent();
         let expected_download = if remote.is_metered() { spent.saturating_add(need) } else { spent };
         self.shared.progress.send_modify(|p| {
@@ -329,7 +335,7 @@ mod tests {
         let index = Arc::new(Index::parse(parts.index, &image_of).unwrap());
         let progress = watch::Sender::default();
         let shared =
-            Shared { name: "b".into(), index, seed: None, buffers: Pool::new(0), progress, threads: 1 };
+            Shared { name: "b".into(), index, seed: None, group: 0, buffers: Pool::default(), progress };
         Blocking {
             shared: Arc::new(shared),
             target: Target::acquire(slot, &[]).unwrap(),

@@ -2,6 +2,8 @@
 //! prints what it cost as one line of JSON. For `make bench`; no part of any package.
 //!
 //!     install BUNDLE-OR-URL KEY.pem SLOT [CA.pem or -] [SEED]
+//!
+//! The working folder is to the installer what the state folder is to the daemon.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,12 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fwupdate::config::{Download, Proxy};
 use fwupdate::manifest::TrustedKeys;
-use fwupdate::stage::{self, Booted, Http, Meter, Progress, Source, Target};
+use fwupdate::stage::{self, Booted, Http, Meter, Progress, Source, Target, Workspace};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 fn main() -> Result<()> {
+    fwupdate::memory::give_back_large_buffers();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(install(&arguments))
@@ -45,7 +48,8 @@ async fn install(arguments: &[String]) -> Result<()> {
         false => Source::File(bundle.into()),
     };
     let meter = Arc::new(Meter::new(0, None, None));
-    let bundle = stage::open(source, &http, meter.clone(), &keys, 1, None).await?;
+    let workspace = Workspace::on_disk(&std::env::current_dir()?);
+    let bundle = stage::open(source, &http, meter.clone(), &keys, 1, None, &workspace).await?;
     let target = Target::acquire(Path::new(slot), &[])?;
     target.invalidate()?;
     let index = bundle.index().await?;
