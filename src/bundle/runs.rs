@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::{Chunk, Index, Layout};
 
 /// A gap of so many bytes costs less than the headers and the round trip of a request of its own.
-pub const GAP: u64 = 1024;
+pub const GAP: u64 = 768;
 /// Longest request, bytes: what a lost connection or an expired link may interrupt.
 pub const LONGEST: u64 = 1 << 19;
 

@@ -320,7 +320,7 @@ mod tests {
             origins.replace(|_| true, Origin::Seed(0));
             origins.set(1, &[Origin::Seed(511)]);
             let sink =
-                Sink { target: bench.target(), withheld: Withheld::new(0), frontier: Frontier::default() };
+                Sink { target: bench.target(), withheld: Withheld::none(), frontier: Frontier::default() };
             let cancel = CancellationToken::new();
             let done = transfer(&bundle, &shared, &origins, &Arc::new(sink), &cancel).await;
             match ends_well {

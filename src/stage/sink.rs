@@ -1,42 +1,59 @@
-//! Where verified chunks go: to the slot, all but its first MiB. That stays in memory until the rest was read
+//! Where verified chunks go: to the slot, all but its first MiB. That is kept elsewhere until the rest was read
 //! back, so that no bootloader can load a half-written slot.
 
-use std::sync::{Mutex, PoisonError};
+use sha2::{Digest as _, Sha256};
 
 use super::buffer::Buffer;
 use super::target::STEP;
 use super::verify::Frontier;
+use super::workspace::{List, Workspace};
 use super::{StageError, Target};
 
 /// The slot's first bytes, zero at first as they are in the slot itself.
 #[derive(Debug)]
 pub(super) struct Withheld {
-    bytes: Mutex<Buffer>,
+    bytes: List,
     length: usize,
 }
 
 impl Withheld {
-    pub(super) fn new(length: usize) -> Withheld {
-        Withheld { bytes: Mutex::new(Buffer::new(length)), length }
+    pub(super) fn new(workspace: &Workspace, length: usize) -> Withheld {
+        Withheld { bytes: workspace.list(length as u64), length }
+    }
+
+    /// Of a slot that has all its bytes.
+    pub(super) fn none() -> Withheld {
+        Withheld::new(&Workspace::default(), 0)
     }
 
     pub(super) fn len(&self) -> usize {
         self.length
     }
 
-    pub(super) fn with<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        work(bytes.first_mut(self.length))
+    /// Begins a hash with them.
+    pub(super) fn hash(&self) -> Result<Sha256, StageError> {
+        let mut hash = Sha256::new();
+        self.each(|part, _| {
+            hash.update(part);
+            Ok(())
+        })?;
+        Ok(hash)
+    }
+
+    /// Shows them piece by piece, each with its offset.
+    fn each(&self, mut show: impl FnMut(&[u8], u64) -> Result<(), StageError>) -> Result<(), StageError> {
+        let mut buffer = Buffer::new(self.length.min(STEP));
+        for at in (0..self.length).step_by(STEP) {
+            let part = buffer.first_mut((self.length - at).min(STEP));
+            self.bytes.get(part, at as u64)?;
+            show(part, at as u64)?;
+        }
+        Ok(())
     }
 
     /// How many bytes of a transfer of `length` bytes at `offset` are withheld.
     fn share(&self, offset: u64, length: usize) -> usize {
         (self.length as u64).saturating_sub(offset).min(length as u64) as usize
-    }
-
-    fn at<T>(&self, offset: u64, length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
-        let start = offset as usize;
-        self.with(|bytes| work(bytes.get_mut(start..start.saturating_add(length)).unwrap_or_default()))
     }
 }
 
@@ -53,7 +70,7 @@ impl Sink {
         let share = self.withheld.share(offset, content.len());
         let (held, rest) = content.split_at_mut(share);
         if share > 0 {
-            self.withheld.at(offset, share, |bytes| held.copy_from_slice(bytes));
+            self.withheld.bytes.get(held, offset)?;
         }
         if rest.is_empty() { Ok(()) } else { self.target.read(rest, offset + share as u64) }
     }
@@ -62,15 +79,16 @@ impl Sink {
         let share = self.withheld.share(offset, content.len());
         let (held, rest) = content.split_at(share);
         if share > 0 {
-            self.withheld.at(offset, share, |bytes| bytes.copy_from_slice(held));
+            self.withheld.bytes.put(held, offset)?;
         }
         if rest.is_empty() { Ok(()) } else { self.target.write(rest, offset + share as u64) }
     }
 
     pub(super) fn zero(&self, offset: u64, length: usize) -> Result<(), StageError> {
         let share = self.withheld.share(offset, length);
-        if share > 0 {
-            self.withheld.at(offset, share, |bytes| bytes.fill(0));
+        for at in (0..share).step_by(ZEROS.len()) {
+            let part = ZEROS.get(..(share - at).min(ZEROS.len())).unwrap_or_default();
+            self.withheld.bytes.put(part, offset + at as u64)?;
         }
         if share == length {
             Ok(())
@@ -81,23 +99,21 @@ impl Sink {
 
     /// Writes the withheld bytes durably, and tells whether the medium gives them back.
     pub(super) fn release(&self) -> Result<bool, StageError> {
-        self.withheld.with(|bytes| {
-            self.target.write(bytes, 0)?;
-            self.target.sync()?;
-            self.target.forget(0, bytes.len() as u64)?;
-            let (mut again, mut offset) = (Buffer::new(STEP), 0);
-            for part in bytes.chunks(STEP) {
-                let found = again.first_mut(part.len());
-                self.target.read(found, offset)?;
-                if found != part {
-                    return Ok(false);
-                }
-                offset += part.len() as u64;
-            }
-            Ok(true)
-        })
+        self.withheld.each(|part, offset| self.target.write(part, offset))?;
+        self.target.sync()?;
+        self.target.forget(0, self.withheld.len() as u64)?;
+        let (mut again, mut same) = (Buffer::new(STEP), true);
+        self.withheld.each(|part, offset| {
+            let found = again.first_mut(part.len());
+            self.target.read(found, offset)?;
+            same &= found == part;
+            Ok(())
+        })?;
+        Ok(same)
     }
 }
+
+static ZEROS: [u8; 4096] = [0; 4096];
 
 #[cfg(test)]
 mod tests {
@@ -108,7 +124,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let slot = folder.path().join("slot");
         std::fs::write(&slot, vec![0; 64 * 1024]).unwrap();
-        let (target, withheld) = (Target::acquire(&slot, &[]).unwrap(), Withheld::new(16 * 1024));
+        let (target, withheld) =
+            (Target::acquire(&slot, &[]).unwrap(), Withheld::new(&Workspace::default(), 16 * 1024));
         let sink = Sink { target, withheld, frontier: Frontier::default() };
         let mut content = Buffer::new(24 * 1024);
         content.first_mut(24 * 1024).iter_mut().zip((1..=255).cycle()).for_each(|(to, n)| *to = n);

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, PoisonError, mpsc};
 
-use sha2::{Digest as _, Sha256};
+use sha2::Digest as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +71,7 @@ pub fn read_back(
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
-    read_back_behind(&Withheld::new(0), target, size, sha256, progress, cancel)
+    read_back_behind(&Withheld::none(), target, size, sha256, progress, cancel)
 }
 
 /// The same for a target whose first bytes are still in memory.
@@ -118,7 +118,7 @@ pub(super) fn read_along(
     let (empty, emptied) = mpsc::channel::<Buffer>();
     let start = head.len() as u64;
     frontier.wait(start)?;
-    let mut hash = head.with(|bytes| Sha256::new_with_prefix(bytes));
+    let mut hash = head.hash()?;
     std::thread::scope(|scope| {
         let hasher = scope.spawn(move || {
             let mut at = start;

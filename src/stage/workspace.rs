@@ -100,6 +100,15 @@ impl List {
         self.noted(written)
     }
 
+    /// Fills `out` from `offset`.
+    pub(super) fn get(&self, out: &mut [u8], offset: u64) -> Result<(), StageError> {
+        if self.read(out, offset) { Ok(()) } else { self.workspace.check() }
+    }
+
+    pub(super) fn put(&self, bytes: &[u8], offset: u64) -> Result<(), StageError> {
+        if self.write(bytes, offset) { Ok(()) } else { self.workspace.check() }
+    }
+
     fn noted(&self, done: io::Result<()>) -> bool {
         done.inspect_err(|error| {
             self.workspace.failed().get_or_insert_with(|| error.to_string());

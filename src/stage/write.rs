@@ -118,7 +118,7 @@ impl Staging<'_> {
         }
         let sink = Arc::new(Sink {
             target: self.target.clone(),
-            withheld: Withheld::new(GUARD.min(self.image.size) as usize),
+            withheld: Withheld::new(self.bundle.workspace(), GUARD.min(self.image.size) as usize),
             frontier: Frontier::new(self.unwritten(&origins)),
         });
         let _behind = Behind(sink.clone());
@@ -320,6 +320,7 @@ impl Blocking {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Workspace;
     use super::super::testing::*;
     use super::*;
     use crate::bundle::testing as bundles;
@@ -353,7 +354,7 @@ mod tests {
         let first = &image[..GUARD as usize];
         let seal = |staging: &Blocking, first: &[u8]| {
             let (target, frontier) = (staging.target.clone(), Frontier::default());
-            let sink = Sink { target, withheld: Withheld::new(first.len()), frontier };
+            let sink = Sink { target, withheld: Withheld::new(&Workspace::default(), first.len()), frontier };
             sink.write(first, 0).unwrap();
             staging.seal(&sink, None)
         };
