@@ -187,7 +187,9 @@ async fn what_the_target_can_no_longer_read_after_the_survey_is_fetched_after_al
 async fn a_read_back_that_fails_leaves_a_slot_that_cannot_be_loaded() {
     let (size, place) = (8 * MIB, 5 * MIB);
     let mut bench = Bench::new(image(94, 8), 0).await;
-    let Some(target) = Medium::holding(&bench, "target", &bench.image) else { return };
+    let mut held = bench.image.clone();
+    held[0] ^= 1;
+    let Some(target) = Medium::holding(&bench, "target", &held) else { return };
     bench.slot = target.path().to_owned();
     // All but the first MiB is in place, until that is fetched.
     let file = target.file.clone();

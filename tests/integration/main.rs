@@ -29,6 +29,8 @@ mod house;
 mod lease;
 /// Rollback and reboot, and every method called twice.
 mod methods;
+/// An image that is there already.
+mod nothing;
 /// The provisioning service assigns the hub, and another one later.
 mod provision;
 /// An address that leads to another one.
