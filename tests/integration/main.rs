@@ -55,3 +55,5 @@ mod transport;
 mod tutorial;
 /// A good update, there and back.
 mod update;
+/// Hours in which nothing may be fetched.
+mod windows;
