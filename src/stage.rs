@@ -6,8 +6,8 @@
 //! the rest was read back from the medium, so that no bootloader can load a half-written slot. The same rule
 //! gives delta, resume and repair, and needs no journal: only digests are trusted.
 //!
-//! In order: `open` (then plan), `Target::acquire`, `Target::invalidate`, `Bundle::index`, `stage`; and
-//! `read_back` again for a slot that waited.
+//! In order: `open` (then plan), `Target::acquire`, `Bundle::index`, `stage`; and `read_back` again for a slot that
+//! waited.
 
 use std::io;
 use std::path::PathBuf;
@@ -41,6 +41,8 @@ mod target;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_on_bad_media;
 #[cfg(test)]
 mod tests_on_bytes;
 #[cfg(test)]

@@ -108,9 +108,8 @@ impl Work {
     }
 
     async fn prepare(&self, plan: &Plan) -> Result<Event, Failure> {
-        let target = self.target(plan.target).await?;
+        self.target(plan.target).await?;
         self.write(plan.env_before()).await?;
-        blocking(move || Ok(target.invalidate()?)).await?;
         Ok(Event::Prepared)
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Shared {
 
 /// Brings all chunks that are not in place to `sink`.
 ///
-/// Chunks that the seed lost since the survey are set to `Fetch` in `origins` and fetched then.
+/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `origins` and fetched then.
 pub(super) async fn transfer(
     bundle: &Bundle,
     shared: &Arc<Shared>,
@@ -64,8 +64,16 @@ pub(super) async fn transfer(
     if bundle.remote().is_metered() {
         shared.progress.send_modify(|p| p.expected_download += more);
     }
-    pass(bundle, shared, origins, sink, cancel).await?;
-    bundle.workspace().check()
+    let missed = pass(bundle, shared, origins, sink, cancel).await?;
+    bundle.workspace().check()?;
+    match missed.first().and_then(|position| shared.index.get(*position)) {
+        None => Ok(()),
+        // Only what is in place was not fetched.
+        Some(chunk) => {
+            let error = std::io::Error::other("what was right before can't be read any more");
+            Err(sink.target.failed(chunk.offset, error))
+        }
+    }
 }
 
 /// Bytes of the requests that `transfer` will make.

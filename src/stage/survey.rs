@@ -18,7 +18,7 @@ use super::by_digest::{ByDigest, find_twins};
 use super::map::{self, Draft};
 use super::origins::{Origin, Origins};
 use super::workspace::Workspace;
-use super::{Progress, StageError, Step, Target};
+use super::{GUARD, Progress, StageError, Step, Target};
 use crate::bundle::chunker::{Chunker, is_zero};
 use crate::bundle::{Chunk, ChunkDigest, Index};
 use crate::manifest::{BLOCK, Chunking};
@@ -82,6 +82,9 @@ impl Survey<'_> {
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
         let origins = Origins::new(self.workspace, self.index.len());
         self.in_parts(threads, |part| self.in_target(part, &origins))?;
+        if origins.iter().any(|origin| origin != Origin::InPlace) {
+            self.give_up_first(&origins);
+        }
         if let Some(seed) = self.seed.filter(|_| origins.iter().any(|origin| origin == Origin::Fetch)) {
             if !self.by_map(seed, &origins, threads)? {
                 self.in_seed(seed, &origins, threads)?;
@@ -90,6 +93,15 @@ impl Survey<'_> {
         find_twins(self.index, &origins, self.workspace);
         self.workspace.check()?;
         Ok(origins)
+    }
+
+    /// The first MiB of a target that is to be written is zeroed before: what is in place there will not be.
+    fn give_up_first(&self, origins: &Origins) {
+        let first = self.index.iter().take_while(|chunk| chunk.offset < GUARD).enumerate();
+        let lost = first.filter(|(position, chunk)| {
+            !self.index.is_zero(chunk) && origins.get(*position) == Some(Origin::InPlace)
+        });
+        origins.set_each(lost.map(|(position, _)| position).collect(), Origin::Fetch);
     }
 
     /// Shares the chunks out among `threads` threads.

@@ -174,10 +174,11 @@ impl Target {
             .map_err(|error| self.failed(offset, error.into()))
     }
 
-    /// Zeroes `start..end` unless it reads as zeros already. Returns the bytes written.
+    /// Zeroes `start..end` unless it reads as zeros already. Returns the bytes written. What can't be read is
+    /// written, too: that may be what a bad sector needs.
     pub(super) fn clear(&self, start: u64, end: u64) -> Result<u64, StageError> {
         let length = end.saturating_sub(start);
-        if self.first_non_zero(start, length)?.is_none() {
+        if matches!(self.first_non_zero(start, length), Ok(None)) {
             return Ok(0);
         }
         self.write_zeros(start, length)?;

@@ -331,7 +331,6 @@ impl Bench {
     ) -> Result<(), StageError> {
         let bundle = self.open(http, meter).await?;
         let target = self.target();
-        target.invalidate()?;
         let index = bundle.index().await?;
         stage(&bundle, index, &target, seed, maps, &self.progress, cancel).await
     }

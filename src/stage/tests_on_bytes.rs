@@ -165,7 +165,6 @@ impl Silence {
 
     /// Prepares and stages, with the network as it is.
     async fn stage(&self, target: &Target, cancel: &CancellationToken) -> Result<(), StageError> {
-        target.invalidate()?;
         stage(&self.bundle, self.index.clone(), target, None, None, &self.bench.progress, cancel).await
     }
 

@@ -14,12 +14,12 @@ fn run(program: &str, args: &[&str]) -> Option<String> {
 }
 
 /// A loop device over a file; detached when dropped.
-struct Loop {
-    device: PathBuf,
+pub(super) struct Loop {
+    pub device: PathBuf,
 }
 
 impl Loop {
-    fn over(file: &Path, sector: u32) -> Option<Loop> {
+    pub fn over(file: &Path, sector: u32) -> Option<Loop> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: loop devices need root");
             return None;

@@ -144,7 +144,6 @@ fn one_update(runtime: &tokio::runtime::Runtime, server: &Server, image: &[u8]) 
         let (meter, keys) = (std::sync::Arc::new(Meter::new(0, None, None)), bundles::trust(1));
         let bundle = open(Source::Http(url), &http, meter, &keys, 1, None, &Workspace::default()).await?;
         let target = Target::acquire(&slot, &[])?;
-        target.invalidate()?;
         let index = bundle.index().await?;
         stage(&bundle, index, &target, None, None, &progress, &CancellationToken::new()).await
     };

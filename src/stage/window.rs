@@ -110,7 +110,6 @@ mod tests {
             open(Source::Http(bench.server.url()), http, meter, &keys, 1, None, &Workspace::default())
                 .await?;
         let target = bench.target();
-        target.invalidate()?;
         let index = bundle.index().await?;
         stage(&bundle, index, &target, None, None, &bench.progress, cancel).await
     }

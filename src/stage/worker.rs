@@ -184,9 +184,14 @@ impl Worker<'_> {
             }
             let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
             if run.is_empty() || needed && !self.fill(run, &mut arrivals.here, start)? {
-                // What comes behind can't be unpacked without it.
-                let lost =
-                    rest.iter().enumerate().filter(|(n, part)| *n < count || part.origin != Origin::InPlace);
+                // What comes behind can't be unpacked without it. Where the target itself fails, its next places are
+                // not asked either: each could cost the whole group once more.
+                let history = match part.origin {
+                    Origin::InPlace => last_fetched.map_or(0, |last| last - next),
+                    _ => count,
+                };
+                let is_lost = |(n, part): &(usize, &Part)| *n < history || part.origin != Origin::InPlace;
+                let lost = rest.iter().enumerate().filter(is_lost);
                 self.missed.extend(lost.map(|(_, part)| part.position));
                 return self.flush(&mut pending, start);
             }

@@ -41,8 +41,9 @@ impl<'a> From<&'a Path> for Booted<'a> {
 /// Makes the target hold the bundle's image, durably and read back.
 ///
 /// `seed` is the booted slot, whose blocks are reused, found by its map if there is one. Chunks that are already
-/// right are not written. After an error or a cancel the target holds verified chunks only and cannot be loaded;
-/// calling again goes on from there. At the end the target's own map is kept.
+/// right are not written, and nothing is when all are. After an error or a cancel the target holds verified chunks
+/// only, and cannot be loaded if any of it was written; calling again goes on from there. At the end the target's
+/// own map is kept.
 pub async fn stage(
     bundle: &Bundle,
     index: impl Into<Arc<Index>>,
@@ -101,18 +102,15 @@ struct Staging<'a> {
 
 impl Staging<'_> {
     async fn run(&self) -> Result<(), StageError> {
-        let mut origins = self.survey().await?;
+        let origins = self.survey().await?;
         if origins.iter().all(|origin| origin == Origin::InPlace) {
             self.account(&origins, None)?;
             return self.confirm().await;
         }
-        if self.must_invalidate().await? {
-            // Chunks of the first MiB that were in place no longer are.
-            origins = self.survey().await?;
-        }
         let (image, cancel) = (self.booted_image, &self.cancel);
         let patch = Patch::open(self.bundle, &self.shared, image, &origins, cancel).await?;
         self.account(&origins, patch.as_ref())?;
+        self.invalidate().await?;
         if let Some(maps) = &self.maps {
             map::forget(&maps.target);
         }
@@ -202,13 +200,11 @@ impl Staging<'_> {
         .await
     }
 
-    /// Zeroes the first MiB unless Preparing just did, before anything else changes.
-    async fn must_invalidate(&self) -> Result<bool, StageError> {
-        self.blocking(|staging| {
-            if staging.target.is_invalid()? {
-                return Ok(false);
-            }
-            staging.target.invalidate().map(|()| true)
+    /// Zeroes the first MiB, before anything else changes.
+    async fn invalidate(&self) -> Result<(), StageError> {
+        self.blocking(|staging| match staging.target.is_invalid()? {
+            true => Ok(()),
+            false => staging.target.invalidate(),
         })
         .await
     }
@@ -246,8 +242,9 @@ impl Staging<'_> {
             staging.clear_tail()?;
             let Image { size, sha256, .. } = staging.image;
             let verdict = read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel);
-            if let Err(StageError::ReadBack { .. }) = verdict {
-                staging.target.invalidate()?;
+            if let Err(StageError::ReadBack { .. } | StageError::Slot { .. }) = verdict {
+                // The reason that counts is the first.
+                staging.target.invalidate().ok();
             }
             verdict
         })
@@ -308,8 +305,11 @@ impl Blocking {
         if self.cancel.is_cancelled() {
             return Err(StageError::Cancelled);
         }
-        if !sink.release()? {
-            self.target.invalidate()?;
+        let released = sink.release();
+        if !matches!(released, Ok(true)) {
+            self.target.invalidate().ok();
+        }
+        if !released? {
             let error = std::io::Error::other("it does not hold what was just written");
             return Err(self.target.failed(0, error));
         }

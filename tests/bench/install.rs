@@ -51,7 +51,6 @@ async fn install(arguments: &[String]) -> Result<()> {
     let workspace = Workspace::on_disk(&std::env::current_dir()?);
     let bundle = stage::open(source, &http, meter.clone(), &keys, 1, None, &workspace).await?;
     let target = Target::acquire(Path::new(slot), &[])?;
-    target.invalidate()?;
     let index = bundle.index().await?;
     let (progress, seen) = watch::channel(Progress::default());
     let cancel = CancellationToken::new();

@@ -29,6 +29,8 @@ mod house;
 mod lease;
 /// Rollback and reboot, and every method called twice.
 mod methods;
+/// An image that is there already.
+mod nothing;
 /// The provisioning service assigns the hub, and another one later.
 mod provision;
 /// An address that leads to another one.
@@ -53,3 +55,5 @@ mod transport;
 mod tutorial;
 /// A good update, there and back.
 mod update;
+/// Hours in which nothing may be fetched.
+mod windows;

@@ -51,17 +51,10 @@ impl World {
                 let plan = plan_of(operation.clone(), self.booted, true);
                 world.feed(record, Event::Opened(Box::new(plan)))
             }
-            Effect::Prepare(plan) => match done {
-                0 => {
-                    world.write_env(plan.env_before());
-                    world.agent = more(1);
-                    world
-                }
-                _ => {
-                    world.touch(plan, Content::Broken);
-                    world.feed(record, Event::Prepared)
-                }
-            },
+            Effect::Prepare(plan) => {
+                world.write_env(plan.env_before());
+                world.feed(record, Event::Prepared)
+            }
             Effect::Stage(plan) => match done {
                 0 => {
                     world.touch(plan, Content::Broken);
