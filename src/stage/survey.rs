@@ -241,9 +241,19 @@ impl Survey<'_> {
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
         let blocks = (seed.size / u64::from(BLOCK)).min(u64::from(u32::MAX));
-        in_parallel(split(blocks, threads).into_iter(), |part| match Chunker::new(self.chunking) {
-            Some(chunker) => self.scan(seed, part.start..(part.end + SEAM).min(blocks), chunker, &note),
-            None => Ok(()),
+        in_parallel(split(blocks, threads).into_iter(), |part| {
+            let (mut at, end, mut lost) = (part.start, (part.end + SEAM).min(blocks), None);
+            while at < end {
+                let (next, error) = self.scan(seed, at..end, &note)?;
+                at = next;
+                lost = lost.or(error.map(|error| (next, error)));
+            }
+            if let Some((block, error)) = lost {
+                // The seed only saves bytes; an unreadable place costs some.
+                let before = block * u64::from(BLOCK);
+                tracing::warn!(before, %error, "the booted slot can't be read everywhere");
+            }
+            Ok(())
         })?;
         if let Some(draft) = draft {
             draft.finish();
@@ -251,14 +261,15 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each.
+    /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each. Returns how far it came: to the end, or
+    /// behind a place that can't be read, where cutting begins anew.
     fn scan(
         &self,
         seed: &Seed,
         part: Range<u64>,
-        mut chunker: Chunker,
         note: &(dyn Fn(ChunkDigest, u32) + Sync),
-    ) -> Result<(), StageError> {
+    ) -> Result<(u64, Option<io::Error>), StageError> {
+        let Some(mut chunker) = Chunker::new(self.chunking) else { return Ok((part.end, None)) };
         let block = BLOCK as usize;
         let mut buffer = self.buffers.take();
         // Bytes of the current chunk, which may reach back over several reads.
@@ -277,9 +288,9 @@ impl Survey<'_> {
             let length = (part.end - at).min((PIECE / block) as u64) as usize * block;
             let bytes = buffer.first_mut(length);
             if let Err(error) = seed.read(bytes, at * BLOCK as u64) {
-                // The seed only saves bytes; an unreadable place costs some.
-                tracing::warn!(offset = at * BLOCK as u64, %error, "the booted slot can't be read here");
-                return Ok(());
+                self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
+                self.buffers.give(buffer);
+                return Ok((at + (length / block) as u64, Some(error)));
             }
             self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
             for content in bytes.chunks_exact(block) {
@@ -294,7 +305,7 @@ impl Survey<'_> {
             emit(&mut held, length);
         }
         self.buffers.give(buffer);
-        Ok(())
+        Ok((part.end, None))
     }
 
     fn check_cancelled(&self) -> Result<(), StageError> {

@@ -202,9 +202,10 @@ impl Staging<'_> {
 
     /// Zeroes the first MiB, before anything else changes.
     async fn invalidate(&self) -> Result<(), StageError> {
-        self.blocking(|staging| match staging.target.is_invalid()? {
-            true => Ok(()),
-            false => staging.target.invalidate(),
+        // What can't be read is zeroed too: writing may be what it needs.
+        self.blocking(|staging| match staging.target.is_invalid() {
+            Ok(true) => Ok(()),
+            _ => staging.target.invalidate(),
         })
         .await
     }
