@@ -1,4 +1,4 @@
-.PHONY: bench bench-memory bench-images experiment
+.PHONY: bench bench-memory bench-engines bench-images experiment
 
 BENCH_DIR ?= /var/tmp/fwupdate-bench
 
@@ -10,6 +10,9 @@ bench: ## install and delta side by side with other tools, medians of five (root
 bench-memory: ## peak memory and time of an install, for images of 64 MiB to 8 GiB: docs/memory.svg (10 GB of disk)
 	$(CARGO) build --release --bin fwupdate-bundle --example install
 	@DRAW=docs/memory.svg tests/bench/memory.sh $(BENCH_DIR)
+
+bench-engines: ## what io_uring would bring on this machine, beside threads that wait (root)
+	@tests/bench/engines.sh $(BENCH_DIR)
 
 bench-images: ## only build the real image pairs of the benchmark (root)
 	@tests/bench/images.sh $(BENCH_DIR)

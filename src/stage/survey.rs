@@ -104,14 +104,15 @@ impl Survey<'_> {
         origins.set_each(lost.map(|(position, _)| position).collect(), Origin::Fetch);
     }
 
-    /// Shares the chunks out among `threads` threads.
+    /// Shares the chunks out among `threads` threads, so that each has as many bytes.
     fn in_parts(
         &self,
         threads: usize,
         work: impl Fn(Range<usize>) -> Result<(), StageError> + Sync,
     ) -> Result<(), StageError> {
-        let parts = split(self.index.len() as u64, threads).into_iter();
-        in_parallel(parts.map(|part| part.start as usize..part.end as usize), work)
+        let size = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
+        let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
+        in_parallel(split(size, threads).into_iter().map(positions), work)
     }
 
     /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.

@@ -21,8 +21,8 @@ use super::{GUARD, Progress, StageError, Step, Target, finished, read_back};
 use crate::bundle::{Chunk, Index};
 use crate::manifest::{Digest, Image};
 
-/// Threads that survey. More would not make a medium faster.
-const THREADS: usize = 2;
+/// Threads that survey: two that read while two hash. Each has a piece in memory.
+const THREADS: usize = 4;
 
 /// The booted slot.
 #[derive(Debug, Clone, Copy)]
