@@ -37,8 +37,10 @@ impl Buffer {
     }
 }
 
-/// Buffers of `PIECE` bytes that the steps of one staging use by turns: an allocator that gets them back and hands
-/// them out anew keeps some of both.
+/// Idle buffers that a pool keeps: as many as the writer needs.
+const IDLE: usize = 2;
+
+/// Buffers of `PIECE` bytes that the steps of one staging use by turns.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: Mutex<Vec<Buffer>>,
@@ -52,7 +54,10 @@ impl Pool {
     }
 
     pub(super) fn give(&self, buffer: Buffer) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE {
+            idle.push(buffer);
+        }
     }
 }
 

@@ -112,7 +112,8 @@ async fn pass(
     let fed = async {
         let local = feed(index, origins, &jobs, |group| !group.is_fetched() && !group.has_twins());
         tokio::try_join!(local, fetch.run(lines), delivery.run())?;
-        // Their twins are in place now, those in groups of the network's are among the groups before.
+        // Now the worker has had every original. A group of the network's needs no such care: it comes in the order of
+        // the image, and originals that are fetched lie further ahead.
         feed(index, origins, &jobs, |group| !group.is_fetched() && group.has_twins()).await
     };
     let fed = tokio::select! {

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fwupdate::bundle::{self, Chunk, ChunkDigest, Index, Layout};
+use fwupdate::bundle::{self, Chunk, ChunkDigest, GAP, Index, Layout};
 use fwupdate::machine::Record;
 use fwupdate::manifest::Body;
 use fwupdate::stage::GUARD;
@@ -28,8 +28,6 @@ const PAUSES: [u64; 3] = [150, 800, 3000];
 /// Staging takes half a second, and the verdict has time on a busy machine.
 const SETTINGS: &str =
     "[download]\nrate_limit = \"4MiB\"\n[bootloader]\ntries = 5\n[health]\ndeadline = \"1min\"\n";
-/// A hole between two wanted frames that may be fetched with them, bytes (see stage/runs.rs).
-const GAP: u64 = 2048;
 
 #[test]
 fn two_hundred_kills_and_not_one_false_word() {
