@@ -248,11 +248,8 @@ impl Layout {
             return Err(BundleError::Patch { reason: "there is none of this number" });
         };
         signed_size(slice(span, 0, tar::BLOCK)?, index_member, index)?;
-        let length = usize::try_from(index.end - index.start).unwrap_or(usize::MAX);
-        let content = slice(span, tar::BLOCK, length)?;
-        let rest = span.get(tar::BLOCK + length..).unwrap_or_default();
-        after(rest, (index_member, index), (payload_member, payload))?;
-        Ok(content)
+        let rest = span.get(tar::BLOCK..).unwrap_or_default();
+        between(rest, (index_member, index), (payload_member, payload))
     }
 
     /// What a device fetches before the payload: its first request, and the index with the header behind it.
@@ -283,10 +280,8 @@ impl Layout {
     /// Takes the bytes of `index_span` apart: checks padding and payload header, and returns the index. The
     /// `need` of `BundleError::Short` counts from the start of the span here.
     pub fn index<'a>(&self, span: &'a [u8]) -> Result<&'a [u8], BundleError> {
-        let length = usize::try_from(self.index.end - self.index.start).unwrap_or(usize::MAX);
-        let content = slice(span, 0, length)?;
-        self.index_end(span.get(length..).unwrap_or_default())?;
-        Ok(content)
+        let [_, _, index, payload] = MEMBERS;
+        between(span, (index, &self.index), (payload, &self.payload))
     }
 
     /// Checks what `index_span` has behind the index itself: its padding and the payload's header. The `need` of
@@ -301,6 +296,18 @@ impl Layout {
 fn behind(before: &Range<u64>, size: u64) -> Range<u64> {
     let start = tar::padded(before.end).saturating_add(tar::BLOCK as u64);
     start..start.saturating_add(size)
+}
+
+/// Takes apart a content, its padding and the header of the next member; returns the content.
+fn between<'a>(
+    bytes: &'a [u8],
+    own: (&'static str, &Range<u64>),
+    next: (&'static str, &Range<u64>),
+) -> Result<&'a [u8], BundleError> {
+    let length = usize::try_from(own.1.end - own.1.start).unwrap_or(usize::MAX);
+    let content = slice(bytes, 0, length)?;
+    after(bytes.get(length..).unwrap_or_default(), own, next)?;
+    Ok(content)
 }
 
 /// Checks what follows a content: its padding and the header of the next member.

@@ -52,6 +52,7 @@ pub struct Index {
     marks: Vec<Sums>,
     /// Digests of one zero block, two, and so on up to the longest chunk.
     zeros: Vec<ChunkDigest>,
+    size: u64,
     block: u32,
     group: u32,
 }
@@ -87,13 +88,19 @@ impl Index {
         }
         let marks = check_records(&*bytes, image)?;
         let zeros = zero_digests(image.chunking.block, image.chunking.max);
-        Ok(Index { bytes, marks, zeros, block: image.chunking.block, group: image.chunking.group })
+        let (block, group) = (image.chunking.block, image.chunking.group);
+        Ok(Index { bytes, marks, zeros, size: image.size, block, group })
     }
 
     /// The number of chunks; at least one.
     #[allow(clippy::len_without_is_empty, reason = "an index is never empty")]
     pub fn len(&self) -> usize {
         count(&*self.bytes)
+    }
+
+    /// What the chunks add up to: the size of the image, bytes.
+    pub fn image_size(&self) -> u64 {
+        self.size
     }
 
     pub fn get(&self, position: usize) -> Option<Chunk> {

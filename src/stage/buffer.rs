@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::writer::PIECES;
 use crate::manifest::CHUNK_CAP;
 
 /// What O_DIRECT may ask of addresses, offsets and lengths, bytes.
@@ -11,6 +12,12 @@ pub(super) const ALIGN: usize = 4096;
 /// One transfer to or from a medium, bytes; at least the longest chunk.
 pub(super) const PIECE: usize = 256 * 1024;
 const _: () = assert!(PIECE >= CHUNK_CAP as usize);
+
+/// `offset..offset + length` in pieces of at most `PIECE`: where each begins, and how long it is.
+pub(super) fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset.saturating_add(length);
+    (offset..end).step_by(PIECE).map(move |at| (at, (end - at).min(PIECE as u64) as usize))
+}
 
 /// A zeroed buffer of fixed capacity.
 #[derive(Debug, Default)]
@@ -37,10 +44,7 @@ impl Buffer {
     }
 }
 
-/// Idle buffers that a pool keeps: as many as the writer needs.
-const IDLE: usize = 2;
-
-/// Buffers of `PIECE` bytes that the steps of one staging use by turns.
+/// Buffers of `PIECE` bytes that the steps of one staging use by turns. Idle ones are kept for the writer, no more.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: Mutex<Vec<Buffer>>,
@@ -55,7 +59,7 @@ impl Pool {
 
     pub(super) fn give(&self, buffer: Buffer) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE {
+        if idle.len() < PIECES {
             idle.push(buffer);
         }
     }

@@ -137,14 +137,19 @@ fn part_of(digest: &ChunkDigest, parts: usize) -> usize {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_missing_chunk_is_found_by_its_digest_and_twins_both() {
+    /// Of an image that has 4 MiB of noise twice.
+    fn doubled(seed: u64) -> Index {
         let mut image = vec![0u8; 9 << 20];
-        fastrand::Rng::with_seed(3).fill(&mut image[..4 << 20]);
+        fastrand::Rng::with_seed(seed).fill(&mut image[..4 << 20]);
         image.copy_within(..4 << 20, 4 << 20);
         let parts = crate::bundle::testing::parts(&image, "board", "1");
         let body = crate::manifest::Body::parse(&parts.manifest).unwrap();
-        let index = Index::parse(parts.index, &body.image).unwrap();
+        Index::parse(parts.index, &body.image).unwrap()
+    }
+
+    #[test]
+    fn every_missing_chunk_is_found_by_its_digest_and_twins_both() {
+        let index = doubled(3);
         let workspace = Workspace::default();
         let origins = Origins::new(&workspace, index.len());
         origins.set(1, &[Origin::InPlace]);
@@ -173,12 +178,7 @@ mod tests {
 
     #[test]
     fn what_the_image_has_twice_is_fetched_once() {
-        let mut image = vec![0u8; 9 << 20];
-        fastrand::Rng::with_seed(4).fill(&mut image[..4 << 20]);
-        image.copy_within(..4 << 20, 4 << 20);
-        let parts = crate::bundle::testing::parts(&image, "board", "1");
-        let body = crate::manifest::Body::parse(&parts.manifest).unwrap();
-        let index = Index::parse(parts.index, &body.image).unwrap();
+        let index = doubled(4);
         let (workspace, twins) = (Workspace::default(), |chunk: &Chunk| {
             let same = |other: &Chunk| other.digest == chunk.digest && u64::from(chunk.frame_length) > GAP;
             index.iter().enumerate().filter(|(_, other)| same(other)).map(|(n, _)| n).collect::<Vec<_>>()

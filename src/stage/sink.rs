@@ -3,22 +3,21 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::buffer::Buffer;
-use super::target::STEP;
+use super::buffer::{Buffer, PIECE, pieces};
 use super::verify::Frontier;
 use super::workspace::{List, Workspace};
 use super::{StageError, Target};
+use crate::bundle::Keeper as _;
 
 /// The slot's first bytes, zero at first as they are in the slot itself.
 #[derive(Debug)]
 pub(super) struct Withheld {
     bytes: List,
-    length: usize,
 }
 
 impl Withheld {
     pub(super) fn new(workspace: &Workspace, length: usize) -> Withheld {
-        Withheld { bytes: workspace.list(length as u64), length }
+        Withheld { bytes: workspace.list(length as u64) }
     }
 
     /// Of a slot that has all its bytes.
@@ -27,7 +26,7 @@ impl Withheld {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.length
+        self.bytes.size() as usize
     }
 
     /// Begins a hash with them.
@@ -42,18 +41,18 @@ impl Withheld {
 
     /// Shows them piece by piece, each with its offset.
     fn each(&self, mut show: impl FnMut(&[u8], u64) -> Result<(), StageError>) -> Result<(), StageError> {
-        let mut buffer = Buffer::new(self.length.min(STEP));
-        for at in (0..self.length).step_by(STEP) {
-            let part = buffer.first_mut((self.length - at).min(STEP));
-            self.bytes.get(part, at as u64)?;
-            show(part, at as u64)?;
+        let mut buffer = Buffer::new(self.len().min(PIECE));
+        for (at, length) in pieces(0, self.bytes.size()) {
+            let part = buffer.first_mut(length);
+            self.bytes.get(part, at)?;
+            show(part, at)?;
         }
         Ok(())
     }
 
     /// How many bytes of a transfer of `length` bytes at `offset` are withheld.
     fn share(&self, offset: u64, length: usize) -> usize {
-        (self.length as u64).saturating_sub(offset).min(length as u64) as usize
+        self.bytes.size().saturating_sub(offset).min(length as u64) as usize
     }
 }
 
@@ -102,7 +101,7 @@ impl Sink {
         self.withheld.each(|part, offset| self.target.write(part, offset))?;
         self.target.sync()?;
         self.target.forget(0, self.withheld.len() as u64)?;
-        let (mut again, mut same) = (Buffer::new(STEP), true);
+        let (mut again, mut same) = (Buffer::new(PIECE), true);
         self.withheld.each(|part, offset| {
             let found = again.first_mut(part.len());
             self.target.read(found, offset)?;

@@ -78,7 +78,7 @@ impl Survey<'_> {
     /// missing chunks, or all of it when there is no such map, on `threads` threads. Each byte that is read is
     /// progress.
     pub(super) fn run(&self, threads: usize) -> Result<Origins, StageError> {
-        let total = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
+        let total = self.index.image_size();
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
         let origins = Origins::new(self.workspace, self.index.len());
         self.in_parts(threads, |part| self.in_target(part, &origins))?;
@@ -110,9 +110,8 @@ impl Survey<'_> {
         threads: usize,
         work: impl Fn(Range<usize>) -> Result<(), StageError> + Sync,
     ) -> Result<(), StageError> {
-        let size = self.index.iter().map(|chunk| u64::from(chunk.length)).sum();
         let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
-        in_parallel(split(size, threads).into_iter().map(positions), work)
+        in_parallel(split(self.index.image_size(), threads).into_iter().map(positions), work)
     }
 
     /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.

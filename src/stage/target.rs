@@ -13,14 +13,12 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{O_CLOEXEC, O_DIRECT, O_EXCL, O_NONBLOCK};
 
-use super::buffer::{ALIGN, Buffer, is_aligned};
+use super::buffer::{ALIGN, Buffer, PIECE, is_aligned, pieces};
 use super::{GUARD, StageError, ioctl};
 use crate::device::Identity;
 
 /// Dirty page cache that may pile up before it is flushed, bytes.
 const WRITE_BACK: u64 = 16 << 20;
-/// One step of reading or zeroing, bytes.
-pub(super) const STEP: usize = 256 * 1024;
 
 /// An exclusively held slot. Clones share the hold; it ends with the last one. Its methods block.
 #[derive(Debug, Clone)]
@@ -186,8 +184,8 @@ impl Target {
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> Result<(), StageError> {
-        let zeros = Buffer::new(length.min(STEP as u64) as usize);
-        for (at, step) in steps(offset, length) {
+        let zeros = Buffer::new(length.min(PIECE as u64) as usize);
+        for (at, step) in pieces(offset, length) {
             self.write(zeros.first(step), at)?;
         }
         Ok(())
@@ -199,8 +197,8 @@ impl Target {
     }
 
     fn first_non_zero(&self, offset: u64, length: u64) -> Result<Option<u64>, StageError> {
-        let mut buffer = Buffer::new(STEP);
-        for (at, step) in steps(offset, length) {
+        let mut buffer = Buffer::new(PIECE);
+        for (at, step) in pieces(offset, length) {
             let bytes = buffer.first_mut(step);
             self.read(bytes, at)?;
             if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
@@ -230,12 +228,6 @@ impl Target {
     pub(super) fn failed(&self, offset: u64, source: io::Error) -> StageError {
         StageError::Slot { path: self.device.path.clone(), offset, source }
     }
-}
-
-/// `offset..offset + length` in pieces of at most `STEP`.
-fn steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
-    let end = offset.saturating_add(length);
-    (offset..end).step_by(STEP).map(move |at| (at, (end - at).min(STEP as u64) as usize))
 }
 
 fn open(path: &Path, flags: i32) -> io::Result<File> {

@@ -9,13 +9,10 @@ use sha2::Digest as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, PIECE, pieces};
 use super::sink::Withheld;
 use super::{Progress, StageError, Step, Target};
 use crate::manifest::Digest;
-
-/// One read, bytes; two are in memory, one that is read and one that is hashed.
-const STEP: usize = 256 * 1024;
 
 /// How far the target holds the image, told while it is written. An empty one holds nobody up.
 #[derive(Debug, Default)]
@@ -74,7 +71,7 @@ pub fn read_back(
     read_back_behind(&Withheld::none(), target, size, sha256, progress, cancel)
 }
 
-/// The same for a target whose first bytes are still in memory.
+/// The same for a target whose first bytes are still withheld.
 pub(super) fn read_back_behind(
     head: &Withheld,
     target: &Target,
@@ -114,6 +111,7 @@ pub(super) fn read_along(
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<Digest, StageError> {
+    // Two pieces are in memory: one that is read and one that is hashed.
     let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(0);
     let (empty, emptied) = mpsc::channel::<Buffer>();
     let start = head.len() as u64;
@@ -135,13 +133,12 @@ pub(super) fn read_along(
             }
             Digest(hash.finalize().into())
         });
-        for at in (start..size).step_by(STEP) {
+        for (at, length) in pieces(start, size.saturating_sub(start)) {
             if cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }
-            let length = (size - at).min(STEP as u64) as usize;
             frontier.wait(at + length as u64)?;
-            let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(STEP));
+            let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(PIECE));
             target.read(buffer.first_mut(length), at)?;
             if full.send((buffer, length)).is_err() {
                 break;

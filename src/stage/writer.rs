@@ -12,7 +12,7 @@ use super::pipeline::Shared;
 use super::sink::Sink;
 
 /// Pieces in memory: one that is written, and one that is filled or waits.
-const PIECES: usize = 2;
+pub(super) const PIECES: usize = 2;
 
 enum Job {
     /// The first `length` bytes of the buffer; so many of them are `reused` from a slot.
