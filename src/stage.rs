@@ -76,7 +76,7 @@ pub const GUARD: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
     pub step: Step,
-    /// The current step's work: the size of the image, and while surveying also what is read of the booted slot.
+    /// The current step's work: the size of the image, or while surveying what is read of the slots.
     pub total: u64,
     /// How much of it is done.
     pub done: u64,

@@ -74,14 +74,18 @@ pub(super) fn keep(path: &Path, index: &Index, rules: &Chunking) {
     draft.finish();
 }
 
-/// Removes the map of a slot that is about to change.
+/// Removes the map of a slot that is about to change, durably: one that came back would hide what is written now.
 pub(super) fn forget(path: &Path) {
-    match fs::remove_file(path) {
+    match fs::remove_file(path).and_then(|()| sync_folder(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "an old chunk map stays");
         }
         _ => {}
     }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// A map that is being written, beside the one that it will replace. An error costs the map, never the update.
@@ -126,7 +130,7 @@ impl Draft {
         let kept = file.and_then(|file| {
             file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
             fs::rename(&beside, &self.path)?;
-            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+            sync_folder(&self.path)
         });
         if let Err(error) = kept {
             tracing::warn!(path = %self.path.display(), %error, "no chunk map is kept; the slot will be scanned");

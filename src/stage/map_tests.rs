@@ -46,10 +46,16 @@ impl Gateway {
         Gateway { bench, booted, maps, old }
     }
 
-    /// Updates slot B and checks it; returns the bytes that were fetched.
+    /// Updates slot B, of which nothing is known, and checks it; returns the bytes that were fetched.
     async fn update(&self) -> u64 {
+        fs::write(&self.bench.slot, vec![0xaa; self.bench.image.len()]).unwrap();
+        map::forget(&self.maps.target);
+        self.go_on().await
+    }
+
+    /// The same, whatever slot B holds.
+    async fn go_on(&self) -> u64 {
         let bench = &self.bench;
-        fs::write(&bench.slot, vec![0xaa; bench.image.len()]).unwrap();
         let before = bench.server.served.sent();
         let meter = Meter::new(0, None, None);
         bench.update_by(&bench.server.http(), Some(&self.booted), Some(&self.maps), meter).await.unwrap();
@@ -62,30 +68,47 @@ impl Gateway {
 
     /// What a survey reads of the booted slot, bytes.
     fn reads(&self) -> u64 {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty");
+        fs::write(&empty, vec![0; self.bench.image.len()]).unwrap();
+        let maps = Maps { target: folder.path().join("none"), ..self.maps.clone() };
+        let (read, origins) = self.survey(&empty, &maps);
+        assert!(origins.iter().any(|origin| matches!(origin, Origin::Seed(_))));
+        read - self.bench.image.len() as u64
+    }
+
+    /// What a survey for a slot reads in all, bytes, and what it finds.
+    fn survey(&self, slot: &Path, maps: &Maps) -> (u64, Vec<Origin>) {
         let (index, image) = self.index();
         let (progress, cancel) = (watch(), CancellationToken::new());
         let seed = Seed::open(&self.booted).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let empty = folder.path().join("empty");
-        fs::write(&empty, vec![0; image.size as usize]).unwrap();
-        let target = Target::acquire(&empty, &[]).unwrap();
+        let target = Target::acquire(slot, &[]).unwrap();
         let survey = Survey {
             index: &index,
             chunking: &image.chunking,
             target: &target,
             seed: Some(&seed),
-            map: Some(&self.maps.booted),
+            maps: Some(maps),
             buffers: &Pool::default(),
             workspace: &Workspace::on_disk(folder.path()),
             progress: &progress,
             cancel: &cancel,
         };
-        let origins = survey.run(2).unwrap();
-        assert!(origins.iter().any(|origin| matches!(origin, Origin::Seed(_))));
+        let origins = survey.run(2).unwrap().iter().collect();
         let seen = *progress.borrow();
         // A thread that scans goes on into the next one's part, which is no progress.
         assert_eq!((seen.step, seen.done), (Step::Surveying, seen.total));
-        seen.total - image.size
+        (seen.total, origins)
+    }
+
+    /// Slot B gets this image by an update of its own, with the map that it keeps.
+    async fn install(&self, image: &[u8], slot: &Path) {
+        let mut bench = Bench::new(image.to_vec(), 0).await;
+        bench.slot = slot.to_owned();
+        fs::write(slot, vec![0; self.bench.image.len()]).unwrap();
+        let meter = Meter::new(0, None, None);
+        bench.update_by(&bench.server.http(), None, Some(&self.maps), meter).await.unwrap();
     }
 
     fn index(&self) -> (Index, Image) {
@@ -194,6 +217,68 @@ async fn an_update_does_not_need_a_place_for_its_maps() {
     gateway.maps = Maps { booted: none.join("chunks.A"), target: none.join("chunks.B") };
     assert_eq!(gateway.update().await, before);
     assert!(!none.exists());
+}
+
+#[tokio::test]
+async fn of_a_target_with_a_map_only_what_can_be_in_place_is_read() {
+    let gateway = Gateway::new().await;
+    let size = gateway.bench.image.len() as u64;
+    // Slot B holds a sibling of the new image: its second half is the same.
+    let mut sibling = gateway.bench.image.clone();
+    fastrand::Rng::with_seed(72).fill(&mut sibling[..size as usize / 2]);
+    gateway.install(&sibling, &gateway.bench.slot).await;
+    let none = Maps { target: gateway.bench.folder.path().join("none"), ..gateway.maps.clone() };
+    let (whole, all) = gateway.survey(&gateway.bench.slot, &none);
+    let (read, found) = gateway.survey(&gateway.bench.slot, &gateway.maps);
+    assert!(all == found && found.contains(&Origin::InPlace) && found.contains(&Origin::Zero));
+    // All but a sample of each 2 MiB.
+    let spared = (whole - read) as i64 - size as i64 / 2;
+    assert!(spared.abs() < 300 << 10, "{whole}, then {read}");
+    let map = fs::read(&gateway.maps.target).unwrap();
+    let with = gateway.go_on().await;
+    gateway.install(&sibling, &gateway.bench.slot).await;
+    fs::remove_file(&gateway.maps.target).unwrap();
+    assert_eq!(gateway.go_on().await, with);
+
+    // Its records in any order tell the same.
+    let line = map.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let mut records: Vec<_> = map[line..].chunks(20).collect();
+    fastrand::Rng::with_seed(73).shuffle(&mut records);
+    gateway.install(&sibling, &gateway.bench.slot).await;
+    fs::write(&gateway.maps.target, [&map[..line], &records.concat()].concat()).unwrap();
+    assert_eq!(gateway.survey(&gateway.bench.slot, &gateway.maps), (read, found));
+}
+
+#[tokio::test]
+async fn what_is_in_place_is_found_whatever_the_map_of_the_target_says() {
+    let gateway = Gateway::new().await;
+    gateway.install(&gateway.old, &gateway.bench.slot).await;
+    let map = fs::read(&gateway.maps.target).unwrap();
+    let none = Maps { target: gateway.bench.folder.path().join("none"), ..gateway.maps.clone() };
+    let bench = &gateway.bench;
+    let mut half = gateway.old.clone();
+    let middle = half.len() / 2;
+    half.truncate(middle);
+    half.extend_from_slice(&bench.image[middle..]);
+    // Somebody wrote the new image to the slot by other means, or half of it; or something else altogether.
+    for content in [&bench.image, &half, &vec![0xaa; bench.image.len()], &vec![0; bench.image.len()]] {
+        fs::write(&bench.slot, content).unwrap();
+        fs::write(&gateway.maps.target, &map).unwrap();
+        let [with, without] = [&gateway.maps, &none].map(|maps| gateway.survey(&bench.slot, maps).1);
+        let blank = content.iter().all(|byte| *byte == 0);
+        for pair in with.into_iter().zip(without) {
+            // Where the map knows of data, zeros are not looked for; to write them once more costs no byte.
+            assert!(pair.0 == pair.1 || blank && pair == (Origin::Zero, Origin::InPlace), "{pair:?}");
+        }
+        gateway.go_on().await;
+    }
+    // No block that was changed behind the map's back is taken for what it was.
+    gateway.install(&gateway.old, &bench.slot).await;
+    let mut damaged = gateway.old.clone();
+    damaged.resize(bench.image.len(), 0);
+    damaged.iter_mut().skip(77).step_by(1 << 20).for_each(|byte| *byte ^= 1);
+    fs::write(&bench.slot, damaged).unwrap();
+    gateway.go_on().await;
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! What the slots already hold. Every chunk is looked for at its place in the target, then anywhere in the
-//! booted slot (the seed): where its map says, or else by cutting all of it by the bundle's own chunking rules.
-//! Digests alone decide: no journal and no map is believed, so whatever an interrupted run left, or whatever
-//! changed since, is right, and the bytes to fetch are known before the first is fetched.
+//! booted slot (the seed). A slot's map says what to read of it; without one all of it is read, and the seed is cut
+//! by the bundle's own chunking rules. Digests alone decide: no journal and no map is believed, so whatever an
+//! interrupted run left, or whatever changed since, is right, and the bytes to fetch are known before the first is
+//! fetched.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -13,21 +14,25 @@ use nix::libc::{O_CLOEXEC, O_DIRECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::{PIECE, Pool, is_aligned};
+use super::buffer::{Buffer, PIECE, Pool, is_aligned};
 use super::by_digest::{ByDigest, find_twins};
-use super::map::{self, Draft};
+use super::map::{self, Draft, Maps};
 use super::origins::{Origin, Origins};
 use super::workspace::Workspace;
 use super::{GUARD, Progress, StageError, Step, Target};
 use crate::bundle::chunker::{Chunker, is_zero};
 use crate::bundle::{Chunk, ChunkDigest, Index};
-use crate::manifest::{BLOCK, Chunking};
+use crate::manifest::{BLOCK, CHUNK_CAP, Chunking};
 
 /// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
 /// begun at the slot's start, and no chunk is lost at the seam.
 const SEAM: u64 = 2048;
-/// A map is stale when more than this part of what it promises is not there: then the seed is scanned.
+/// A map is stale when more than this part of what it promises is not there: then all of its slot is read.
 const STALE: u64 = 8;
+/// What is read of a medium at once to check chunks in it, bytes: large reads are faster, and nothing else needs
+/// memory yet.
+const READ: usize = 1 << 20;
+const _: () = assert!(READ >= CHUNK_CAP as usize);
 
 /// The booted slot, read only. It may change while it is read: whatever is used of it is hashed first.
 #[derive(Debug)]
@@ -65,23 +70,49 @@ pub(super) struct Survey<'a> {
     pub chunking: &'a Chunking,
     pub target: &'a Target,
     pub seed: Option<&'a Seed>,
-    /// The seed's map.
-    pub map: Option<&'a Path>,
+    pub maps: Option<&'a Maps>,
     pub buffers: &'a Pool,
     pub workspace: &'a Workspace,
     pub progress: &'a watch::Sender<Progress>,
     pub cancel: &'a CancellationToken,
 }
 
+/// A slot in which chunks are checked.
+#[derive(Clone, Copy)]
+enum Medium<'a> {
+    Target(&'a Target),
+    Seed(&'a Seed),
+}
+
+impl Medium<'_> {
+    /// Where a chunk of this origin begins in it, bytes; `None` if it is not said to be there.
+    fn place(self, chunk: &Chunk, origin: Origin) -> Option<u64> {
+        match (self, origin) {
+            (Medium::Target(_), Origin::InPlace) => Some(chunk.offset),
+            (Medium::Seed(_), Origin::Seed(block)) => Some(u64::from(block) * u64::from(BLOCK)),
+            _ => None,
+        }
+    }
+
+    /// `false`: it can't be read there, and so nothing of it can be used.
+    fn read(self, buffer: &mut [u8], place: u64) -> bool {
+        let read = match self {
+            Medium::Target(target) => target.read(buffer, place).map_err(|error| error.to_string()),
+            Medium::Seed(seed) => {
+                seed.read(buffer, place).map_err(|error| format!("the booted slot: {error}"))
+            }
+        };
+        read.inspect_err(|error| tracing::warn!(place, error, "a part of a slot can't be read")).is_ok()
+    }
+}
+
 impl Survey<'_> {
-    /// One origin for each chunk of the index. Reads the target once, and of the seed what its map says of
-    /// missing chunks, or all of it when there is no such map, on `threads` threads. Each byte that is read is
-    /// progress.
+    /// One origin for each chunk of the index. Reads of both slots what their maps say of it, or all of them when
+    /// there is no such map, on `threads` threads. Each byte that is read is progress.
     pub(super) fn run(&self, threads: usize) -> Result<Origins, StageError> {
-        let total = self.index.image_size();
-        self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total, done: 0, ..*p });
+        self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total: 0, done: 0, ..*p });
         let origins = Origins::new(self.workspace, self.index.len());
-        self.in_parts(threads, |part| self.in_target(part, &origins))?;
+        self.in_target(&origins, threads)?;
         if origins.iter().any(|origin| origin != Origin::InPlace) {
             self.give_up_first(&origins);
         }
@@ -95,6 +126,68 @@ impl Survey<'_> {
         Ok(origins)
     }
 
+    /// Gives chunks that are where they belong the origin `InPlace`. An interrupted run leaves no map, so all that it
+    /// wrote is looked at.
+    fn in_target(&self, origins: &Origins, threads: usize) -> Result<(), StageError> {
+        let medium = Medium::Target(self.target);
+        if self.claim(origins) {
+            let samples = self.samples(origins);
+            let promised = self.bytes_in(medium, origins);
+            origins.set_each(samples.clone(), Origin::InPlace);
+            self.check(medium, origins, threads)?;
+            let found = self.bytes_in(medium, origins);
+            let surprise = samples.into_iter().any(|sample| origins.get(sample) == Some(Origin::InPlace));
+            if !surprise && promised.saturating_sub(found) <= promised / STALE {
+                return Ok(());
+            }
+            tracing::info!(
+                promised,
+                found,
+                "the target changed since its chunk map was made: all of it is read"
+            );
+        }
+        origins.replace(|_| true, Origin::InPlace);
+        self.check(medium, origins, threads)
+    }
+
+    /// Gives the origin `InPlace` to the chunks that the target's map says are in place, and to zeros if it knows of
+    /// nothing else there. `false`: there is no such map.
+    fn claim(&self, origins: &Origins) -> bool {
+        let Some(maps) = self.maps else { return false };
+        let zeros = self.index.iter().enumerate().filter(|(_, chunk)| self.index.is_zero(chunk));
+        origins.set_each(zeros.map(|(position, _)| position).collect(), Origin::InPlace);
+        let from = |position| (position..).zip(self.index.from(position)).peekable();
+        let mut chunks = from(0);
+        map::read(&maps.target, self.chunking, |digest, block| {
+            let place = u64::from(block) * u64::from(BLOCK);
+            // Maps are in order, but for that of a scan, which several threads made.
+            if chunks.peek().is_none_or(|(_, chunk)| chunk.offset > place) {
+                chunks = from(self.index.position(place));
+            }
+            while chunks.next_if(|(_, chunk)| chunk.offset + u64::from(chunk.length) <= place).is_some() {}
+            match chunks.peek() {
+                Some((position, chunk)) if self.index.is_zero(chunk) => {
+                    origins.set(*position, &[Origin::Zero]);
+                }
+                Some((position, chunk)) if (chunk.offset, chunk.digest) == (place, digest) => {
+                    origins.set(*position, &[Origin::InPlace]);
+                }
+                _ => {}
+            }
+        })
+    }
+
+    /// One chunk of each group that a map does not know of: if any of them is in place all the same, the map is that of
+    /// another content.
+    fn samples(&self, origins: &Origins) -> Vec<usize> {
+        let mut latest = None;
+        let unknown = self.index.iter().zip(origins.iter()).enumerate();
+        let unknown = unknown.filter(|(_, (_, origin))| *origin == Origin::Fetch);
+        let samples =
+            unknown.filter(|(_, (chunk, _))| latest.replace(chunk.group_offset) != Some(chunk.group_offset));
+        samples.map(|(position, _)| position).collect()
+    }
+
     /// The first MiB of a target that is to be written is zeroed before: what is in place there will not be.
     fn give_up_first(&self, origins: &Origins) {
         let first = self.index.iter().take_while(|chunk| chunk.offset < GUARD).enumerate();
@@ -104,134 +197,98 @@ impl Survey<'_> {
         origins.set_each(lost.map(|(position, _)| position).collect(), Origin::Fetch);
     }
 
-    /// Shares the chunks out among `threads` threads, so that each has as many bytes.
-    fn in_parts(
-        &self,
-        threads: usize,
-        work: impl Fn(Range<usize>) -> Result<(), StageError> + Sync,
-    ) -> Result<(), StageError> {
-        let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
-        in_parallel(split(self.index.image_size(), threads).into_iter().map(positions), work)
-    }
-
     /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.
     /// `false`: there is no map for these chunks, or it is stale, and the rest must be looked for.
     fn by_map(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<bool, StageError> {
-        let Some(path) = self.map else { return Ok(false) };
+        let Some(maps) = self.maps else { return Ok(false) };
         let wanted = ByDigest::missing(self.index, origins, self.workspace);
         let mut sound = true;
-        let whole = map::read(path, self.chunking, |digest, block| {
+        let whole = map::read(&maps.booted, self.chunking, |digest, block| {
             sound &= block <= Origin::LAST_BLOCK;
             origins.set_each(wanted.positions(&digest), Origin::Seed(block));
         });
         drop(wanted);
-        let promised = self.in_seed_bytes(origins);
-        self.progress.send_modify(|p| p.total += promised);
-        self.in_parts(threads, |part| self.check_map(seed, part, origins))?;
-        let missing = promised - self.in_seed_bytes(origins);
+        let medium = Medium::Seed(seed);
+        let promised = self.bytes_in(medium, origins);
+        self.check(medium, origins, threads)?;
+        let missing = promised - self.bytes_in(medium, origins);
         if missing > 0 {
             tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
         }
         Ok(whole && sound && missing <= promised / STALE)
     }
 
-    /// Bytes of the chunks that will be taken from the seed.
-    fn in_seed_bytes(&self, origins: &Origins) -> u64 {
+    /// Bytes of the chunks that `origins` says are in `medium`.
+    fn bytes_in(&self, medium: Medium<'_>, origins: &Origins) -> u64 {
         let chunks = self.index.iter().zip(origins.iter());
-        let held = chunks.filter(|(_, origin)| matches!(origin, Origin::Seed(_)));
+        let held = chunks.filter(|(chunk, origin)| medium.place(chunk, *origin).is_some());
         held.map(|(chunk, _)| u64::from(chunk.length)).sum()
     }
 
-    /// Sets the chunks of `part` to `Fetch` that are not where `origins` says they are in the seed. Chunks that lie
-    /// side by side are read at once.
-    fn check_map(&self, seed: &Seed, part: Range<usize>, origins: &Origins) -> Result<(), StageError> {
-        let (mut buffer, mut at) = (self.buffers.take(), part.start);
-        let mut told = origins.of(part.clone()).peekable();
-        while let Some(origin) = told.next() {
+    /// Reads the chunks that `origins` says are in `medium`, and takes that origin from those that are not. Shares them
+    /// out among `threads` threads, so that each has a part of the image with as many bytes.
+    fn check(&self, medium: Medium<'_>, origins: &Origins, threads: usize) -> Result<(), StageError> {
+        let work = self.bytes_in(medium, origins);
+        self.progress.send_modify(|p| p.total += work);
+        let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
+        let parts = split(self.index.image_size(), threads).into_iter().map(positions);
+        in_parallel(parts, |part| self.check_part(medium, part, origins))
+    }
+
+    /// The same for the chunks of `part`. What lies side by side is read at once.
+    fn check_part(
+        &self,
+        medium: Medium<'_>,
+        part: Range<usize>,
+        origins: &Origins,
+    ) -> Result<(), StageError> {
+        let mut buffer = Buffer::new(READ);
+        let all = part.clone().zip(self.index.from(part.start)).zip(origins.of(part));
+        let placed = |((position, chunk), origin)| Some((position, medium.place(&chunk, origin)?, chunk));
+        let mut told = all.filter_map(placed).peekable();
+        while let Some((_, start, _)) = told.peek() {
             self.check_cancelled()?;
-            let Origin::Seed(start) = origin else {
-                at += 1;
-                continue;
+            let (start, mut length, mut batch) = (*start, 0, Vec::new());
+            let joins = |place: u64, chunk: &Chunk, length: usize| {
+                place == start + length as u64 && length + chunk.length as usize <= READ
             };
-            let mut block = start;
-            let beside = |position: usize, chunk: &Chunk| {
-                let here = position == at || told.next_if_eq(&Origin::Seed(block)).is_some();
-                block = block.saturating_add(chunk.length / BLOCK);
-                here
-            };
-            let batch = self.batch(at..part.end, beside);
-            let length = batch.iter().map(|chunk| chunk.length as usize).sum();
+            while let Some(next) = told.next_if(|(_, place, chunk)| joins(*place, chunk, length)) {
+                length += next.2.length as usize;
+                batch.push(next);
+            }
             let mut bytes = buffer.first_mut(length);
-            let read = seed.read(bytes, u64::from(start) * u64::from(BLOCK));
-            for (position, chunk) in (at..).zip(&batch) {
+            let read = medium.read(bytes, start);
+            for (position, place, chunk) in batch {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
-                if read.is_err() || ChunkDigest::of(content) != chunk.digest {
-                    origins.set(position, &[Origin::Fetch]);
+                // Around a bad sector, the chunks that do not have it can be read alone.
+                let alone = |content: &mut [u8]| medium.read(content, place);
+                if !(read || alone(content)) || !self.is_right(&chunk, content) {
+                    origins.set(position, &[self.other_origin(&chunk)]);
                 }
                 bytes = rest;
             }
-            at += batch.len().max(1);
             self.progress.send_modify(|p| p.done += length as u64);
         }
-        self.buffers.give(buffer);
         Ok(())
     }
 
-    /// Compares the chunks of `part` with the target, in reads of up to `PIECE` bytes.
-    fn in_target(&self, part: Range<usize>, origins: &Origins) -> Result<(), StageError> {
-        let (mut buffer, mut next) = (self.buffers.take(), part.start);
-        while next < part.end {
-            self.check_cancelled()?;
-            let batch = self.batch(next..part.end, |_, _| true);
-            let Some(start) = batch.first().map(|chunk| chunk.offset) else { break };
-            let length = batch.iter().map(|chunk| chunk.length as usize).sum();
-            let mut bytes = buffer.first_mut(length);
-            let read = self.target.read(bytes, start);
-            if let Err(error) = &read {
-                // Not in place, then: writing it anew may be what a bad sector needs, and fails otherwise.
-                tracing::warn!(%error, "a part of the target can't be read");
-            }
-            let mut found = Vec::with_capacity(batch.len());
-            for chunk in &batch {
-                let (content, rest) = bytes.split_at_mut(chunk.length as usize);
-                found.push(self.compare(chunk, read.as_ref().ok().map(|()| &*content)));
-                bytes = rest;
-            }
-            origins.set(next, &found);
-            next += batch.len();
-            self.progress.send_modify(|p| p.done += length as u64);
-        }
-        self.buffers.give(buffer);
-        Ok(())
-    }
-
-    fn compare(&self, chunk: &Chunk, content: Option<&[u8]>) -> Origin {
-        let zero = self.index.is_zero(chunk);
-        let in_place = content.is_some_and(|content| match zero {
+    fn is_right(&self, chunk: &Chunk, content: &[u8]) -> bool {
+        match self.index.is_zero(chunk) {
             true => is_zero(content),
             false => ChunkDigest::of(content) == chunk.digest,
-        });
-        match (in_place, zero) {
-            (true, _) => Origin::InPlace,
-            (false, true) => Origin::Zero,
-            (false, false) => Origin::Fetch,
         }
     }
 
-    /// The first chunks of `part` that fit one read, as far as they `belong`.
-    fn batch(&self, part: Range<usize>, mut belong: impl FnMut(usize, &Chunk) -> bool) -> Vec<Chunk> {
-        let mut room = PIECE as u64;
-        let mut fits =
-            |chunk: &Chunk| room.checked_sub(u64::from(chunk.length)).inspect(|left| room = *left).is_some();
-        let chunks = part.clone().zip(self.index.from(part.start));
-        chunks.take_while(|(n, chunk)| fits(chunk) && belong(*n, chunk)).map(|(_, chunk)| chunk).collect()
+    /// Of a chunk that no slot has.
+    fn other_origin(&self, chunk: &Chunk) -> Origin {
+        if self.index.is_zero(chunk) { Origin::Zero } else { Origin::Fetch }
     }
 
     /// Gives chunks that would be fetched an origin in the seed, where it has them, and keeps the seed's map.
     fn in_seed(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<(), StageError> {
         let wanted = ByDigest::missing(self.index, origins, self.workspace);
         self.progress.send_modify(|p| p.total += seed.size);
-        let draft = self.map.map(|path| Draft::new(path, self.chunking));
+        let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
         let note = |digest: ChunkDigest, block: u32| {
             if let Some(draft) = &draft {
                 draft.note(digest, block);

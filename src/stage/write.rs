@@ -192,9 +192,9 @@ impl Staging<'_> {
             let Shared { index, seed, buffers, progress, .. } = &*staging.shared;
             let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
             let (target, cancel) = (&staging.target, &staging.cancel);
-            let map = staging.maps.as_ref().map(|maps| maps.booted.as_path());
+            let maps = staging.maps.as_ref();
             let workspace = &workspace;
-            let survey = Survey { index, chunking, target, seed, map, buffers, workspace, progress, cancel };
+            let survey = Survey { index, chunking, target, seed, maps, buffers, workspace, progress, cancel };
             survey.run(THREADS).map(Arc::new)
         })
         .await

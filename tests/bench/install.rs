@@ -1,9 +1,10 @@
 //! Installs one bundle into one slot with the library that `fwupdated` runs, on the same kind of runtime, and
 //! prints what it cost as one line of JSON. For `make bench`; no part of any package.
 //!
-//!     install BUNDLE-OR-URL KEY.pem SLOT [CA.pem or -] [SEED]
+//!     install BUNDLE-OR-URL KEY.pem SLOT [CA.pem or -] [SEED or -] [MAPS]
 //!
-//! The working folder is to the installer what the state folder is to the daemon.
+//! The working folder is to the installer what the state folder is to the daemon. MAPS is a folder with the chunk maps
+//! of both slots, `chunks.booted` and `chunks.target`, as far as they are there.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fwupdate::config::{Download, Proxy};
 use fwupdate::manifest::TrustedKeys;
-use fwupdate::stage::{self, Booted, Http, Meter, Progress, Source, Target, Workspace};
+use fwupdate::stage::{self, Booted, Http, Maps, Meter, Progress, Source, Target, Workspace};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,12 +27,17 @@ fn main() -> Result<()> {
 
 async fn install(arguments: &[String]) -> Result<()> {
     let [bundle, key, slot, rest @ ..] = arguments else { anyhow::bail!("see the head of install.rs") };
-    let (ca, seed) = (rest.first().filter(|path| *path != "-"), rest.get(1));
+    let given = |n: usize| rest.get(n).filter(|path| *path != "-").map(|path| Path::new(path.as_str()));
+    let [ca, seed, maps] = [0, 1, 2].map(given);
+    let maps = maps.map(|folder| {
+        let [booted, target] = ["chunks.booted", "chunks.target"].map(|name| folder.join(name));
+        Maps { booted, target }
+    });
     let mut keys = TrustedKeys::new();
     keys.add_pem(&std::fs::read_to_string(key)?)?;
     let start = Instant::now();
     let now = time::OffsetDateTime::now_utc();
-    let tls = fwupdate::tls::client_config(ca.map(|path| Path::new(path.as_str())), None, now)?;
+    let tls = fwupdate::tls::client_config(ca, None, now)?;
     let hour = Duration::from_secs(3600);
     let stall_timeout = Duration::from_secs(60);
     let download = Download {
@@ -56,8 +62,7 @@ async fn install(arguments: &[String]) -> Result<()> {
     let cancel = CancellationToken::new();
     let trace = std::env::var_os("TRACE").is_some();
     let steps = tokio::spawn(follow(seen.clone(), start, trace));
-    let seed = seed.map(|path| Booted::from(Path::new(path.as_str())));
-    stage::stage(&bundle, index, &target, seed, None, &progress, &cancel).await?;
+    stage::stage(&bundle, index, &target, seed.map(Booted::from), maps.as_ref(), &progress, &cancel).await?;
     drop(progress);
     steps.await?;
     let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);
