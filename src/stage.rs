@@ -40,6 +40,8 @@ mod target;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
+mod testing_medium;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_on_bad_media;
@@ -47,6 +49,8 @@ mod tests_on_bad_media;
 mod tests_on_bytes;
 #[cfg(test)]
 mod tests_on_devices;
+#[cfg(test)]
+mod tests_on_faulty_media;
 #[cfg(test)]
 mod tests_on_networks;
 #[cfg(test)]

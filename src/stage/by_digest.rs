@@ -8,8 +8,8 @@ use crate::manifest::BLOCK;
 
 /// A digest and the position of a chunk with it, bytes.
 const ENTRY: usize = 20;
-/// Entries that are read at once, at most.
-const PAGE: usize = 256;
+/// Entries that are read at once, at most: to look a digest up is to read a page or two.
+const PAGE: usize = 64;
 /// About so many entries are sorted at once: 1.3 MB.
 const SORTED: usize = 1 << 16;
 

@@ -157,7 +157,7 @@ impl Survey<'_> {
         let zeros = self.index.iter().enumerate().filter(|(_, chunk)| self.index.is_zero(chunk));
         origins.set_each(zeros.map(|(position, _)| position).collect(), Origin::InPlace);
         let from = |position| (position..).zip(self.index.from(position)).peekable();
-        let mut chunks = from(0);
+        let (mut chunks, mut latest) = (from(0), None);
         map::read(&maps.target, self.chunking, |digest, block| {
             let place = u64::from(block) * u64::from(BLOCK);
             // Maps are in order, but for that of a scan, which several threads made.
@@ -165,14 +165,14 @@ impl Survey<'_> {
                 chunks = from(self.index.position(place));
             }
             while chunks.next_if(|(_, chunk)| chunk.offset + u64::from(chunk.length) <= place).is_some() {}
-            match chunks.peek() {
-                Some((position, chunk)) if self.index.is_zero(chunk) => {
-                    origins.set(*position, &[Origin::Zero]);
-                }
-                Some((position, chunk)) if (chunk.offset, chunk.digest) == (place, digest) => {
-                    origins.set(*position, &[Origin::InPlace]);
-                }
-                _ => {}
+            let Some((position, chunk)) = chunks.peek() else { return };
+            let origin = match (chunk.offset, chunk.digest) == (place, digest) {
+                true => Origin::InPlace,
+                false if self.index.is_zero(chunk) => Origin::Zero,
+                false => return,
+            };
+            if latest.replace(*position) != Some(*position) {
+                origins.set(*position, &[origin]);
             }
         })
     }

@@ -1,9 +1,12 @@
 #!/bin/bash
 # `make bench`: one machine, one run, side by side with what people use, all from Debian's packages. What an install
 # of a whole image costs, and what updates between real images cost. Every tool gets the same slot, a loop device over
-# a file, and is done when the slot is flushed; what it wrote is compared with the image.
+# a file, and is done when the slot is flushed; what it wrote is compared with the image. fwupdate runs twice: with
+# the chunk maps of what the slots hold, as a gateway keeps them from its installs, and without any, as for the first
+# update from the factory's image.
 #
 #   run.sh FOLDER      RUNS=5 rounds; needs root. The images are made in FOLDER unless they are there (images.sh).
+#                      PREPARE=1 only makes what a build host makes.
 #                      FWUPDATE_BUNDLE and FWUPDATE_INSTALL name other programs than the release builds,
 #                      FWUPDATE_PROGRAMS the folder of another fwupdated.
 set -euo pipefail
@@ -31,7 +34,7 @@ cd "$dir"
 
 once() { [ -e "$1" ] || { "${@:2}" && [ -e "$1" ]; }; }   # once FILE COMMAND...: unless FILE is there
 bundle() { "$tool" create --image "$1.$2" --compatible bench --version "$1" --created 2026-01-01T00:00:00Z \
-    --key keys/release.key.pem -o "$1.$2.fwb" > /dev/null; }
+    --key keys/release.key.pem -o "$1.$2.fwb" "${@:3}" > /dev/null; }
 based() { "$tool" create --image "$1.$2" --base "old.$2" --compatible bench --version "$1" \
     --created 2026-01-01T00:00:00Z --key keys/release.key.pem -o "$1.$2.base.fwb" > /dev/null; }
 
@@ -54,11 +57,14 @@ for pair in $pairs; do
     once "$name.$kind.xd3" xdelta3 -e -9 -B 805306368 -s "old.$kind" "$name.$kind" "$name.$kind.xd3"
     [ "$has_base" = 0 ] || once "$name.$kind.base.fwb" based "$name" "$kind"
 done
-
-# The slot: what it holds before each run are other images of the same system, so that little lies in place.
+# What the slot holds before each run are other images of the same system, so that little lies in place.
 size=$(stat -c %s new.ext4)
 foreign() { cat old.squashfs old.erofs one.erofs new.squashfs > stale.img; truncate -s "$size" stale.img; }
 once stale.img foreign
+once stale.img.fwb bundle stale img --level 3
+[ -z "${PREPARE:-}" ] || exit 0
+
+# The slot.
 fallocate -l "$size" slot.img
 cleanup() {
     [ -z "${rauc_pid:-}" ] || rauc_stop
@@ -71,6 +77,14 @@ booted=$(losetup --find --show --read-only --direct-io=on old.ext4)
 trap cleanup EXIT
 ln -sfn "$slot" slot
 stale() { dd if=stale.img of="$slot" bs=1M oflag=direct conv=fsync status=none; }
+# The maps that installs of what the slots hold keep.
+mapped() { rm -rf map && mkdir map && "$install" "$1.fwb" keys/release.pub.pem "$slot" - - map > /dev/null &&
+    mv map/chunks.target "$1.chunks"; }
+once stale.img.chunks mapped stale.img
+for kind in $(for pair in $pairs; do echo "${pair%:*}"; done | sort -u); do
+    once "old.$kind.chunks" mapped "old.$kind"
+done
+mkdir -p maps
 
 rm -f ports
 python3 "$here/serve.py" "$dir" server.pem server.key > ports &
@@ -85,7 +99,8 @@ declare -A shown
 shown[pipe]="curl -sS --cacert ca.pem $https/new.ext4.zst | zstd -dc | tee >(sha256sum > pipe.sum) | dd of=$slot bs=1M iflag=fullblock oflag=direct conv=fsync status=none"
 shown[rauc]="rauc install $PWD/new.raucb"
 shown[swupdate]="swupdate -l 1 -k signer.pem -H bench:1.0 -i new.swu"
-shown[fwupdate]="$install $https/new.ext4.fwb keys/release.pub.pem $slot ca.pem"
+shown[fwupdate]="$install $https/new.ext4.fwb keys/release.pub.pem $slot ca.pem - maps"
+shown[fwupdate-no-maps]="$install $https/new.ext4.fwb keys/release.pub.pem $slot ca.pem"
 
 median() { sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 column() { cut -d' ' -f"$2" "$1" | median; }
@@ -94,6 +109,9 @@ measured() {
     local name=$1 options=()
     shift
     stale
+    rm -f maps/*
+    cp stale.img.chunks maps/chunks.target
+    [ -z "${work:-}" ] || cp "old.$kind.chunks" maps/chunks.booted
     [ "$name" != rauc ] || options=(--daemon "$rauc_pid")
     sent > /dev/null
     local cost
@@ -114,6 +132,7 @@ for _ in $(seq "$runs"); do
     unset rauc_pid
     measured swupdate ${shown[swupdate]}
     measured fwupdate ${shown[fwupdate]}
+    measured fwupdate-no-maps ${shown[fwupdate-no-maps]}
 done
 
 echo "# Machine: $(nproc) cores, $(sed -n 's/model name.*: //p' /proc/cpuinfo | head -1), Linux $(uname -r), load $(cut -d' ' -f1-2 /proc/loadavg)"
@@ -122,7 +141,7 @@ echo
 echo "| whole install of $((size >> 20)) MiB, median of $runs | seconds | ratio | CPU s | peak MiB | MiB written |"
 echo "|---|---|---|---|---|---|"
 base=$(column costs.pipe 1)
-for name in pipe swupdate rauc fwupdate; do
+for name in pipe swupdate rauc fwupdate fwupdate-no-maps; do
     s=$(column costs.$name 1)
     echo "| $name | $s | $(ratio "$s" "$base") | $(column costs.$name 2) | $(mib "$(column costs.$name 3)") | $(($(column costs.$name 4) >> 20)) |"
 done
@@ -130,7 +149,7 @@ echo
 echo "Pipe and fwupdate fetch over TLS from the same server; rauc and swupdate read a local file. Peak: the largest"
 echo "single process of each; the pipe has five. Only fwupdate reads back what it wrote."
 echo
-for name in pipe swupdate rauc fwupdate; do echo "    ${shown[$name]}"; done
+for name in pipe swupdate rauc fwupdate fwupdate-no-maps; do echo "    ${shown[$name]}"; done
 echo
 echo "| update of a slot, median of $runs | bytes fetched | ratio to best without a base | seconds | CPU s | peak MiB | MiB written |"
 echo "|---|---|---|---|---|---|---|"
@@ -143,9 +162,10 @@ for pair in $pairs; do
     shown[zchunk]="cd $work && zckdl -q -s ../old.$kind.zck $http/$image.zck && unzck -c $image.zck | dd of=$slot bs=1M iflag=fullblock status=none && rm $image.zck"
     shown[casync]="casync extract --what=blob-index --store=$http/$image.castr --seed=$booted $http/$image.caibx $slot"
     shown[xdelta3]="curl -sS $http/$image.xd3 | xdelta3 -d -c -B 805306368 -s old.$kind | dd of=$slot bs=1M iflag=fullblock status=none"
-    shown[fwupdate]="$install $https/$image.fwb keys/release.pub.pem $slot ca.pem $booted"
-    shown[fwupdate-base]="$install $https/$image.base.fwb keys/release.pub.pem $slot ca.pem $booted"
-    rivals="zchunk casync fwupdate xdelta3"
+    shown[fwupdate]="$install $https/$image.fwb keys/release.pub.pem $slot ca.pem $booted maps"
+    shown[fwupdate-no-maps]="$install $https/$image.fwb keys/release.pub.pem $slot ca.pem $booted"
+    shown[fwupdate-base]="$install $https/$image.base.fwb keys/release.pub.pem $slot ca.pem $booted maps"
+    rivals="zchunk casync fwupdate fwupdate-no-maps xdelta3"
     [ "$has_base" = 0 ] || rivals="$rivals fwupdate-base"
     for tool_name in $rivals; do
         rm -f "costs.$tool_name"
