@@ -34,6 +34,8 @@ mod origins;
 mod patch;
 mod pipeline;
 mod route;
+mod scan;
+mod seed;
 mod sink;
 mod survey;
 mod target;

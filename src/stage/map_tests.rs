@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Pool;
 use super::origins::Origin;
-use super::survey::{Seed, Survey};
+use super::seed::Seed;
+use super::survey::Survey;
 use super::testing::*;
 use super::*;
 use crate::bundle::{ChunkDigest, Index};

@@ -15,8 +15,8 @@ use super::buffer::{Buffer, PIECE, Pool};
 use super::open::Bundle;
 use super::origins::{Origin, Origins};
 use super::pipeline::Shared;
+use super::seed::Seed;
 use super::sink::Sink;
-use super::survey::Seed;
 use super::{StageError, finished};
 use crate::bundle::{
     BundleError, Chunk, Decoder, Index, Layout, OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndex, PrefixDigest,

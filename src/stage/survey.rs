@@ -4,65 +4,31 @@
 //! interrupted run left, or whatever changed since, is right, and the bytes to fetch are known before the first is
 //! fetched.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 
-use nix::libc::{O_CLOEXEC, O_DIRECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::{Buffer, PIECE, Pool, is_aligned};
+use super::buffer::{Buffer, Pool};
 use super::by_digest::{ByDigest, find_twins};
-use super::map::{self, Draft, Maps};
+use super::map::{self, Maps};
 use super::origins::{Origin, Origins};
+use super::seed::Seed;
 use super::workspace::Workspace;
 use super::{GUARD, Progress, StageError, Step, Target};
-use crate::bundle::chunker::{Chunker, is_zero};
+use crate::bundle::chunker::is_zero;
 use crate::bundle::{Chunk, ChunkDigest, Index};
 use crate::manifest::{BLOCK, CHUNK_CAP, Chunking};
 
-/// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
-/// begun at the slot's start, and no chunk is lost at the seam.
-const SEAM: u64 = 2048;
 /// A map is stale when more than this part of what it promises is not there: then all of its slot is read.
 const STALE: u64 = 8;
 /// What is read of a medium at once to check chunks in it, bytes: large reads are faster, and nothing else needs
 /// memory yet.
 const READ: usize = 1 << 20;
 const _: () = assert!(READ >= CHUNK_CAP as usize);
-
-/// The booted slot, read only. It may change while it is read: whatever is used of it is hashed first.
-#[derive(Debug)]
-pub(super) struct Seed {
-    plain: File,
-    direct: Option<File>,
-    size: u64,
-}
-
-impl Seed {
-    pub(super) fn open(path: &Path) -> io::Result<Seed> {
-        let open = |flags| OpenOptions::new().read(true).custom_flags(O_CLOEXEC | flags).open(path);
-        let plain = open(0)?;
-        let size = (&plain).seek(SeekFrom::End(0))?;
-        Ok(Seed { plain, direct: open(O_DIRECT).ok(), size })
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.size
-    }
-
-    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned(buffer, offset)) {
-            if direct.read_exact_at(buffer, offset).is_ok() {
-                return Ok(());
-            }
-        }
-        self.plain.read_exact_at(buffer, offset)
-    }
-}
+/// Around a bad sector the chunks are read one by one. When so many of them fail it is more than a sector, and the
+/// others are given up: each failure may take a medium seconds.
+const TRIES: usize = 4;
 
 /// Everything that a survey looks at.
 pub(super) struct Survey<'a> {
@@ -94,15 +60,13 @@ impl Medium<'_> {
         }
     }
 
-    /// `false`: it can't be read there, and so nothing of it can be used.
-    fn read(self, buffer: &mut [u8], place: u64) -> bool {
-        let read = match self {
+    fn read(self, buffer: &mut [u8], place: u64) -> Result<(), String> {
+        match self {
             Medium::Target(target) => target.read(buffer, place).map_err(|error| error.to_string()),
-            Medium::Seed(seed) => {
-                seed.read(buffer, place).map_err(|error| format!("the booted slot: {error}"))
-            }
-        };
-        read.inspect_err(|error| tracing::warn!(place, error, "a part of a slot can't be read")).is_ok()
+            Medium::Seed(seed) => seed
+                .read(buffer, place)
+                .map_err(|error| format!("the booted slot failed at {place}: {error}")),
+        }
     }
 }
 
@@ -118,7 +82,7 @@ impl Survey<'_> {
         }
         if let Some(seed) = self.seed.filter(|_| origins.iter().any(|origin| origin == Origin::Fetch)) {
             if !self.by_map(seed, &origins, threads)? {
-                self.in_seed(seed, &origins, threads)?;
+                self.by_scan(seed, &origins, threads)?;
             }
         }
         find_twins(self.index, &origins, self.workspace);
@@ -245,7 +209,7 @@ impl Survey<'_> {
         let mut buffer = Buffer::new(READ);
         let all = part.clone().zip(self.index.from(part.start)).zip(origins.of(part));
         let placed = |((position, chunk), origin)| Some((position, medium.place(&chunk, origin)?, chunk));
-        let mut told = all.filter_map(placed).peekable();
+        let (mut told, mut unreadable) = (all.filter_map(placed).peekable(), None);
         while let Some((_, start, _)) = told.peek() {
             self.check_cancelled()?;
             let (start, mut length, mut batch) = (*start, 0, Vec::new());
@@ -257,17 +221,25 @@ impl Survey<'_> {
                 batch.push(next);
             }
             let mut bytes = buffer.first_mut(length);
-            let read = medium.read(bytes, start);
+            let (failed, mut tries) = (medium.read(bytes, start).err(), TRIES);
             for (position, place, chunk) in batch {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
-                // Around a bad sector, the chunks that do not have it can be read alone.
-                let alone = |content: &mut [u8]| medium.read(content, place);
-                if !(read || alone(content)) || !self.is_right(&chunk, content) {
+                let is_read = failed.is_none() || tries > 0 && medium.read(content, place).is_ok();
+                tries -= usize::from(!is_read && tries > 0);
+                if !is_read || !self.is_right(&chunk, content) {
                     origins.set(position, &[self.other_origin(&chunk)]);
                 }
                 bytes = rest;
             }
+            unreadable = unreadable.or(failed);
             self.progress.send_modify(|p| p.done += length as u64);
+        }
+        if let Some(error) = unreadable {
+            // Of the target it is written anew: a bad sector may need that, and fails otherwise.
+            tracing::warn!(
+                error,
+                "a slot can't be read everywhere; what it may have had there is brought anew"
+            );
         }
         Ok(())
     }
@@ -284,100 +256,19 @@ impl Survey<'_> {
         if self.index.is_zero(chunk) { Origin::Zero } else { Origin::Fetch }
     }
 
-    /// Gives chunks that would be fetched an origin in the seed, where it has them, and keeps the seed's map.
-    fn in_seed(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<(), StageError> {
-        let wanted = ByDigest::missing(self.index, origins, self.workspace);
-        self.progress.send_modify(|p| p.total += seed.size);
-        let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
-        let note = |digest: ChunkDigest, block: u32| {
-            if let Some(draft) = &draft {
-                draft.note(digest, block);
-            }
-            origins.set_each(wanted.positions(&digest), Origin::Seed(block));
-        };
-        // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
-        // the same as if the seed had been cut from its start.
-        let blocks = (seed.size / u64::from(BLOCK)).min(u64::from(u32::MAX));
-        in_parallel(split(blocks, threads).into_iter(), |part| {
-            let (mut at, end, mut lost) = (part.start, (part.end + SEAM).min(blocks), None);
-            while at < end {
-                let (next, error) = self.scan(seed, at..end, &note)?;
-                at = next;
-                lost = lost.or(error.map(|error| (next, error)));
-            }
-            if let Some((block, error)) = lost {
-                // The seed only saves bytes; an unreadable place costs some.
-                let before = block * u64::from(BLOCK);
-                tracing::warn!(before, %error, "the booted slot can't be read everywhere");
-            }
-            Ok(())
-        })?;
-        if let Some(draft) = draft {
-            draft.finish();
-        }
-        Ok(())
-    }
-
-    /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each. Returns how far it came: to the end, or
-    /// behind a place that can't be read, where cutting begins anew.
-    fn scan(
-        &self,
-        seed: &Seed,
-        part: Range<u64>,
-        note: &(dyn Fn(ChunkDigest, u32) + Sync),
-    ) -> Result<(u64, Option<io::Error>), StageError> {
-        let Some(mut chunker) = Chunker::new(self.chunking) else { return Ok((part.end, None)) };
-        let block = BLOCK as usize;
-        let mut buffer = self.buffers.take();
-        // Bytes of the current chunk, which may reach back over several reads.
-        let mut held: Vec<u8> = Vec::with_capacity(self.chunking.max as usize + block);
-        let mut start = part.start;
-        let mut emit = |held: &mut Vec<u8>, length: u32| {
-            // Nobody looks for zeros.
-            if let Some(content) = held.get(..length as usize).filter(|content| !is_zero(content)) {
-                note(ChunkDigest::of(content), start as u32);
-            }
-            held.drain(..(length as usize).min(held.len()));
-            start += u64::from(length / BLOCK);
-        };
-        for at in part.clone().step_by(PIECE / block) {
-            self.check_cancelled()?;
-            let length = (part.end - at).min((PIECE / block) as u64) as usize * block;
-            let bytes = buffer.first_mut(length);
-            if let Err(error) = seed.read(bytes, at * BLOCK as u64) {
-                self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
-                self.buffers.give(buffer);
-                return Ok((at + (length / block) as u64, Some(error)));
-            }
-            self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
-            for content in bytes.chunks_exact(block) {
-                let cut = chunker.push(content);
-                held.extend_from_slice(content);
-                if let Some(length) = cut {
-                    emit(&mut held, length);
-                }
-            }
-        }
-        if let Some(length) = chunker.finish() {
-            emit(&mut held, length);
-        }
-        self.buffers.give(buffer);
-        Ok((part.end, None))
-    }
-
-    fn check_cancelled(&self) -> Result<(), StageError> {
+    pub(super) fn check_cancelled(&self) -> Result<(), StageError> {
         if self.cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
     }
 }
 
 /// `0..count` in `parts` ranges of nearly the same length.
-fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
+pub(super) fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
     let length = count.div_ceil(parts.max(1) as u64).max(1);
     (0..count).step_by(length as usize).map(|start| start..(start + length).min(count)).collect()
 }
 
 /// Runs `work` on each part in a thread of its own; the first error counts.
-fn in_parallel<P: Send>(
+pub(super) fn in_parallel<P: Send>(
     parts: impl Iterator<Item = P>,
     work: impl Fn(P) -> Result<(), StageError> + Sync,
 ) -> Result<(), StageError> {
