@@ -24,6 +24,9 @@ use crate::bundle::{
 };
 use crate::manifest::{self, BLOCK, Digest};
 
+/// Threads that read a prefix: many short ranges, which wait for the medium and not for a processor.
+const READERS: usize = 4;
+
 /// A patch from what the booted slot holds.
 #[derive(Debug)]
 pub(super) struct Patch {
@@ -205,13 +208,20 @@ pub(super) fn span(layout: &Layout, number: usize, missing: u64) -> Option<Range
 /// Reads a frame's prefix into `buffer`; `None` if the seed does not have it.
 fn prefix<'a>(seed: &Seed, frame: &PatchFrame, buffer: &'a mut Buffer) -> Option<&'a [u8]> {
     let whole = buffer.first_mut(frame.prefix_length());
-    let mut rest = &mut *whole;
+    let (mut rest, mut reads) = (&mut *whole, Vec::with_capacity(frame.blocks.len()));
     for range in &frame.blocks {
         let (own, after) = rest.split_at_mut_checked((range.end - range.start) as usize * BLOCK as usize)?;
-        seed.read(own, u64::from(range.start) * u64::from(BLOCK)).ok()?;
+        reads.push((own, u64::from(range.start) * u64::from(BLOCK)));
         rest = after;
     }
-    (PrefixDigest::of(whole) == frame.prefix).then_some(&*whole)
+    let read = |part: &mut [(&mut [u8], u64)]| part.iter_mut().all(|(own, at)| seed.read(own, *at).is_ok());
+    let share = reads.len().div_ceil(READERS).max(1);
+    let is_read = std::thread::scope(|scope| {
+        let parts = reads.chunks_mut(share).map(|part| scope.spawn(move || read(part)));
+        let readers: Vec<_> = parts.collect();
+        readers.into_iter().all(|reader| reader.join().unwrap_or(false))
+    });
+    (is_read && PrefixDigest::of(whole) == frame.prefix).then_some(&*whole)
 }
 
 /// The number of the patch from what the booted slot holds. Is that not known, then its digest tells.
