@@ -31,6 +31,7 @@ mod map_tests;
 mod meter;
 mod open;
 mod origins;
+mod parallel;
 mod patch;
 mod pipeline;
 mod route;

@@ -1,42 +1,49 @@
-//! A seed without a map: all of it is read and cut by the bundle's own chunking rules, and its map is made from that.
+//! A seed without a map: all of it is read and cut by the bundle's own chunking rules.
 
 use std::io;
 use std::ops::Range;
 
-use super::StageError;
-use super::buffer::PIECE;
-use super::by_digest::ByDigest;
-use super::map::Draft;
-use super::origins::{Origin, Origins};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::buffer::{PIECE, Pool};
+use super::parallel::{in_parallel, split};
 use super::seed::Seed;
-use super::survey::{Survey, in_parallel, split};
+use super::{Progress, StageError};
 use crate::bundle::ChunkDigest;
 use crate::bundle::chunker::{Chunker, is_zero};
-use crate::manifest::BLOCK;
+use crate::manifest::{BLOCK, Chunking};
 
 /// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
 /// begun at the slot's start, and no chunk is lost at the seam.
 const SEAM: u64 = 2048;
 
-impl Survey<'_> {
-    /// Gives chunks that would be fetched an origin in the seed, where it has them, and keeps the seed's map.
-    pub(super) fn by_scan(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<(), StageError> {
-        let wanted = ByDigest::missing(self.index, origins, self.workspace);
+/// Everything that a scan needs.
+pub(super) struct Scan<'a> {
+    pub seed: &'a Seed,
+    pub chunking: &'a Chunking,
+    pub buffers: &'a Pool,
+    pub progress: &'a watch::Sender<Progress>,
+    pub cancel: &'a CancellationToken,
+}
+
+impl Scan<'_> {
+    /// Tells `note` of each chunk but zeros, and the block where it begins, on `threads` threads. Each byte that is read
+    /// is progress.
+    pub(super) fn run(
+        &self,
+        threads: usize,
+        note: impl Fn(ChunkDigest, u32) + Sync,
+    ) -> Result<(), StageError> {
+        let seed = self.seed;
         self.progress.send_modify(|p| p.total += seed.size());
-        let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
-        let note = |digest: ChunkDigest, block: u32| {
-            if let Some(draft) = &draft {
-                draft.note(digest, block);
-            }
-            origins.set_each(wanted.positions(&digest), Origin::Seed(block));
-        };
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
         let blocks = (seed.size() / u64::from(BLOCK)).min(u64::from(u32::MAX));
         in_parallel(split(blocks, threads).into_iter(), |part| {
             let (mut at, end, mut lost) = (part.start, (part.end + SEAM).min(blocks), None);
             while at < end {
-                let (next, error) = self.scan(seed, at..end, &note)?;
+                let (next, error) = self.part(at..end, &note)?;
                 at = next;
                 lost = lost.or(error.map(|error| (next, error)));
             }
@@ -46,18 +53,13 @@ impl Survey<'_> {
                 tracing::warn!(before, %error, "the booted slot can't be read everywhere");
             }
             Ok(())
-        })?;
-        if let Some(draft) = draft {
-            draft.finish();
-        }
-        Ok(())
+        })
     }
 
     /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each. Returns how far it came: to the end, or
     /// behind a place that can't be read, where cutting begins anew.
-    fn scan(
+    fn part(
         &self,
-        seed: &Seed,
         part: Range<u64>,
         note: &(dyn Fn(ChunkDigest, u32) + Sync),
     ) -> Result<(u64, Option<io::Error>), StageError> {
@@ -76,10 +78,12 @@ impl Survey<'_> {
             start += u64::from(length / BLOCK);
         };
         for at in part.clone().step_by(PIECE / block) {
-            self.check_cancelled()?;
+            if self.cancel.is_cancelled() {
+                return Err(StageError::Cancelled);
+            }
             let length = (part.end - at).min((PIECE / block) as u64) as usize * block;
             let bytes = buffer.first_mut(length);
-            if let Err(error) = seed.read(bytes, at * BLOCK as u64) {
+            if let Err(error) = self.seed.read(bytes, at * BLOCK as u64) {
                 self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
                 self.buffers.give(buffer);
                 return Ok((at + (length / block) as u64, Some(error)));

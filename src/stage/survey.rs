@@ -11,8 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::{Buffer, Pool};
 use super::by_digest::{ByDigest, find_twins};
-use super::map::{self, Maps};
+use super::map::{self, Draft, Maps};
 use super::origins::{Origin, Origins};
+use super::parallel::{in_parallel, split};
+use super::scan::Scan;
 use super::seed::Seed;
 use super::workspace::Workspace;
 use super::{GUARD, Progress, StageError, Step, Target};
@@ -182,6 +184,23 @@ impl Survey<'_> {
         Ok(whole && sound && missing <= promised / STALE)
     }
 
+    /// Gives chunks that would be fetched an origin in the seed, wherever it has them, and keeps the seed's map.
+    fn by_scan(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<(), StageError> {
+        let wanted = ByDigest::missing(self.index, origins, self.workspace);
+        let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
+        let &Survey { chunking, buffers, progress, cancel, .. } = self;
+        Scan { seed, chunking, buffers, progress, cancel }.run(threads, |digest, block| {
+            if let Some(draft) = &draft {
+                draft.note(digest, block);
+            }
+            origins.set_each(wanted.positions(&digest), Origin::Seed(block));
+        })?;
+        if let Some(draft) = draft {
+            draft.finish();
+        }
+        Ok(())
+    }
+
     /// Bytes of the chunks that `origins` says are in `medium`.
     fn bytes_in(&self, medium: Medium<'_>, origins: &Origins) -> u64 {
         let chunks = self.index.iter().zip(origins.iter());
@@ -256,43 +275,7 @@ impl Survey<'_> {
         if self.index.is_zero(chunk) { Origin::Zero } else { Origin::Fetch }
     }
 
-    pub(super) fn check_cancelled(&self) -> Result<(), StageError> {
+    fn check_cancelled(&self) -> Result<(), StageError> {
         if self.cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
-    }
-}
-
-/// `0..count` in `parts` ranges of nearly the same length.
-pub(super) fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
-    let length = count.div_ceil(parts.max(1) as u64).max(1);
-    (0..count).step_by(length as usize).map(|start| start..(start + length).min(count)).collect()
-}
-
-/// Runs `work` on each part in a thread of its own; the first error counts.
-pub(super) fn in_parallel<P: Send>(
-    parts: impl Iterator<Item = P>,
-    work: impl Fn(P) -> Result<(), StageError> + Sync,
-) -> Result<(), StageError> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), StageError>>| {
-            thread.join().unwrap_or_else(|_| Err(StageError::Thread("the survey panicked".into())))
-        };
-        // All are joined, also after an error.
-        let done: Vec<_> = threads.into_iter().map(join).collect();
-        done.into_iter().collect()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_cover_everything_once() {
-        for (count, parts) in [(0, 2), (1, 4), (7, 2), (8, 4), (9, 0)] {
-            let covered: Vec<u64> = split(count, parts).into_iter().flatten().collect();
-            assert_eq!(covered, (0..count).collect::<Vec<u64>>());
-        }
     }
 }
