@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::chunker::is_zero;
 use super::{BundleError, Chunk, ChunkDigest, frame_bound};
 use crate::manifest::{BLOCK, Digest, INDEX_CAP, Image};
 
@@ -129,6 +130,14 @@ impl Index {
     /// All chunks in image order.
     pub fn iter(&self) -> Chunks<'_> {
         self.from(0)
+    }
+
+    /// Whether `content` is that of the chunk. Zeros are told without hashing them.
+    pub fn has(&self, chunk: &Chunk, content: &[u8]) -> bool {
+        match self.is_zero(chunk) {
+            true => is_zero(content),
+            false => ChunkDigest::of(content) == chunk.digest,
+        }
     }
 
     /// Whether the chunk is zeros throughout: nobody needs to fetch it.

@@ -104,10 +104,10 @@ impl Gateway {
     }
 
     /// Slot B gets this image by an update of its own, with the map that it keeps.
-    async fn install(&self, image: &[u8], slot: &Path) {
+    async fn install(&self, image: &[u8]) {
         let mut bench = Bench::new(image.to_vec(), 0).await;
-        bench.slot = slot.to_owned();
-        fs::write(slot, vec![0; self.bench.image.len()]).unwrap();
+        bench.slot = self.bench.slot.clone();
+        fs::write(&bench.slot, vec![0; self.bench.image.len()]).unwrap();
         let meter = Meter::new(0, None, None);
         bench.update_by(&bench.server.http(), None, Some(&self.maps), meter).await.unwrap();
     }
@@ -227,7 +227,7 @@ async fn of_a_target_with_a_map_only_what_can_be_in_place_is_read() {
     // Slot B holds a sibling of the new image: its second half is the same.
     let mut sibling = gateway.bench.image.clone();
     fastrand::Rng::with_seed(72).fill(&mut sibling[..size as usize / 2]);
-    gateway.install(&sibling, &gateway.bench.slot).await;
+    gateway.install(&sibling).await;
     let none = Maps { target: gateway.bench.folder.path().join("none"), ..gateway.maps.clone() };
     let (whole, all) = gateway.survey(&gateway.bench.slot, &none);
     let (read, found) = gateway.survey(&gateway.bench.slot, &gateway.maps);
@@ -237,7 +237,7 @@ async fn of_a_target_with_a_map_only_what_can_be_in_place_is_read() {
     assert!(spared.abs() < 300 << 10, "{whole}, then {read}");
     let map = fs::read(&gateway.maps.target).unwrap();
     let with = gateway.go_on().await;
-    gateway.install(&sibling, &gateway.bench.slot).await;
+    gateway.install(&sibling).await;
     fs::remove_file(&gateway.maps.target).unwrap();
     assert_eq!(gateway.go_on().await, with);
 
@@ -245,7 +245,7 @@ async fn of_a_target_with_a_map_only_what_can_be_in_place_is_read() {
     let line = map.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     let mut records: Vec<_> = map[line..].chunks(20).collect();
     fastrand::Rng::with_seed(73).shuffle(&mut records);
-    gateway.install(&sibling, &gateway.bench.slot).await;
+    gateway.install(&sibling).await;
     fs::write(&gateway.maps.target, [&map[..line], &records.concat()].concat()).unwrap();
     assert_eq!(gateway.survey(&gateway.bench.slot, &gateway.maps), (read, found));
 }
@@ -253,7 +253,7 @@ async fn of_a_target_with_a_map_only_what_can_be_in_place_is_read() {
 #[tokio::test]
 async fn what_is_in_place_is_found_whatever_the_map_of_the_target_says() {
     let gateway = Gateway::new().await;
-    gateway.install(&gateway.old, &gateway.bench.slot).await;
+    gateway.install(&gateway.old).await;
     let map = fs::read(&gateway.maps.target).unwrap();
     let none = Maps { target: gateway.bench.folder.path().join("none"), ..gateway.maps.clone() };
     let bench = &gateway.bench;
@@ -274,7 +274,7 @@ async fn what_is_in_place_is_found_whatever_the_map_of_the_target_says() {
         gateway.go_on().await;
     }
     // No block that was changed behind the map's back is taken for what it was.
-    gateway.install(&gateway.old, &bench.slot).await;
+    gateway.install(&gateway.old).await;
     let mut damaged = gateway.old.clone();
     damaged.resize(bench.image.len(), 0);
     damaged.iter_mut().skip(77).step_by(1 << 20).for_each(|byte| *byte ^= 1);

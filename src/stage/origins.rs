@@ -88,7 +88,7 @@ impl Origins {
     }
 
     /// Of chunks here and there.
-    pub(super) fn set_each(&self, positions: Vec<usize>, origin: Origin) {
+    pub(super) fn set_each(&self, positions: impl IntoIterator<Item = usize>, origin: Origin) {
         positions.into_iter().for_each(|position| self.set(position, &[origin]));
     }
 

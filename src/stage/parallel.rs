@@ -10,16 +10,16 @@ pub(super) fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
     (0..count).step_by(length as usize).map(|start| start..(start + length).min(count)).collect()
 }
 
-/// Runs `work` on each part in a thread of its own; the first error counts.
-pub(super) fn in_parallel<P: Send>(
+/// Runs `work` on each part in a thread of its own, and returns what it returned, in order.
+pub(super) fn in_parallel<P: Send, T: Send>(
     parts: impl Iterator<Item = P>,
-    work: impl Fn(P) -> Result<(), StageError> + Sync,
-) -> Result<(), StageError> {
+    work: impl Fn(P) -> T + Sync,
+) -> Result<Vec<T>, StageError> {
     std::thread::scope(|scope| {
         let work = &work;
         let threads: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), StageError>>| {
-            thread.join().unwrap_or_else(|_| Err(StageError::Thread("a part of the survey panicked".into())))
+        let join = |thread: std::thread::ScopedJoinHandle<'_, T>| {
+            thread.join().map_err(|_| StageError::Thread("one of several panicked".into()))
         };
         // All are joined, also after an error.
         let done: Vec<_> = threads.into_iter().map(join).collect();

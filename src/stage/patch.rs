@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::{Buffer, PIECE, Pool};
 use super::open::Bundle;
 use super::origins::{Origin, Origins};
+use super::parallel::in_parallel;
 use super::pipeline::Shared;
 use super::seed::Seed;
 use super::sink::Sink;
@@ -216,11 +217,7 @@ fn prefix<'a>(seed: &Seed, frame: &PatchFrame, buffer: &'a mut Buffer) -> Option
     }
     let read = |part: &mut [(&mut [u8], u64)]| part.iter_mut().all(|(own, at)| seed.read(own, *at).is_ok());
     let share = reads.len().div_ceil(READERS).max(1);
-    let is_read = std::thread::scope(|scope| {
-        let parts = reads.chunks_mut(share).map(|part| scope.spawn(move || read(part)));
-        let readers: Vec<_> = parts.collect();
-        readers.into_iter().all(|reader| reader.join().unwrap_or(false))
-    });
+    let is_read = in_parallel(reads.chunks_mut(share), read).ok()?.into_iter().all(|is_read| is_read);
     (is_read && PrefixDigest::of(whole) == frame.prefix).then_some(&*whole)
 }
 

@@ -53,7 +53,9 @@ impl Scan<'_> {
                 tracing::warn!(before, %error, "the booted slot can't be read everywhere");
             }
             Ok(())
-        })
+        })?
+        .into_iter()
+        .collect()
     }
 
     /// Cuts `part` (in blocks) of the seed into chunks and tells `note` of each. Returns how far it came: to the end, or

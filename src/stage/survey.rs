@@ -18,8 +18,7 @@ use super::scan::Scan;
 use super::seed::Seed;
 use super::workspace::Workspace;
 use super::{GUARD, Progress, StageError, Step, Target};
-use crate::bundle::chunker::is_zero;
-use crate::bundle::{Chunk, ChunkDigest, Index};
+use crate::bundle::{Chunk, Index};
 use crate::manifest::{BLOCK, CHUNK_CAP, Chunking};
 
 /// A map is stale when more than this part of what it promises is not there: then all of its slot is read.
@@ -99,7 +98,7 @@ impl Survey<'_> {
         if self.claim(origins) {
             let samples = self.samples(origins);
             let promised = self.bytes_in(medium, origins);
-            origins.set_each(samples.clone(), Origin::InPlace);
+            origins.set_each(samples.iter().copied(), Origin::InPlace);
             self.check(medium, origins, threads)?;
             let found = self.bytes_in(medium, origins);
             let surprise = samples.into_iter().any(|sample| origins.get(sample) == Some(Origin::InPlace));
@@ -113,7 +112,7 @@ impl Survey<'_> {
             );
         }
         origins.replace(|_| true, Origin::InPlace);
-        self.check(medium, origins, threads)
+        self.check(medium, origins, threads).map(drop)
     }
 
     /// Gives the origin `InPlace` to the chunks that the target's map says are in place, and to zeros if it knows of
@@ -121,7 +120,7 @@ impl Survey<'_> {
     fn claim(&self, origins: &Origins) -> bool {
         let Some(maps) = self.maps else { return false };
         let zeros = self.index.iter().enumerate().filter(|(_, chunk)| self.index.is_zero(chunk));
-        origins.set_each(zeros.map(|(position, _)| position).collect(), Origin::InPlace);
+        origins.set_each(zeros.map(|(position, _)| position), Origin::InPlace);
         let from = |position| (position..).zip(self.index.from(position)).peekable();
         let (mut chunks, mut latest) = (from(0), None);
         map::read(&maps.target, self.chunking, |digest, block| {
@@ -160,7 +159,7 @@ impl Survey<'_> {
         let lost = first.filter(|(position, chunk)| {
             !self.index.is_zero(chunk) && origins.get(*position) == Some(Origin::InPlace)
         });
-        origins.set_each(lost.map(|(position, _)| position).collect(), Origin::Fetch);
+        origins.set_each(lost.map(|(position, _)| position), Origin::Fetch);
     }
 
     /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.
@@ -175,8 +174,7 @@ impl Survey<'_> {
         });
         drop(wanted);
         let medium = Medium::Seed(seed);
-        let promised = self.bytes_in(medium, origins);
-        self.check(medium, origins, threads)?;
+        let promised = self.check(medium, origins, threads)?;
         let missing = promised - self.bytes_in(medium, origins);
         if missing > 0 {
             tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
@@ -209,13 +207,16 @@ impl Survey<'_> {
     }
 
     /// Reads the chunks that `origins` says are in `medium`, and takes that origin from those that are not. Shares them
-    /// out among `threads` threads, so that each has a part of the image with as many bytes.
-    fn check(&self, medium: Medium<'_>, origins: &Origins, threads: usize) -> Result<(), StageError> {
+    /// out among `threads` threads, so that each has a part of the image with as many bytes. Returns how many bytes
+    /// it read.
+    fn check(&self, medium: Medium<'_>, origins: &Origins, threads: usize) -> Result<u64, StageError> {
         let work = self.bytes_in(medium, origins);
         self.progress.send_modify(|p| p.total += work);
         let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
         let parts = split(self.index.image_size(), threads).into_iter().map(positions);
-        in_parallel(parts, |part| self.check_part(medium, part, origins))
+        let checked = in_parallel(parts, |part| self.check_part(medium, part, origins))?;
+        checked.into_iter().collect::<Result<(), _>>()?;
+        Ok(work)
     }
 
     /// The same for the chunks of `part`. What lies side by side is read at once.
@@ -245,7 +246,7 @@ impl Survey<'_> {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
                 let is_read = failed.is_none() || tries > 0 && medium.read(content, place).is_ok();
                 tries -= usize::from(!is_read && tries > 0);
-                if !is_read || !self.is_right(&chunk, content) {
+                if !is_read || !self.index.has(&chunk, content) {
                     origins.set(position, &[self.other_origin(&chunk)]);
                 }
                 bytes = rest;
@@ -261,13 +262,6 @@ impl Survey<'_> {
             );
         }
         Ok(())
-    }
-
-    fn is_right(&self, chunk: &Chunk, content: &[u8]) -> bool {
-        match self.index.is_zero(chunk) {
-            true => is_zero(content),
-            false => ChunkDigest::of(content) == chunk.digest,
-        }
     }
 
     /// Of a chunk that no slot has.

@@ -33,6 +33,11 @@ fn has_data(transfer: &Transfer<'_>) -> bool {
     transfer.bytes.iter().any(|byte| *byte != 0)
 }
 
+/// As `Bench::assert_not_loadable`, whatever the medium says when it is read.
+fn assert_not_loadable(medium: &Medium) {
+    assert!(medium.content()[..GUARD as usize].iter().all(|byte| *byte == 0), "the first MiB is not zero");
+}
+
 /// An image in which nothing is there twice.
 fn noise(seed: u64, mib: u64) -> Vec<u8> {
     let mut image = vec![0; (mib * MIB) as usize];
@@ -98,7 +103,7 @@ async fn a_sector_that_stays_bad_ends_the_update_with_its_place() {
             }
             other => panic!("{other}"),
         }
-        assert!(target.content()[..GUARD as usize].iter().all(|byte| *byte == 0));
+        assert_not_loadable(&target);
         // What came is kept, and another sector serves.
         target.follow(|_| Fate::Done);
         let before = bench.progress.borrow().downloaded;
@@ -109,7 +114,7 @@ async fn a_sector_that_stays_bad_ends_the_update_with_its_place() {
 
 #[tokio::test]
 async fn a_first_mib_that_does_not_come_back_is_taken_away_again() {
-    // It can't be read after it was written; it was not written although the medium said so; or it reads as other bytes.
+    // It can't be read after it was written; it was not written although the medium said so; or it ends where it begins.
     for fate in [Fate::Failed, Fate::Lost, Fate::Short(0)] {
         let mut bench = Bench::new(image(113, 4), 0).await;
         let head = head(&bench).await;
@@ -130,7 +135,7 @@ async fn a_first_mib_that_does_not_come_back_is_taken_away_again() {
             StageError::Slot { path, offset, .. } => assert!(path == bench.slot && offset < GUARD),
             other => panic!("{other}"),
         }
-        assert!(target.content()[..GUARD as usize].iter().all(|byte| *byte == 0), "{fate:?}");
+        assert_not_loadable(&target);
         assert!(target.content()[GUARD as usize..] == bench.image[GUARD as usize..]);
         target.follow(|_| Fate::Done);
         assert!(fetched(&bench, None, None).await <= head + GUARD + u64::from(CHUNK_CAP));
@@ -149,7 +154,7 @@ async fn writes_that_a_medium_loses_are_found_by_the_read_back() {
     });
     let ended = bench.update().await;
     assert!(matches!(ended, Err(StageError::ReadBack { .. })), "{ended:?}");
-    assert!(target.content()[..GUARD as usize].iter().all(|byte| *byte == 0));
+    assert_not_loadable(&target);
 
     // Were the zeros of the first MiB lost, the old image could still be loaded while it is overwritten.
     let before = target.content();

@@ -14,7 +14,6 @@ use super::origins::{Origin, Origins};
 use super::pipeline::Shared;
 use super::sink::Sink;
 use super::writer::{self, Writer};
-use crate::bundle::chunker::is_zero;
 use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
 use crate::manifest::BLOCK;
 
@@ -236,10 +235,7 @@ impl Worker<'_> {
             }
             Origin::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
-                read && match self.shared.index.is_zero(chunk) {
-                    true => is_zero(rest),
-                    false => ChunkDigest::of(rest) == chunk.digest,
-                }
+                read && self.shared.index.has(chunk, rest)
             }
         })
     }
