@@ -59,10 +59,13 @@ impl Options {
         }
     }
 
-    /// `--config FILE`: FILE in place of all system layers; the state folder's `conf.d` still applies.
+    /// `--config NAME.toml`: that file and the folder `NAME.d` beside it in place of all system layers; the state
+    /// folder's `conf.d` still applies.
     pub fn file(path: impl Into<PathBuf>) -> Options {
         let environment = Environment::of_this_process();
-        Options { vendor: None, main: path.into(), main_required: true, drop_ins: None, environment }
+        let main: PathBuf = path.into();
+        let drop_ins = Some(main.with_extension("d"));
+        Options { vendor: None, main, main_required: true, drop_ins, environment }
     }
 }
 
@@ -73,7 +76,7 @@ pub enum Layer {
     Trusted,
     /// Drop-ins: everything but `[trust]`.
     DropIn,
-    /// `<state>/conf.d`: everything but `[trust]` and `state.dir`, which says where this layer lies.
+    /// `<state>/conf.d`: what is this device's own, by a list.
     Device,
 }
 
@@ -189,11 +192,10 @@ impl Check<'_> {
     }
 
     fn is_misplaced(&self, path: &str) -> bool {
-        let trust = path == "trust" || path.starts_with("trust.");
         match self.layer {
             Layer::Trusted => false,
-            Layer::DropIn => trust,
-            Layer::Device => trust || path == "state.dir",
+            Layer::DropIn => path == "trust" || path.starts_with("trust."),
+            Layer::Device => (keys::is_known(path) || keys::is_section(path)) && !keys::is_devices_own(path),
         }
     }
 }

@@ -79,6 +79,44 @@ pub const KEYS: &[Key] = &[
 pub const SECRET: &[&str] =
     &["cloud.connection_string", "cloud.proxy", "cloud.dps.symmetric_key", "cloud.dps.group_key"];
 
+/// What `<state>/conf.d` may set: who this device is, its network, and when it may be disturbed. That folder outlives
+/// both slots and the agent can write it: whatever else stood there would outlive a process that was taken over.
+const DEVICE: &[&str] = &[
+    "cloud.connection_string",
+    "cloud.connection_string_file",
+    "cloud.certificate_file",
+    "cloud.key_file",
+    "cloud.port",
+    "cloud.keep_alive",
+    "cloud.token_ttl",
+    "cloud.reconnect_first",
+    "cloud.reconnect_longest",
+    "cloud.transport",
+    "cloud.proxy",
+    "cloud.no_proxy",
+    "cloud.dps.id_scope",
+    "cloud.dps.registration_id",
+    "cloud.dps.registration_id_file",
+    "cloud.dps.symmetric_key",
+    "cloud.dps.symmetric_key_file",
+    "cloud.dps.group_key",
+    "cloud.dps.group_key_file",
+    "cloud.dps.payload",
+    "cloud.dps.endpoint",
+    "cloud.dps.port",
+    "download.rate_limit",
+    "download.max_bytes",
+    "download.windows",
+    "policy.windows",
+];
+
+/// Whether `path` is a key that the device's own layer may set, or a section with such a key in it.
+pub fn is_devices_own(path: &str) -> bool {
+    DEVICE
+        .iter()
+        .any(|key| key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
 /// Whether `path` is a key, or a section that holds keys.
 pub fn is_known(path: &str) -> bool {
     KEYS.iter().any(|k| k.path == path)

@@ -91,14 +91,14 @@ fn later_layers_win_and_merge_key_by_key() {
     machine.write("etc/fwupdate.d/20.toml", "[health]\ndeadline = \"2h\"");
     machine.write("etc/fwupdate.d/10.toml", "[health]\ndeadline = \"3h\"\nunits = [\"b.service\"]");
     machine.write("etc/fwupdate.d/30.toml.bak", "not toml at all");
-    machine.write("state/conf.d/site.toml", "[policy]\nwindows = [\"22:00-04:00\"]\n[report]\ninterval = 9");
+    machine.write("state/conf.d/site.toml", "[policy]\nwindows = [\"22:00-04:00\"]\n[cloud]\nport = 443");
     let Loaded { settings, warnings, sources } = machine.load().unwrap();
     assert_eq!(settings.compatible, "board", "the integrator's file over the vendor's");
     assert_eq!(settings.download.patience, 2 * DAY, "the vendor's over the default");
     assert_eq!(settings.health.deadline, 2 * HOUR, "drop-ins in name order");
     assert_eq!(settings.health.units, ["b.service"], "a list is replaced, not appended to");
     assert_eq!(settings.policy.windows, [Window { start: 1320, end: 240 }]);
-    assert_eq!(settings.report.interval, 9 * SECOND, "the device's own layer over all");
+    assert_eq!(settings.report.interval, 7 * SECOND);
     assert_eq!((warnings.len(), sources.len()), (0, 5));
 }
 
@@ -116,6 +116,52 @@ fn trust_is_taken_from_the_trusted_layers_only() {
     assert_eq!(places.len(), 3, "{places:?}");
     assert!(places[0].starts_with("trust in ") && places[0].contains("10.toml"));
     assert!(warnings.iter().all(Warning::fails_check));
+}
+
+/// What a process that was taken over could write there would outlive both slots.
+#[test]
+fn the_devices_own_layer_sets_identity_network_and_windows_and_nothing_else() {
+    for key in keys::KEYS {
+        let machine = with("");
+        // No key takes this value, so that one which may be set is an error, or is read with a hub alone.
+        let file = machine.write("state/conf.d/own.toml", &format!("{} = -1", key.path));
+        let own =
+            ["cloud.", "download.windows", "download.rate_limit", "download.max_bytes", "policy.windows"];
+        let may = own.iter().any(|own| key.path.starts_with(own)) && key.path != "cloud.ca_file";
+        match machine.load() {
+            Err(error) => assert!(may, "{}: {error}", key.path),
+            Ok(loaded) if may => {
+                assert!(loaded.warnings.is_empty() && key.path.starts_with("cloud."), "{}", key.path)
+            }
+            Ok(loaded) => {
+                let [warning] = &loaded.warnings[..] else { panic!("{}: {:?}", key.path, loaded.warnings) };
+                let text = warning.to_string();
+                assert!(text.contains(&file.display().to_string()) && warning.fails_check(), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn neither_floor_nor_reboot_nor_checks_come_from_the_devices_own_layer() {
+    let machine = with("");
+    machine.write(
+        "state/conf.d/evil.toml",
+        "compatible = \"other\"\nslots = 3\n[system]\nos_release = \"/tmp/o\"\n[policy]\nreboot_command = [\"/tmp/x\"]\n\
+         windows = [\"01:00-02:00\"]\n[health]\nchecks_dir = \"/tmp/c\"\n[bootloader]\ntries = 9\n",
+    );
+    let Loaded { settings, warnings, .. } = machine.load().unwrap();
+    assert_eq!(settings.compatible, "board");
+    assert_eq!(settings.system.os_release, Path::new("/etc/os-release"));
+    assert_eq!(settings.policy.reboot_command, ["systemctl", "reboot"]);
+    assert_eq!(settings.policy.windows, [Window { start: 60, end: 120 }], "this it may");
+    assert_eq!(
+        (settings.health.checks_dir.to_str(), settings.bootloader.tries),
+        (Some("/etc/fwupdate/checks"), 3)
+    );
+    let named: Vec<_> =
+        warnings.iter().map(|w| w.to_string().split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(named, ["bootloader", "compatible", "health", "policy.reboot_command", "slots", "system"]);
 }
 
 #[test]
@@ -263,10 +309,11 @@ fn config_on_the_command_line_replaces_the_system_layers() {
     let machine = with("");
     let state = machine.path("state").display().to_string();
     let file = machine.write("my.toml", &format!("state.dir = {state:?}\n{LEAST}"));
-    machine.write("state/conf.d/1.toml", "[report]\ninterval = 8");
+    machine.write("state/conf.d/1.toml", "[download]\nrate_limit = 8");
+    let drop_in = machine.write("my.d/1.toml", "[report]\ninterval = 8");
     let loaded = load(&Options::file(&file)).unwrap();
-    assert_eq!(loaded.settings.report.interval, 8 * SECOND);
-    assert_eq!(loaded.sources, [file, machine.path("state/conf.d/1.toml")]);
+    assert_eq!((loaded.settings.report.interval, loaded.settings.download.rate_limit), (8 * SECOND, Some(8)));
+    assert_eq!(loaded.sources, [file, drop_in, machine.path("state/conf.d/1.toml")]);
     let error = load(&Options::file(machine.path("absent.toml"))).unwrap_err().to_string();
     assert!(error.contains("absent.toml cannot be read"), "{error}");
 }

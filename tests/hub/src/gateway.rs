@@ -59,7 +59,7 @@ pub struct Parts {
     pub keys: PathBuf,
     /// Absent: only local control works.
     pub cloud: Option<Cloud>,
-    /// Settings beyond the gateway's own; later wins, as a file in the state folder's `conf.d`.
+    /// Settings beyond the gateway's own; later wins, as a drop-in beside its settings file.
     pub settings: String,
 }
 
@@ -121,7 +121,7 @@ impl Gateway {
     /// Makes the files of a gateway as it leaves the factory: slot A runs, slot B was never written.
     pub fn new(parts: Parts) -> Result<Gateway> {
         let Parts { dir, image, slot_size, .. } = &parts;
-        for folder in ["state/conf.d", "checks/required.d", "checks/wanted.d", "run", "sys"] {
+        for folder in ["fwupdate.d", "state/conf.d", "checks/required.d", "checks/wanted.d", "run", "sys"] {
             fs::create_dir_all(dir.join(folder)).with_context(|| format!("cannot make {}", dir.display()))?;
         }
         let dir = fs::canonicalize(dir)?;
@@ -133,7 +133,7 @@ impl Gateway {
         let environment = factory_environment(&dir, parts.bootloader)?;
         let reboots = make_fifo(&dir.join("power"))?;
         fs::write(dir.join("fwupdate.toml"), settings(&dir, &parts))?;
-        fs::write(dir.join("state/conf.d/50-test.toml"), &parts.settings)?;
+        fs::write(dir.join("fwupdate.d/50-test.toml"), &parts.settings)?;
         if let Some(text) = parts.cloud.as_ref().and_then(|cloud| cloud.connection_string.as_ref()) {
             crate::disk::replace(&dir.join("state/connection"), text.as_bytes(), true)?;
         }
@@ -144,9 +144,9 @@ impl Gateway {
         Ok(Gateway { agent, dir, machine, device, reboots, process, booted, power_ons, environment })
     }
 
-    /// Adds settings as a file of the device's own layer, or replaces it; the agent reads it when it starts.
+    /// Adds settings as a drop-in, or replaces it; the agent reads it when it starts.
     pub fn configure(&self, name: &str, settings: &str) -> Result<()> {
-        let path = self.dir.join("state/conf.d").join(format!("{name}.toml"));
+        let path = self.dir.join("fwupdate.d").join(format!("{name}.toml"));
         crate::disk::replace(&path, settings.as_bytes(), true)
     }
 
@@ -160,7 +160,7 @@ impl Gateway {
     pub fn use_devices(&mut self, devices: [PathBuf; 2]) -> Result<()> {
         let [a, b] = devices.each_ref().map(|device| format!("{:?}", device.display().to_string()));
         let text = format!("[slots]\na.device = {a}\nb.device = {b}\n\n[system]\nsys = \"/sys\"\n");
-        fs::write(self.dir.join("state/conf.d/40-devices.toml"), text)?;
+        fs::write(self.dir.join("fwupdate.d/40-devices.toml"), text)?;
         self.machine.slots = devices;
         self.machine.sys = PathBuf::from("/sys");
         Ok(())
