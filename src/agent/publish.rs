@@ -27,6 +27,8 @@ pub struct Publisher {
     milestone: (String, u64),
     /// When this run's staging began, and the percent it began from.
     staging_since: Option<(Instant, u64)>,
+    /// Why no update can start, as it was last logged.
+    logged: Option<String>,
     /// Where lifecycle events go, and the record up to which they were told; `None`: switched off.
     telemetry: Option<(mpsc::Sender<Message>, Record)>,
 }
@@ -43,6 +45,7 @@ impl Publisher {
             outcome: None,
             milestone: (String::new(), 0),
             staging_since: None,
+            logged: None,
             telemetry: None,
         };
         (publisher, receiver)
@@ -84,7 +87,20 @@ impl Publisher {
         Value::Object(self.body(&newest))
     }
 
+    /// Says in the journal when the gateway can no longer be updated, and when it can again.
+    fn log_degraded(&mut self) {
+        if self.view.degraded == self.logged {
+            return;
+        }
+        match &self.view.degraded {
+            Some(why) => tracing::error!("degraded: no update can start: {why}"),
+            None => tracing::info!("no longer degraded: updates can start again"),
+        }
+        self.logged.clone_from(&self.view.degraded);
+    }
+
     fn publish(&mut self, record: &Record) {
+        self.log_degraded();
         let newest = self.documents.borrow().clone();
         let mut body = self.body(record);
         if without_time(&body) == without_time(&newest.body) {
@@ -169,6 +185,9 @@ impl Agent {
     pub(super) fn publish_waiting(&mut self) {
         let waiting = self.work.as_ref().and_then(|_| self.meter.waiting());
         if waiting != self.publisher.view.waiting {
+            if let Some(why) = &waiting {
+                tracing::warn!("the update waits: {why}");
+            }
             self.publisher.view.waiting = waiting;
             self.publish();
         }

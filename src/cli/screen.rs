@@ -34,6 +34,8 @@ impl Style {
 pub struct Screen {
     style: Style,
     shown: String,
+    /// What needs a person, as it was last told.
+    trouble: Vec<(&'static str, String)>,
     /// Length of the drawn line, to be wiped by the next.
     drawn: usize,
     speed: Speed,
@@ -41,7 +43,7 @@ pub struct Screen {
 
 impl Screen {
     pub fn new(style: Style) -> Screen {
-        Screen { style, shown: String::new(), drawn: 0, speed: Speed::default() }
+        Screen { style, shown: String::new(), trouble: Vec::new(), drawn: 0, speed: Speed::default() }
     }
 
     /// Shows the running operation of the reported properties; `remark` is put behind it.
@@ -54,6 +56,7 @@ impl Screen {
             }
             return out.flush();
         }
+        self.warn(reported, out)?;
         let Some(operation) = reported.pointer("/fwupdate/operation").filter(|found| !found.is_null()) else {
             return Ok(());
         };
@@ -64,6 +67,17 @@ impl Screen {
             text += &show::progress(operation, self.speed.at(Instant::now(), bytes));
         }
         self.show(&format!("{}{remark}", text.trim_end()), &format!("{}{remark}", key(phase, operation)), out)
+    }
+
+    /// What needs a person, once, on lines of their own above the progress.
+    fn warn(&mut self, reported: &Value, out: &mut impl Write) -> io::Result<()> {
+        let trouble = show::trouble(reported);
+        for (label, why) in trouble.iter().filter(|told| !self.trouble.contains(told)) {
+            let end = if std::mem::take(&mut self.drawn) > 0 { "\n" } else { "" };
+            writeln!(out, "{end}{label}: {why}")?;
+        }
+        self.trouble = trouble;
+        Ok(())
     }
 
     /// Something else to tell; in JSON there is no place for it.
@@ -190,6 +204,22 @@ mod tests {
         }
         let told = String::from_utf8(out).unwrap();
         assert!(told.lines().count() == 2 && told.ends_with("(not connected)\n"), "{told}");
+    }
+
+    #[test]
+    fn what_needs_a_person_is_told_once_and_above_all_else() {
+        let mut waits = staging(1);
+        waits["fwupdate"]["operation"]["waiting"] = "a fresh link".into();
+        waits["fwupdate"]["agent"]["degraded"] = "no record".into();
+        for style in [Style::Lines, Style::Bar] {
+            let (mut out, mut screen) = (Vec::new(), Screen::new(style));
+            for _ in 0..2 {
+                screen.draw(&waits, "", &mut out).unwrap();
+            }
+            let told = String::from_utf8(out).unwrap();
+            assert!(told.starts_with("DEGRADED: no record\nWAITING: a fresh link\n"), "{told}");
+            assert_eq!(told.matches("WAITING").count(), 1, "{told}");
+        }
     }
 
     #[test]

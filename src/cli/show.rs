@@ -27,9 +27,18 @@ fn line(out: &mut String, label: &str, text: &str) {
 
 /// The status document: `firmwareStatus` and so on, and `fwupdate`.
 pub fn status(document: &Value) -> String {
+    headed_status("", document)
+}
+
+/// The same with a line of the caller's, below what needs a person.
+pub fn headed_status(head: &str, document: &Value) -> String {
     let mut out = String::new();
-    line(&mut out, "Status", &or_dash(text(document, "/firmwareStatus")));
     let fwupdate = document.get("fwupdate").unwrap_or(&Value::Null);
+    for (label, why) in trouble(document) {
+        line(&mut out, label, &why);
+    }
+    out.push_str(head);
+    line(&mut out, "Status", &or_dash(text(document, "/firmwareStatus")));
     slot_lines(&mut out, fwupdate);
     if let Some(operation) = fwupdate.get("operation").filter(|o| !o.is_null()) {
         operation_lines(&mut out, operation);
@@ -44,6 +53,16 @@ pub fn status(document: &Value) -> String {
     }
     line(&mut out, "Agent", &or_dash(text(fwupdate, "/agent/version")));
     out
+}
+
+/// What a person has to do something about, the first thing to read: why no update can start, and what the running
+/// one waits for.
+pub fn trouble(document: &Value) -> Vec<(&'static str, String)> {
+    let found = [
+        ("DEGRADED", text(document, "/fwupdate/agent/degraded")),
+        ("WAITING", text(document, "/fwupdate/operation/waiting")),
+    ];
+    found.into_iter().filter_map(|(label, why)| Some((label, why?))).collect()
 }
 
 /// The document of `slots`.
@@ -223,6 +242,18 @@ Last      rolledBack: 1.4.0 -> 1.4.9, 2029-12-31T00:00:00Z
 Agent     0.1.0
 ";
         assert_eq!(status(&document), expected);
+    }
+
+    #[test]
+    fn what_needs_a_person_is_read_first() {
+        let document = json!({"firmwareStatus": "downloading", "fwupdate": {
+            "agent": {"version": "1", "degraded": "the record\u{1b}cannot be saved"},
+            "operation": {"phase": "staging", "waiting": "a fresh link"}}});
+        let told = status(&document);
+        let first: Vec<&str> = told.lines().take(3).collect();
+        let expected =
+            ["DEGRADED  the record cannot be saved", "WAITING   a fresh link", "Status    downloading"];
+        assert_eq!(first, expected);
     }
 
     #[test]

@@ -150,6 +150,9 @@ async fn an_expired_link_waits_for_a_fresh_one_and_goes_on() {
     let twin = world.reported(|twin| !twin["fwupdate"]["operation"]["waiting"].is_null()).await;
     let waiting = twin["fwupdate"]["operation"]["waiting"].as_str().unwrap();
     assert!(waiting.contains("expired at 2020-01-01") && !waiting.contains("secret"), "{waiting}");
+    let status = String::from_utf8(world.ctl(&["status"]).await.stdout).unwrap();
+    assert!(status.starts_with(&format!("WAITING   {waiting}\n")), "{status}");
+    assert!(world.gateway.log().contains(&format!("the update waits: {waiting}")), "{}", world.gateway.log());
     assert_eq!(
         (&twin["firmwareStatus"], &twin["fwupdate"]["operation"]["id"]),
         (&"downloading".into(), &json!(id))

@@ -133,7 +133,8 @@ async fn twin(args: &Args, service: &Service, device: &str) -> Result<(), Error>
     }
     let connection = twin.get("connectionState").and_then(Value::as_str).unwrap_or("unknown");
     let reported = twin.pointer("/properties/reported").unwrap_or(&Value::Null);
-    print(&format!("{:<10}{device}, {}\n{}", "Gateway", connection.to_lowercase(), show::status(reported)))
+    let head = format!("{:<10}{device}, {}\n", "Gateway", connection.to_lowercase());
+    print(&show::headed_status(&head, reported))
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -188,7 +188,12 @@ async fn refused_for_the_state(world: &mut World, bundle: &str) {
     expect("no state", &answer.payload["error"], "StateUnavailable", "state");
     before.same(world, "no state");
     assert_eq!(world.hub.faults().count(bundle).requests, 0);
-    world.reported(|reported| reported["fwupdate"]["agent"]["degraded"].is_string()).await;
+    let told = world.reported(|reported| reported["fwupdate"]["agent"]["degraded"].is_string()).await;
+    let why = told["fwupdate"]["agent"]["degraded"].as_str().unwrap();
+    let status = String::from_utf8(world.ctl(&["status"]).await.stdout).unwrap();
+    assert!(status.starts_with(&format!("DEGRADED  {why}\n")), "{status}");
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert!(log.contains(&format!("degraded: no update can start: {why}")), "{log}");
 }
 
 /// The agent finds out by itself that it can save again, and takes the update.
