@@ -42,6 +42,22 @@ pub struct Settings {
     pub system: System,
 }
 
+/// Whose certificates are believed, by the hub's connection and by downloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roots {
+    /// The system's own roots.
+    pub system: bool,
+    /// A PEM bundle: beside the system's, or alone.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Roots {
+    /// The system's, and those of a file if there is one.
+    pub fn with(ca_file: Option<PathBuf>) -> Roots {
+        Roots { system: true, ca_file }
+    }
+}
+
 /// How the hub is reached, and as whom.
 #[derive(Debug, Clone)]
 pub struct Cloud {
@@ -51,8 +67,7 @@ pub struct Cloud {
     /// TCP port of the hub, for this transport.
     pub port: u16,
     pub proxy: Proxy,
-    /// PEM bundle trusted for the hub and for downloads, beside the system's roots.
-    pub ca_file: Option<PathBuf>,
+    pub roots: Roots,
     /// MQTT keep-alive; at most 1177 s.
     pub keep_alive: Duration,
     /// Life of a SAS token; renewed before it ends.
@@ -192,8 +207,10 @@ pub struct Trust {
     pub keys: PathBuf,
     /// Valid signatures from different keys that a manifest needs, at least 1.
     pub required_signatures: usize,
-    /// Host patterns a download may use (`host`, `host:port` or `*.suffix`); empty: any public host.
+    /// Host patterns a download may use (`host`, `host:port`, `*.suffix` or `address/bits`); empty: any public host.
     pub allowed_hosts: Vec<String>,
+    /// Trusted for the hub and for downloads, also without a hub.
+    pub roots: Roots,
 }
 
 #[derive(Debug, Clone)]

@@ -17,6 +17,7 @@ use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use time::OffsetDateTime;
 
+use crate::config::Roots;
 use crate::failure::{Code, Failure};
 
 /// No bundle of roots in use comes near it.
@@ -49,19 +50,18 @@ impl From<TlsError> for Failure {
     }
 }
 
-/// TLS 1.2 and 1.3, trusting the system's roots and those of `ca_file`, with the client certificate and key
-/// (PEM files) if they are given. Certificates are judged by the later of the system's clock and `floor`.
+/// TLS 1.2 and 1.3, trusting `trusted`, with the client certificate and key (PEM files) if they are given. Certificates are judged by the later of the system's clock and `floor`.
 ///
 /// Reads files, so it blocks; call it anew for each connection to see renewed files.
 pub fn client_config(
-    ca_file: Option<&Path>,
+    trusted: &Roots,
     client_cert: Option<(&Path, &Path)>,
     floor: OffsetDateTime,
 ) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_details(provider, Arc::new(FlooredClock::new(floor)))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_root_certificates(roots(ca_file)?);
+        .with_root_certificates(roots(trusted)?);
     match client_cert {
         Some((certificate, key)) => with_identity(builder, certificate, key),
         None => Ok(builder.with_no_client_auth()),
@@ -85,17 +85,19 @@ fn with_identity(
 
 /// A damaged system store is tolerated as long as anything can be trusted; a damaged `ca_file` is not, for
 /// somebody meant it.
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+fn roots(trusted: &Roots) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::debug!("a part of the system's root certificates cannot be read: {error}");
+    if trusted.system {
+        let system = rustls_native_certs::load_native_certs();
+        for error in &system.errors {
+            tracing::debug!("a part of the system's root certificates cannot be read: {error}");
+        }
+        roots.add_parsable_certificates(system.certs);
     }
-    roots.add_parsable_certificates(system.certs);
-    if let Some(path) = ca_file {
+    if let Some(path) = &trusted.ca_file {
         let (added, _) = roots.add_parsable_certificates(certificates(path)?);
         if added == 0 {
-            return Err(TlsError::NoCertificate { path: path.to_path_buf() });
+            return Err(TlsError::NoCertificate { path: path.clone() });
         }
     }
     if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(roots) }
@@ -173,11 +175,17 @@ mod tests {
         std::fs::write(&other, second.key_pair.serialize_pem()).unwrap();
 
         let floor = OffsetDateTime::UNIX_EPOCH;
-        let config = client_config(Some(&certificate), Some((&certificate, &key)), floor).unwrap();
+        let config =
+            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &key)), floor)
+                .unwrap();
         assert!(config.client_auth_cert_resolver.has_certs());
-        let error = client_config(Some(&certificate), Some((&certificate, &other)), floor).unwrap_err();
+        let error =
+            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &other)), floor)
+                .unwrap_err();
         assert!(matches!(error, TlsError::Identity { .. }), "{error}");
-        let error = client_config(Some(&certificate), Some((&certificate, &certificate)), floor).unwrap_err();
+        let error =
+            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &certificate)), floor)
+                .unwrap_err();
         assert!(matches!(error, TlsError::NoKey { .. }), "{error}");
     }
 
@@ -186,10 +194,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
         let floor = OffsetDateTime::UNIX_EPOCH;
-        assert!(matches!(client_config(Some(&path), None, floor), Err(TlsError::Read { .. })));
+        assert!(matches!(
+            client_config(&Roots::with(Some(path.clone())), None, floor),
+            Err(TlsError::Read { .. })
+        ));
         std::fs::write(&path, "not a certificate").unwrap();
-        assert!(matches!(client_config(Some(&path), None, floor), Err(TlsError::NoCertificate { .. })));
+        assert!(matches!(
+            client_config(&Roots::with(Some(path.clone())), None, floor),
+            Err(TlsError::NoCertificate { .. })
+        ));
         File::create(&path).unwrap().set_len(PEM_LIMIT + 1).unwrap();
-        assert!(matches!(client_config(Some(&path), None, floor), Err(TlsError::TooLarge { .. })));
+        assert!(matches!(
+            client_config(&Roots::with(Some(path.clone())), None, floor),
+            Err(TlsError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn a_ca_file_stands_beside_the_systems_roots_or_in_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        std::fs::write(&path, authority().cert.pem()).unwrap();
+        let count = |system| roots(&Roots { system, ca_file: Some(path.clone()) }).unwrap().len();
+        let (beside, alone) = (count(true), count(false));
+        assert_eq!(alone, 1);
+        let system = roots(&Roots::with(None)).map_or(0, |roots| roots.len());
+        assert_eq!(beside, system + 1);
     }
 }

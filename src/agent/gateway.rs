@@ -175,8 +175,7 @@ impl Gateway {
 
     /// A client for downloads; made for each use, so that renewed certificates are seen.
     pub fn http(&self, record: &Record) -> Result<Http, Failure> {
-        let ca_file = self.settings.cloud.as_ref().and_then(|cloud| cloud.ca_file.as_deref());
-        let tls = tls::client_config(ca_file, None, floor(record))?;
+        let tls = tls::client_config(&self.settings.trust.roots, None, floor(record))?;
         Ok(Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?)
     }
 

@@ -10,7 +10,7 @@ use super::error::{ConfigError, Warning};
 use super::fragments::{self, Environment};
 use super::inputs::Inputs;
 use super::load::{DAY, SECOND, absent};
-use super::{Auth, Cloud, Place, Proxy, Reconnect, Seat, Transport, dps};
+use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Transport, dps};
 
 /// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
 const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(1177);
@@ -42,11 +42,21 @@ pub fn cloud(
         transport,
         port: port(inputs, "cloud.port", transport)?,
         proxy: proxy.clone(),
-        ca_file: inputs.path("cloud.ca_file")?,
+        roots: roots(inputs)?,
         keep_alive: inputs.span("cloud.keep_alive", 5 * SECOND, KEEP_ALIVE_LIMIT)?,
         token_ttl: inputs.span("cloud.token_ttl", 3 * SECOND, 365 * DAY)?,
         reconnect: reconnect(inputs)?,
     }))
+}
+
+/// Who is trusted. `cloud.ca_file` counts without a hub too: downloads go by it.
+pub fn roots(inputs: &Inputs) -> Result<Roots, ConfigError> {
+    let roots = Roots { system: inputs.flag("trust.system_roots")?, ca_file: inputs.path("cloud.ca_file")? };
+    if !roots.system && roots.ca_file.is_none() {
+        let expected = "true, or cloud.ca_file set: without either no server would be trusted";
+        return Err(inputs.wrong("trust.system_roots", expected));
+    }
+    Ok(roots)
 }
 
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {

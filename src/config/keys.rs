@@ -51,6 +51,7 @@ pub const KEYS: &[Key] = &[
     key("trust.keys", "\"/etc/fwupdate/keys\""),
     key("trust.required_signatures", "1"),
     key("trust.allowed_hosts", "[]"),
+    key("trust.system_roots", "true"),
     key("download.patience", "\"1h\""),
     key("download.stall_timeout", "\"30s\""),
     open("download.rate_limit"),

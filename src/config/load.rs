@@ -173,17 +173,21 @@ fn bootloader(inputs: &Inputs) -> Result<Bootloader, ConfigError> {
 fn trust(inputs: &Inputs) -> Result<Trust, ConfigError> {
     let allowed_hosts = inputs.texts("trust.allowed_hosts")?;
     if !allowed_hosts.iter().all(|pattern| is_host_pattern(pattern)) {
-        let expected = "a list of \"host\", \"host:port\" or \"*.suffix\"";
+        let expected = "a list of \"host\", \"host:port\", \"*.suffix\" or \"address/bits\"";
         return Err(inputs.wrong("trust.allowed_hosts", expected));
     }
     Ok(Trust {
         keys: inputs.need_path("trust.keys")?,
         required_signatures: usize::from(inputs.number("trust.required_signatures", 1, 16)?),
         allowed_hosts,
+        roots: cloud::roots(inputs)?,
     })
 }
 
 fn is_host_pattern(pattern: &str) -> bool {
+    if pattern.contains('/') {
+        return pattern.parse::<ipnet::IpNet>().is_ok();
+    }
     let pattern = pattern.strip_prefix("*.").unwrap_or(pattern);
     let (host, port) = match pattern.strip_prefix('[') {
         // An IPv6 address stands in brackets, as in a URL.

@@ -9,8 +9,9 @@ use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, Transport, 
 pub fn render(settings: &Settings) -> String {
     let mut root = Table::new();
     root.insert("compatible".into(), settings.compatible.clone().into());
-    // The proxy serves the downloads too, and so may stand without a hub.
+    // The proxy and the roots serve the downloads too, and so may stand without a hub.
     let mut cloud = settings.cloud.as_ref().map(cloud_table).unwrap_or_default();
+    cloud.extend(settings.trust.roots.ca_file.as_ref().map(|file| ("ca_file".to_owned(), path(file))));
     if let Some((url, except)) = settings.download.proxy.shown() {
         cloud.extend(table([("proxy", url.into()), ("no_proxy", except.into())]));
     }
@@ -64,7 +65,6 @@ fn cloud_table(cloud: &Cloud) -> Table {
     if let Auth::X509 { certificate, key } = &cloud.auth {
         out.extend(table([("certificate_file", path(certificate)), ("key_file", path(key))]));
     }
-    out.extend(cloud.ca_file.as_ref().map(|file| ("ca_file".to_owned(), path(file))));
     out
 }
 
@@ -123,6 +123,7 @@ fn trust(settings: &Settings) -> Table {
         ("keys", path(&trust.keys)),
         ("required_signatures", i64::try_from(trust.required_signatures).unwrap_or(i64::MAX).into()),
         ("allowed_hosts", trust.allowed_hosts.clone().into()),
+        ("system_roots", trust.roots.system.into()),
     ])
 }
 

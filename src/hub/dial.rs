@@ -103,13 +103,13 @@ async fn tls_config(
     line: &Line,
     floor: OffsetDateTime,
 ) -> Result<rustls::ClientConfig, HubError> {
-    let (ca_file, auth) = (cloud.ca_file.clone(), cloud.auth.clone());
+    let (roots, auth) = (cloud.roots.clone(), cloud.auth.clone());
     let made = tokio::task::spawn_blocking(move || {
         let pair = match &auth {
             Auth::X509 { certificate, key } => Some((certificate.as_path(), key.as_path())),
             Auth::SharedKey(_) => None,
         };
-        tls::client_config(ca_file.as_deref(), pair, floor)
+        tls::client_config(&roots, pair, floor)
     });
     match made.await {
         Ok(config) => Ok(config?),

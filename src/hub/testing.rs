@@ -101,7 +101,7 @@ impl Server {
             port: self.port(),
             proxy: Proxy::default(),
             auth: Auth::SharedKey(Secret::new("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")),
-            ca_file: Some(self.path("ca.pem")),
+            roots: crate::config::Roots::with(Some(self.path("ca.pem"))),
             keep_alive: Duration::from_secs(60),
             token_ttl: Duration::from_secs(3600),
             reconnect: crate::config::Reconnect {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fwupdate::config::{Download, Proxy};
+use fwupdate::config::{Download, Proxy, Roots};
 use fwupdate::manifest::TrustedKeys;
 use fwupdate::stage::{self, Booted, Http, Maps, Meter, Progress, Source, Target, Workspace};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -37,7 +37,7 @@ async fn install(arguments: &[String]) -> Result<()> {
     keys.add_pem(&std::fs::read_to_string(key)?)?;
     let start = Instant::now();
     let now = time::OffsetDateTime::now_utc();
-    let tls = fwupdate::tls::client_config(ca, None, now)?;
+    let tls = fwupdate::tls::client_config(&Roots::with(ca.map(Path::to_owned)), None, now)?;
     let hour = Duration::from_secs(3600);
     let stall_timeout = Duration::from_secs(60);
     let download = Download {

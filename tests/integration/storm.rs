@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fwupdate::config::{Auth, Cloud, Place, Proxy, Reconnect, Seat, Secret, Transport};
+use fwupdate::config::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Secret, Transport};
 use fwupdate::hub::{self, Document};
 use fwupdate_hub::{Hub, Options};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -149,7 +149,7 @@ impl Fleet {
                 port,
                 proxy: Proxy::default(),
                 auth: Auth::SharedKey(Secret::new(key)),
-                ca_file: Some(hub.ca_path()),
+                roots: Roots::with(Some(hub.ca_path())),
                 keep_alive: Duration::from_secs(240),
                 token_ttl: Duration::from_secs(3600),
                 reconnect: Reconnect { first, longest: LIMIT },

@@ -273,6 +273,20 @@ fn the_hub_by_connection_string() {
 }
 
 #[test]
+fn a_ca_file_counts_without_a_hub_and_may_stand_alone() {
+    let load = |text: &str| with(text).load().unwrap().settings;
+    let alone = load("[cloud]\nca_file = \"/ca.pem\"\n[trust]\nsystem_roots = false");
+    assert!(alone.cloud.is_none());
+    assert_eq!(alone.trust.roots, Roots { system: false, ca_file: Some("/ca.pem".into()) });
+    assert!(render(&alone).contains("ca_file = \"/ca.pem\""), "{}", render(&alone));
+    let beside = load(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\nca_file = \"/ca.pem\""));
+    assert_eq!(beside.trust.roots, Roots::with(Some("/ca.pem".into())));
+    assert_eq!(beside.cloud.unwrap().roots, beside.trust.roots);
+    let error = with("[trust]\nsystem_roots = false").error();
+    assert!(error.contains("trust.system_roots") && error.contains("cloud.ca_file"), "{error}");
+}
+
+#[test]
 fn the_hub_by_a_file_that_holds_the_connection_string() {
     let machine = Machine::new();
     let secret = machine.write("secret", &format!("{CONNECTION}\n"));
@@ -350,8 +364,17 @@ fn a_folder_on_the_root_file_system_is_said_to_be_inside_a_slot() {
 
 #[test]
 fn host_patterns() {
-    for good in ["h", "h.example", "*.example.com", "localhost:8443", "127.0.0.1", "[::1]:8443", "[fe80::1]"]
-    {
+    for good in [
+        "h",
+        "h.example",
+        "*.example.com",
+        "localhost:8443",
+        "127.0.0.1",
+        "[::1]:8443",
+        "[fe80::1]",
+        "10.0.0.0/8",
+        "fd00::/8",
+    ] {
         assert!(is_host_pattern(good), "{good}");
     }
     for bad in ["", "*.", "a b", "h:", "h:0", "h:99999", "h/x", "*", "[::1", "[::1]8"] {

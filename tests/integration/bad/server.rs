@@ -43,7 +43,12 @@ async fn a_bad_answer_to_the_first_request_writes_nothing() {
         ("to an unlisted host", redirect("https://example.org/fw"), "NotPermitted", "allowed_hosts"),
         ("to loopback", redirect("https://127.0.0.1/fw"), "NotPermitted", "allowed_hosts"),
         // Listed by a wildcard, which vouches for no address.
-        ("to a link-local address", redirect("https://169.254.169.254/fw"), "NotPermitted", "link-local"),
+        (
+            "to a link-local address",
+            redirect("https://169.254.169.254/fw"),
+            "NotPermitted",
+            "no public address",
+        ),
         ("to itself for ever", redirect(&itself), "DownloadFailed", "redirected"),
     ] {
         world.hub.faults().file(FileRule::always(&good.name, effect));
