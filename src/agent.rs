@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::confine::drop_in;
@@ -41,6 +42,8 @@ const TICK: Duration = Duration::from_millis(250);
 const SPENT_STEP: u64 = 4 << 20;
 /// Lifecycle events that may wait for the hub: those of several updates.
 const EVENTS: usize = 64;
+/// How often it is looked whether the clock was set.
+const CLOCK_LOOK: Duration = Duration::from_secs(10);
 /// Longest pause before an effect that has to work is tried again.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -58,6 +61,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     let store = Store::open(&settings.state.dir)?;
     let record = load(&store);
     let gateway = Arc::new(Gateway::new(settings));
+    gateway.clock.remember(record.wall_clock);
     let (mut agent, hub_documents) = Agent::new(gateway.clone(), store, record);
     let (telemetry_in, telemetry) = mpsc::channel(EVENTS);
     if gateway.settings.cloud.is_some() && gateway.settings.report.telemetry {
@@ -67,7 +71,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     let (events_in, mut events) = mpsc::channel(64);
     let edges = CancellationToken::new();
     let control = serve_control(&gateway, calls_in);
-    let hub = connect(&gateway, &agent, hub_documents, events_in, telemetry, edges.clone());
+    let hub = connect(&gateway, hub_documents, events_in, telemetry, edges.clone());
     agent.apply(Event::Started);
     systemd::ready();
     let exit = agent.serve(&mut events, &mut calls, &shutdown).await;
@@ -108,7 +112,6 @@ fn serve_control(gateway: &Gateway, calls: mpsc::Sender<control::Call>) -> JoinH
 
 fn connect(
     gateway: &Gateway,
-    agent: &Agent,
     documents: tokio::sync::watch::Receiver<Arc<hub::Document>>,
     events: mpsc::Sender<hub::Event>,
     telemetry: mpsc::Receiver<hub::Message>,
@@ -118,8 +121,8 @@ fn connect(
         tracing::warn!("no [cloud] is configured: only fwupdatectl can start an update");
         return None;
     };
-    let (interval, floor) = (gateway.settings.report.interval, gateway.now(&agent.record));
-    Some(tokio::spawn(hub::run(cloud, interval, floor, documents, events, telemetry, shutdown)))
+    let (interval, clock) = (gateway.settings.report.interval, gateway.clock.clone());
+    Some(tokio::spawn(hub::run(cloud, interval, clock, documents, events, telemetry, shutdown)))
 }
 
 /// The agent's own state: what is remembered, what is durable, and what is under way.
@@ -145,6 +148,8 @@ struct Agent {
     reboot: bool,
     /// Why there is no session with the hub, while there is none.
     no_session: Option<String>,
+    /// When it is looked again whether the clock was set.
+    clock_look: Instant,
 }
 
 struct Running {
@@ -158,7 +163,7 @@ impl Agent {
         store: Store,
         record: Record,
     ) -> (Agent, tokio::sync::watch::Receiver<Arc<hub::Document>>) {
-        let (boot, degraded) = gateway.boot(&record);
+        let (boot, degraded) = gateway.boot();
         let (publisher, documents) = Publisher::new(&gateway, degraded);
         let meter = Arc::new(Meter::new(record.downloaded, None, None));
         let agent = Agent {
@@ -176,6 +181,7 @@ impl Agent {
             section: None,
             reboot: false,
             no_session: None,
+            clock_look: Instant::now(),
         };
         (agent, documents)
     }
@@ -258,7 +264,7 @@ impl Agent {
 
     /// Looks up what is booted and what the environment says now.
     fn look(&mut self) {
-        let (boot, degraded) = self.gateway.boot(&self.record);
+        let (boot, degraded) = self.gateway.boot();
         self.boot = boot;
         if self.boot.is_proven() {
             self.gateway.mark_proven();
@@ -289,15 +295,18 @@ impl Agent {
 
     /// Makes the record durable in both copies, one after the other.
     fn save(&mut self) -> Result<(), Failure> {
-        self.record.wall_clock = self.gateway.now(&self.record).unix_timestamp();
+        self.record.wall_clock = self.gateway.clock.worth_saving(self.record.wall_clock);
         self.record.version = self.record.version.max(crate::machine::RECORD_VERSION);
         let same = Record { wall_clock: self.saved.wall_clock, ..self.record.clone() } == self.saved;
-        if same && self.unsaved.is_none() {
+        if same && !self.gateway.clock.must_save(self.saved.wall_clock) && self.unsaved.is_none() {
             return Ok(());
         }
         let saved = (0..2).try_for_each(|_| self.store.save(&self.record)).map_err(Failure::from);
         match &saved {
-            Ok(()) => self.saved = self.record.clone(),
+            Ok(()) => {
+                self.saved = self.record.clone();
+                self.gateway.clock.remember(self.saved.wall_clock);
+            }
             Err(failure) => {
                 self.publisher.view.degraded = Some(failure.message.clone());
             }
@@ -383,9 +392,25 @@ impl Agent {
             self.look();
             self.publish();
         }
+        if Instant::now() >= self.clock_look {
+            self.follow_clock();
+        }
         self.publish_waiting();
         self.publish_progress();
         self.end_at_deadline().await;
+    }
+
+    /// A clock that was set: the saved time follows it at once, so that no power cut brings an absurd one back, and a
+    /// report that carries a time of the future is told anew.
+    fn follow_clock(&mut self) {
+        self.clock_look = Instant::now() + CLOCK_LOOK;
+        let must_save = self.unsaved.is_none() && self.gateway.clock.must_save(self.saved.wall_clock);
+        if must_save {
+            self.save().unwrap_or_else(|failure| tracing::warn!(%failure, "the time is not saved"));
+        }
+        if self.publisher.is_postdated() {
+            self.publish();
+        }
     }
 
     /// Takes what was received into the record; the step that follows saves it.
@@ -411,8 +436,10 @@ impl Agent {
     async fn end_at_deadline(&mut self) {
         let staging = self.record.phase.can_cancel() && !matches!(self.record.phase, Phase::Holding { .. });
         let deadline = self.record.phase.operation().and_then(|operation| operation.deadline);
-        let Some(deadline) = deadline.filter(|_| staging && crate::clock::synchronised()) else { return };
-        if self.gateway.now(&self.record) >= deadline {
+        let Some(deadline) = deadline.filter(|_| staging && self.gateway.clock.synchronised()) else {
+            return;
+        };
+        if self.gateway.clock.now() >= deadline {
             self.stop_work().await;
             let message = "the update was not staged at its deadline; call again with a later one";
             self.apply(Event::Abandoned(Failure::new(Code::DeadlinePassed, message)));
@@ -426,8 +453,8 @@ impl Agent {
                 self.no_session = None;
                 self.gateway.cloud.send_replace(true);
             }
+            hub::Event::ClockChanged => self.follow_clock(),
             hub::Event::Disconnected { reason } => {
-                tracing::warn!(%reason, "no session with the hub");
                 self.no_session = Some(reason);
                 self.gateway.cloud.send_replace(false);
             }

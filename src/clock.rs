@@ -1,30 +1,19 @@
 //! Time that can be trusted: deadlines on CLOCK_BOOTTIME, which runs through suspend and which nobody sets,
-//! and a wall clock that never falls below what is known to be past.
+//! and a wall clock (`wall`) that is believed only as far as somebody keeps it right.
+
+mod kernel;
+mod wall;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::clock_gettime;
-use time::OffsetDateTime;
 use tokio::io::unix::AsyncFd;
 
-/// The lowest floor of the wall clock, in seconds since 1970: the build's date when the builder gives one
-/// (reproducible-builds.org's SOURCE_DATE_EPOCH), else a date before the first release (2025-01-01).
-const BUILD_TIME: i64 = match option_env!("SOURCE_DATE_EPOCH") {
-    Some(text) => match i64::from_str_radix(text, 10) {
-        Ok(seconds) => seconds,
-        Err(_) => FIRST_RELEASE,
-    },
-    None => FIRST_RELEASE,
-};
-const FIRST_RELEASE: i64 = 1_735_689_600;
-
-/// systemd-timesyncd's runtime folder; it touches `synchronized` in it once a server answered.
-const TIMESYNC: &str = "/run/systemd/timesync";
+pub use wall::{Clock, Origin};
 
 /// Time since boot, suspend included.
 pub fn boottime() -> Duration {
@@ -71,26 +60,6 @@ async fn wait_on_timer(deadline: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// The wall clock, never below the build's date nor `floor`, the last time that was saved.
-pub fn now(floor: OffsetDateTime) -> OffsetDateTime {
-    OffsetDateTime::now_utc().max(build_time()).max(floor)
-}
-
-/// Whether the wall clock was set by a time server, as far as can be known.
-pub fn synchronised() -> bool {
-    is_synchronised(Path::new(TIMESYNC), OffsetDateTime::now_utc())
-}
-
-/// systemd-timesyncd, where it runs, gives the answer; elsewhere a clock past the build's date must do, for
-/// a gateway without a battery-backed clock wakes before it.
-fn is_synchronised(timesync: &Path, now: OffsetDateTime) -> bool {
-    timesync.join("synchronized").exists() || (!timesync.exists() && now > build_time())
-}
-
-fn build_time() -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(BUILD_TIME).unwrap_or(OffsetDateTime::UNIX_EPOCH)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,24 +83,5 @@ mod tests {
     async fn a_far_deadline_does_not_end_at_once() {
         let far = wait_on_timer(boottime() + Duration::from_secs(3600));
         assert!(tokio::time::timeout(Duration::from_millis(20), far).await.is_err());
-    }
-
-    #[test]
-    fn the_wall_clock_has_two_floors() {
-        let future = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
-        assert_eq!(now(future), future);
-        assert!(now(OffsetDateTime::UNIX_EPOCH) >= build_time());
-    }
-
-    #[test]
-    fn synchronised_is_what_timesyncd_says_or_a_clock_past_the_build() {
-        let dir = tempfile::tempdir().unwrap();
-        let (timesync, late) = (dir.path().join("timesync"), build_time() + Duration::from_secs(1));
-        assert!(is_synchronised(&timesync, late));
-        assert!(!is_synchronised(&timesync, OffsetDateTime::UNIX_EPOCH));
-        std::fs::create_dir(&timesync).unwrap();
-        assert!(!is_synchronised(&timesync, late), "timesyncd runs and has not said so");
-        std::fs::write(timesync.join("synchronized"), "").unwrap();
-        assert!(is_synchronised(&timesync, late));
     }
 }

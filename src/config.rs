@@ -285,4 +285,6 @@ pub struct System {
     pub run: PathBuf,
     /// os-release(5) of the running system.
     pub os_release: PathBuf,
+    /// Seconds to add to the system's clock, and whether it counts as synchronised; `None`: the kernel is asked.
+    pub clock: Option<PathBuf>,
 }

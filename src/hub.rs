@@ -37,6 +37,8 @@ pub use telemetry::Message;
 pub enum Event {
     /// Authenticated, subscribed, and the twin was read. Not repeated when a token is renewed.
     Connected,
+    /// Another clock is believed than at the last attempt, which is about to be repeated.
+    ClockChanged,
     /// There is no session: it ended, or could not be had for a new reason. A sentence for people.
     Disconnected { reason: String },
     /// A direct method; the caller waits for `respond`.

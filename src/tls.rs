@@ -2,7 +2,9 @@
 //!
 //! The crypto provider is named here, never taken from a process-wide default, and so is the clock: a gateway
 //! whose real-time clock lost its battery would otherwise call every certificate "not yet valid" and never
-//! update again. Time below the floor that the caller knows to have passed is not believed.
+//! update again.
+
+mod verdict;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,8 +17,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
-use time::OffsetDateTime;
 
+pub use self::verdict::{Verdict, own_certificate};
+use crate::clock::Clock;
 use crate::config::Roots;
 use crate::failure::{Code, Failure};
 
@@ -50,16 +53,17 @@ impl From<TlsError> for Failure {
     }
 }
 
-/// TLS 1.2 and 1.3, trusting `trusted`, with the client certificate and key (PEM files) if they are given. Certificates are judged by the later of the system's clock and `floor`.
+/// TLS 1.2 and 1.3, trusting `trusted`, with the client certificate and key (PEM files) if they are given. Certificates are
+/// judged by the time that `clock` believes at the handshake.
 ///
 /// Reads files, so it blocks; call it anew for each connection to see renewed files.
 pub fn client_config(
     trusted: &Roots,
     client_cert: Option<(&Path, &Path)>,
-    floor: OffsetDateTime,
+    clock: &Clock,
 ) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_details(provider, Arc::new(FlooredClock::new(floor)))
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(Believed(clock.clone())))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_root_certificates(roots(trusted)?);
     match client_cert {
@@ -120,26 +124,14 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     if length as u64 > PEM_LIMIT { Err(TlsError::TooLarge { path: path.to_path_buf() }) } else { Ok(bytes) }
 }
 
-/// The system's clock, but never earlier than a time that is known to have passed.
+/// The gateway's clock as rustls wants it.
 #[derive(Debug)]
-struct FlooredClock {
-    floor: UnixTime,
-}
+struct Believed(Clock);
 
-impl FlooredClock {
-    fn new(floor: OffsetDateTime) -> FlooredClock {
-        let seconds = u64::try_from(floor.unix_timestamp()).unwrap_or(0);
-        FlooredClock { floor: UnixTime::since_unix_epoch(Duration::from_secs(seconds)) }
-    }
-}
-
-impl TimeProvider for FlooredClock {
+impl TimeProvider for Believed {
     fn current_time(&self) -> Option<UnixTime> {
-        // A clock before 1970 makes `UnixTime::now` panic, so it is not asked.
-        let system = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(self.floor, UnixTime::since_unix_epoch);
-        Some(system.max(self.floor))
+        let seconds = u64::try_from(self.0.now().unix_timestamp()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 
@@ -152,16 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_never_reads_below_its_floor() {
-        let future = OffsetDateTime::now_utc() + Duration::from_secs(3600);
-        let read = FlooredClock::new(future).current_time().unwrap();
-        assert_eq!(read.as_secs(), future.unix_timestamp() as u64);
-
-        let before = OffsetDateTime::now_utc().unix_timestamp() as u64;
-        let read = FlooredClock::new(OffsetDateTime::UNIX_EPOCH).current_time().unwrap();
-        assert!(read.as_secs() >= before);
-        let ancient = FlooredClock::new(OffsetDateTime::UNIX_EPOCH - Duration::from_secs(9));
-        assert_eq!(ancient.floor.as_secs(), 0);
+    fn certificates_are_judged_by_the_time_that_is_believed() {
+        let clock = Clock::default();
+        let provider = Believed(clock.clone());
+        let learned = clock.now() + Duration::from_secs(3600);
+        clock.learn(learned, "hub.example");
+        // The clock of the machine that runs the tests may be synchronised, and then it counts.
+        let read = provider.current_time().unwrap().as_secs();
+        assert!(read.abs_diff(clock.now().unix_timestamp() as u64) <= 1);
     }
 
     #[test]
@@ -174,18 +164,21 @@ mod tests {
         std::fs::write(&key, first.key_pair.serialize_pem()).unwrap();
         std::fs::write(&other, second.key_pair.serialize_pem()).unwrap();
 
-        let floor = OffsetDateTime::UNIX_EPOCH;
+        let clock = Clock::default();
         let config =
-            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &key)), floor)
+            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &key)), &clock)
                 .unwrap();
         assert!(config.client_auth_cert_resolver.has_certs());
         let error =
-            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &other)), floor)
+            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &other)), &clock)
                 .unwrap_err();
         assert!(matches!(error, TlsError::Identity { .. }), "{error}");
-        let error =
-            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &certificate)), floor)
-                .unwrap_err();
+        let error = client_config(
+            &Roots::with(Some(certificate.clone())),
+            Some((&certificate, &certificate)),
+            &clock,
+        )
+        .unwrap_err();
         assert!(matches!(error, TlsError::NoKey { .. }), "{error}");
     }
 
@@ -193,19 +186,19 @@ mod tests {
     fn a_ca_file_that_holds_no_certificate_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
-        let floor = OffsetDateTime::UNIX_EPOCH;
+        let clock = Clock::default();
         assert!(matches!(
-            client_config(&Roots::with(Some(path.clone())), None, floor),
+            client_config(&Roots::with(Some(path.clone())), None, &clock),
             Err(TlsError::Read { .. })
         ));
         std::fs::write(&path, "not a certificate").unwrap();
         assert!(matches!(
-            client_config(&Roots::with(Some(path.clone())), None, floor),
+            client_config(&Roots::with(Some(path.clone())), None, &clock),
             Err(TlsError::NoCertificate { .. })
         ));
         File::create(&path).unwrap().set_len(PEM_LIMIT + 1).unwrap();
         assert!(matches!(
-            client_config(&Roots::with(Some(path.clone())), None, floor),
+            client_config(&Roots::with(Some(path.clone())), None, &clock),
             Err(TlsError::TooLarge { .. })
         ));
     }

@@ -14,7 +14,7 @@ impl Agent {
         }
         let Some(section) = self.section.take() else { return };
         let section = section.as_ref();
-        match decide(&self.record, section, self.running(), self.gateway.now(&self.record)) {
+        match decide(&self.record, section, self.running(), self.gateway.clock.now()) {
             Action::Settled => {}
             Action::Wait => self.section = Some(section.cloned()),
             Action::Continue { uri, desired } => {

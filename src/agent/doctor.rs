@@ -1,9 +1,11 @@
 //! `fwupdatectl doctor`: everything that would make the next update fail, found before it does.
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::Agent;
-use crate::clock;
+use crate::clock::{Clock, Origin};
 use crate::config;
 use crate::slot::Slot;
 
@@ -44,7 +46,7 @@ pub(super) async fn examine(agent: &mut Agent) -> Value {
         Finding::of("record", "saved in both copies", agent.unsaved.clone().map_or(Ok(()), Err)),
         Finding::of("state folder", "outside both slots", state_folder(agent)),
         Finding::warn_unless("hub", "an authenticated session is open", hub(agent)),
-        Finding::warn_unless("clock", "synchronised", clock_doubt()),
+        Finding::warn_unless("clock", "synchronised", clock_doubt(&gateway.clock)),
         Finding::warn_unless("fallback", "both slots are proven", fallback(agent)),
         Finding::warn_unless("quarantine", "empty", quarantine(agent)),
     ];
@@ -89,9 +91,29 @@ fn hub(agent: &Agent) -> Option<String> {
     }
 }
 
-fn clock_doubt() -> Option<String> {
-    let message = "not synchronised: windows and notBefore wait until it is";
-    (!clock::synchronised()).then(|| message.to_owned())
+fn clock_doubt(clock: &Clock) -> Option<String> {
+    let (origin, time) = clock.origin();
+    let time = shown(time);
+    let why = match origin {
+        Origin::Synchronised => return None,
+        Origin::System => format!("the system's clock says {time}, and nobody keeps it right"),
+        Origin::Learned(host) => {
+            format!("{host} says that it is {time}, by which certificates and tokens go")
+        }
+        Origin::Saved => format!(
+            "the system's clock says {}, which is past: {time} counts, which was saved earlier, and only a \
+             synchronised clock corrects it, should it be wrong",
+            shown(clock.system_time())
+        ),
+    };
+    Some(format!(
+        "not synchronised: {why}; windows and notBefore wait until a time service (systemd-timesyncd, chrony) sets \
+         the clock"
+    ))
+}
+
+fn shown(time: OffsetDateTime) -> String {
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 fn fallback(agent: &Agent) -> Option<String> {

@@ -56,7 +56,7 @@ impl Work {
 
     async fn open(&self, operation: &Operation) -> Result<Event, Failure> {
         let gateway = &self.gateway;
-        let (boot, reason) = gateway.boot(&self.record);
+        let (boot, reason) = gateway.boot();
         let booted = boot.booted.ok_or_else(|| Failure::new(Code::NotReady, reason.unwrap_or_default()))?;
         gateway.bootloader.ready()?;
         let target = gateway.acquire(!booted)?;
@@ -84,7 +84,7 @@ impl Work {
     async fn bundle(&self, operation: &Operation) -> Result<Arc<Bundle>, Failure> {
         let gateway = &self.gateway;
         let keys = gateway.keys()?;
-        let http = gateway.http(&self.record)?;
+        let http = gateway.http()?;
         let source = gateway.source(operation)?;
         let required = gateway.settings.trust.required_signatures;
         let pin = operation.manifest_sha256;
@@ -151,7 +151,7 @@ impl Work {
 
     fn wait(&self, operation: &Operation, hold: &Hold) -> Option<Wait> {
         let policy = &self.gateway.settings.policy;
-        let now = Now { time: self.gateway.now(&self.record), synchronised: clock::synchronised() };
+        let now = Now { time: self.gateway.clock.now(), synchronised: self.gateway.clock.synchronised() };
         plan::wait(operation, hold, &policy.windows, policy.approval, now)
     }
 

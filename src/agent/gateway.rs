@@ -6,15 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use time::OffsetDateTime;
 use tokio::sync::{Mutex, watch};
 
 use crate::boot::{self, BootError, Bootloader, Detected};
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::device::{self, Identity, Kernel};
 use crate::failure::{Code, Failure};
-use crate::machine::{Boot, BootId, Operation, Record};
+use crate::machine::{Boot, BootId, Operation};
 use crate::manifest::TrustedKeys;
 use crate::slot::Slot;
 use crate::stage::{self, Bundle, Http, Meter, Source, Target};
@@ -33,6 +32,7 @@ pub struct Gateway {
     pub cloud: watch::Sender<bool>,
     /// How far staging has come.
     pub progress: watch::Sender<stage::Progress>,
+    pub clock: Clock,
     kernel: Kernel,
     /// What an operation holds on to between its effects.
     pub held: Mutex<Held>,
@@ -52,12 +52,13 @@ impl Gateway {
         let kernel = Kernel { proc: settings.system.proc.clone(), sys: settings.system.sys.clone() };
         let (cloud, _) = watch::channel(false);
         let (progress, _) = watch::channel(stage::Progress::default());
-        Gateway { settings, bootloader, cloud, progress, kernel, held: Mutex::default() }
+        let clock = Clock::new(settings.system.clock.clone());
+        Gateway { settings, bootloader, cloud, progress, clock, kernel, held: Mutex::default() }
     }
 
     /// What is booted and what the environment says, looked up afresh. The sentence tells why the running
     /// slot is not known.
-    pub fn boot(&self, record: &Record) -> (Boot, Option<String>) {
+    pub fn boot(&self) -> (Boot, Option<String>) {
         let (slot, boot_id, reason) = match self.detect() {
             Ok(found) => (found.slot, found.boot_id, found.reason),
             Err(failure) => (None, String::new(), Some(failure.message)),
@@ -68,7 +69,7 @@ impl Gateway {
             booted: slot.filter(|_| unusable.is_none()),
             env,
             boot_id: BootId(boot_id),
-            now: self.now(record),
+            now: self.clock.now(),
             uptime: clock::boottime().as_secs(),
         };
         (boot, reason.or(unusable))
@@ -137,11 +138,6 @@ impl Gateway {
         Ok(Target::acquire(&path, &in_use)?)
     }
 
-    /// The wall clock, which never falls below what was seen before.
-    pub fn now(&self, record: &Record) -> OffsetDateTime {
-        clock::now(floor(record))
-    }
-
     /// The keys that may sign.
     pub fn keys(&self) -> Result<TrustedKeys, Failure> {
         let dir = &self.settings.trust.keys;
@@ -174,9 +170,10 @@ impl Gateway {
     }
 
     /// A client for downloads; made for each use, so that renewed certificates are seen.
-    pub fn http(&self, record: &Record) -> Result<Http, Failure> {
-        let tls = tls::client_config(&self.settings.trust.roots, None, floor(record))?;
-        Ok(Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?)
+    pub fn http(&self) -> Result<Http, Failure> {
+        let tls = tls::client_config(&self.settings.trust.roots, None, &self.clock)?;
+        let http = Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?;
+        Ok(http.on(self.clock.clone()))
     }
 
     /// A bundle is open. Only asked while no effect runs.
@@ -194,10 +191,6 @@ impl Gateway {
     pub fn os_release(&self) -> OsRelease {
         OsRelease::read(&self.settings.system.os_release)
     }
-}
-
-fn floor(record: &Record) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(record.wall_clock).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 fn internal(error: &dyn std::error::Error) -> Failure {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::gateway::Gateway;
 use super::{Agent, systemd};
-use crate::clock;
+use crate::clock::Clock;
 use crate::control::Reply;
 use crate::hub::{Document, Message};
 use crate::lifecycle;
@@ -20,6 +20,7 @@ use crate::stage::Step;
 /// The newest report, for the hub and for those who watch.
 pub struct Publisher {
     pub view: View,
+    clock: Clock,
     documents: watch::Sender<Arc<Document>>,
     watchers: Vec<Reply>,
     /// The outcome that waits for its acknowledgement, and the first generation that told it.
@@ -40,6 +41,7 @@ impl Publisher {
         let (documents, receiver) = watch::channel(Arc::new(Document::default()));
         let publisher = Publisher {
             view,
+            clock: gateway.clock.clone(),
             documents,
             watchers: Vec::new(),
             outcome: None,
@@ -103,11 +105,11 @@ impl Publisher {
         self.log_degraded();
         let newest = self.documents.borrow().clone();
         let mut body = self.body(record);
-        if without_time(&body) == without_time(&newest.body) {
+        if without_time(&body) == without_time(&newest.body) && !self.is_postdated() {
             self.note_outcome(record, newest.generation);
             return;
         }
-        self.view.log_time = Some(clock::now(time::OffsetDateTime::UNIX_EPOCH));
+        self.view.log_time = Some(self.clock.now());
         body.insert("logTime".into(), report::moment(self.view.log_time));
         let generation = newest.generation + 1;
         self.note_outcome(record, generation);
@@ -115,6 +117,12 @@ impl Publisher {
         systemd::status(&summary(record, &self.view));
         self.tell_watchers(record);
         self.documents.send_replace(Arc::new(Document { body, generation, milestone }));
+    }
+
+    /// The last report carries a time that has not come yet, for the clock was set back.
+    pub fn is_postdated(&self) -> bool {
+        let latest = self.clock.now() + time::Duration::minutes(1);
+        self.view.log_time.is_some_and(|told| told > latest)
     }
 
     fn tell_watchers(&mut self, record: &Record) {
@@ -154,7 +162,7 @@ impl Agent {
         let staging = matches!(saved.phase, Phase::Staging { .. });
         self.publisher.view.progress = staging
             .then(|| Progress { eta_seconds: self.eta(saved.progress.percent), ..Progress::of(&saved) });
-        self.publisher.events(&saved, self.gateway.now(&saved));
+        self.publisher.events(&saved, self.gateway.clock.now());
         self.publisher.publish(&saved);
     }
 

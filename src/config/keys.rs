@@ -74,6 +74,7 @@ pub const KEYS: &[Key] = &[
     key("system.sys", "\"/sys\""),
     key("system.run", "\"/run/fwupdate\""),
     key("system.os_release", "\"/etc/os-release\""),
+    open("system.clock"),
 ];
 
 /// Keys whose values no message may show.

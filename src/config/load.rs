@@ -105,6 +105,7 @@ fn settings(
             sys: inputs.need_path("system.sys")?,
             run: inputs.need_path("system.run")?,
             os_release: inputs.need_path("system.os_release")?,
+            clock: inputs.path("system.clock")?,
         },
     })
 }

@@ -167,10 +167,12 @@ fn windows(windows: &[Window]) -> Value {
 
 fn system(settings: &Settings) -> Table {
     let system = &settings.system;
-    table([
+    let mut out = table([
         ("proc", path(&system.proc)),
         ("sys", path(&system.sys)),
         ("run", path(&system.run)),
         ("os_release", path(&system.os_release)),
-    ])
+    ]);
+    out.extend(system.clock.as_ref().map(|file| ("clock".to_owned(), path(file))));
+    out
 }

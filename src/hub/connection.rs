@@ -4,6 +4,7 @@
 //! is ever sent again after something newer. All waiting happens in one `select!`; the event loop is polled
 //! through a stream, because a poll that is dropped half-way may lose a packet.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use rumqttc::{MqttOptions, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -27,28 +27,32 @@ use super::telemetry::{Message, Telemetry};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
 use super::{Document, Event, identity};
+use crate::clock::{Clock, Origin};
 use crate::config::{Cloud, Seat};
 
 /// Least and longest pause before a request that the hub put off is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(100));
 
+/// Reasons that are logged before there is a session again.
+const REASONS: usize = 32;
+
 /// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone. Either way the
 /// newest document is sent before it returns, if there is a session and the hub answers within two seconds.
 ///
-/// `interval` is the least time between two reports of one milestone. `clock_floor` is a time that is known to
-/// have passed: tokens and certificates are dated by the later of it and the system's clock. The newest of
+/// `interval` is the least time between two reports of one milestone. `clock` dates the tokens and
+/// judges the certificates. The newest of
 /// `documents` is what the twin shall say, and `telemetry` is sent message by message. Never returns for an error:
 /// those are reported and retried, with pauses of a second to `cloud.reconnect.longest`.
 pub async fn run(
     cloud: Cloud,
     interval: Duration,
-    clock_floor: OffsetDateTime,
+    clock: Clock,
     documents: watch::Receiver<Arc<Document>>,
     events: mpsc::Sender<Event>,
     telemetry: mpsc::Receiver<Message>,
     shutdown: CancellationToken,
 ) {
-    Connection::new(cloud, interval, clock_floor, documents, events, telemetry, shutdown).run().await;
+    Connection::new(cloud, interval, clock, documents, events, telemetry, shutdown).run().await;
 }
 
 /// Why a session is over.
@@ -64,9 +68,9 @@ enum End {
 pub(super) struct Connection {
     cloud: Cloud,
     placement: Placement,
-    clock_floor: OffsetDateTime,
-    /// When the time was `clock_floor` or later.
-    floor_at: Instant,
+    clock: Clock,
+    /// What was believed of the clock at the last attempt.
+    origin: Origin,
     documents: watch::Receiver<Arc<Document>>,
     documents_end: bool,
     events: mpsc::Sender<Event>,
@@ -77,15 +81,16 @@ pub(super) struct Connection {
     backoff: Backoff,
     /// The agent was told that it is connected.
     online: bool,
-    /// The reason that was told last.
+    /// The reason that was told last, and all that were logged since the last session.
     reason: Option<String>,
+    logged: BTreeSet<String>,
 }
 
 impl Connection {
     pub fn new(
         cloud: Cloud,
         interval: Duration,
-        clock_floor: OffsetDateTime,
+        clock: Clock,
         documents: watch::Receiver<Arc<Document>>,
         events: mpsc::Sender<Event>,
         telemetry: mpsc::Receiver<Message>,
@@ -96,8 +101,8 @@ impl Connection {
             placement: Placement::new(&cloud.place),
             backoff: Backoff::of_sessions(cloud.reconnect.first, cloud.reconnect.longest),
             cloud,
-            clock_floor,
-            floor_at: Instant::now(),
+            origin: clock.origin().0,
+            clock,
             documents,
             documents_end: false,
             events,
@@ -107,6 +112,7 @@ impl Connection {
             telemetry: Telemetry::new(telemetry),
             online: false,
             reason: None,
+            logged: BTreeSet::new(),
         }
     }
 
@@ -128,16 +134,15 @@ impl Connection {
         self.outbox.deliver_now(&self.events);
     }
 
-    /// Says once why there is no session.
+    /// Says why there is no session: once for each reason, also when several take turns.
     fn lost(&mut self, error: &HubError) {
         self.placement.failed(error);
-        let reason = error.to_string();
-        let changed = self.reason.as_ref() != Some(&reason);
-        if changed {
-            tracing::warn!("no session with the hub: {reason}");
+        let reason = error.reason();
+        if self.logged.len() < REASONS && self.logged.insert(reason.clone()) {
+            tracing::warn!("no session with the hub: {error}");
         }
-        if changed || self.online {
-            self.outbox.push(Event::Disconnected { reason: reason.clone() });
+        if self.online || self.reason.as_ref() != Some(&reason) {
+            self.outbox.push(Event::Disconnected { reason: error.to_string() });
         }
         self.online = false;
         self.reason = Some(reason);
@@ -216,7 +221,7 @@ impl Connection {
                 Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(End::Lost)?,
                 Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(packet)))) => session.left(packet),
                 Some(Ok(rumqttc::Event::Outgoing(_))) => {}
-                Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.line, session.accepted))),
+                Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.line, session.accepted, &self.clock))),
                 None => return Err(End::Stopped),
             },
             Some(reply) = session.answers.recv() => session.reply(reply),
@@ -329,6 +334,7 @@ impl Connection {
         session.ready_at = Some(Instant::now());
         self.placement.reached();
         self.reason = None;
+        self.logged.clear();
         if !self.online {
             self.online = true;
             tracing::info!("connected to {} as {}", session.seat.host, session.line.identity);
@@ -336,25 +342,24 @@ impl Connection {
         }
     }
 
-    fn now(&self) -> OffsetDateTime {
-        later_of(OffsetDateTime::now_utc(), self.clock_floor, self.floor_at.elapsed())
-    }
-
     /// Everything that the next attempt needs, made anew.
     async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Line), End> {
-        let now = self.now();
+        let origin = self.clock.origin().0;
+        if std::mem::replace(&mut self.origin, origin.clone()) != origin {
+            self.outbox.push(Event::ClockChanged);
+        }
         let seat = tokio::select! {
-            seat = self.placement.find(&self.cloud, now) => seat.map_err(End::Lost)?,
+            seat = self.placement.find(&self.cloud, &self.clock) => seat.map_err(End::Lost)?,
             () = self.shutdown.cancelled() => return Err(End::Stopped),
             () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
         };
-        let (options, line) = dialled(&self.cloud, &seat, self.now()).await.map_err(End::Lost)?;
+        let (options, line) = dialled(&self.cloud, &seat, &self.clock).await.map_err(End::Lost)?;
         Ok((options, seat, line))
     }
 }
 
-async fn dialled(cloud: &Cloud, seat: &Seat, now: OffsetDateTime) -> Result<(MqttOptions, Line), HubError> {
-    let token = dial::token(cloud, &identity::resource(seat), now)?;
+async fn dialled(cloud: &Cloud, seat: &Seat, clock: &Clock) -> Result<(MqttOptions, Line), HubError> {
+    let token = dial::token(cloud, &identity::resource(seat), clock)?;
     let call = Call {
         host: identity::address(seat),
         port: cloud.port,
@@ -362,18 +367,11 @@ async fn dialled(cloud: &Cloud, seat: &Seat, now: OffsetDateTime) -> Result<(Mqt
         user_name: identity::user_name(seat),
         password: token.map(|token| token.expose().to_owned()).unwrap_or_default(),
     };
-    dial::dial(cloud, call, now).await
+    dial::dial(cloud, call, clock).await
 }
 
 fn stuck(session: &Session) -> HubError {
     HubError::Broken { address: session.line.address.clone(), cause: "the hub stopped acknowledging".into() }
-}
-
-/// The time that is believed: the floor rises with the time that passed since it was known, or a clock that
-/// stands far below it would date every renewed token alike until the hub refuses them.
-fn later_of(system: OffsetDateTime, floor: OffsetDateTime, since: Duration) -> OffsetDateTime {
-    let since = time::Duration::try_from(since).unwrap_or(time::Duration::ZERO);
-    system.max(floor.checked_add(since).unwrap_or(floor))
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{MqttOptions, ProxyAuth, ProxyType, TlsConfiguration};
-use time::OffsetDateTime;
 
 use super::error::HubError;
 use super::sas;
+use crate::clock::Clock;
 use crate::config::{Auth, Cloud, Secret, Transport, Via};
 use crate::tls;
 
@@ -39,12 +39,12 @@ pub(super) struct Call<'a> {
     pub password: String,
 }
 
-/// Makes the MQTT client's options. `floor` is a time that has passed: certificates are judged by the later of it and
-/// the system's clock. The client keeps its session; whoever does not want that changes it.
+/// Makes the MQTT client's options; certificates are judged by `clock`. The client keeps its session; whoever does
+/// not want that changes it.
 pub(super) async fn dial(
     cloud: &Cloud,
     call: Call<'_>,
-    floor: OffsetDateTime,
+    clock: &Clock,
 ) -> Result<(MqttOptions, Line), HubError> {
     let via = cloud.proxy.to(call.host, call.port);
     let line = Line {
@@ -52,7 +52,7 @@ pub(super) async fn dial(
         identity: call.client_id.clone(),
         proxy: via.map(Via::address),
     };
-    let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &line, floor).await?));
+    let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &line, clock).await?));
     let (host, transport) = match cloud.transport {
         Transport::Mqtt => (call.host.to_owned(), rumqttc::Transport::tls_with_config(tls)),
         Transport::WebSocket => {
@@ -83,11 +83,11 @@ fn proxy(via: &Via) -> rumqttc::Proxy {
 }
 
 /// The token for `resource`; `None` with a certificate.
-pub(super) fn token(cloud: &Cloud, resource: &str, now: OffsetDateTime) -> Result<Option<Secret>, HubError> {
+pub(super) fn token(cloud: &Cloud, resource: &str, clock: &Clock) -> Result<Option<Secret>, HubError> {
     let (Auth::SharedKey(key), Some(life)) = (&cloud.auth, token_life(cloud)) else { return Ok(None) };
     let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
     // Whole seconds: begun ones count, or the token would end before its time.
-    sas::token(resource, key, now.unix_timestamp().saturating_add(1).saturating_add(life)).map(Some)
+    sas::token(resource, key, clock.now().unix_timestamp().saturating_add(1).saturating_add(life)).map(Some)
 }
 
 /// `None`: there is no token.
@@ -98,18 +98,14 @@ pub(super) fn token_life(cloud: &Cloud) -> Option<Duration> {
     }
 }
 
-async fn tls_config(
-    cloud: &Cloud,
-    line: &Line,
-    floor: OffsetDateTime,
-) -> Result<rustls::ClientConfig, HubError> {
-    let (roots, auth) = (cloud.roots.clone(), cloud.auth.clone());
+async fn tls_config(cloud: &Cloud, line: &Line, clock: &Clock) -> Result<rustls::ClientConfig, HubError> {
+    let (roots, auth, clock) = (cloud.roots.clone(), cloud.auth.clone(), clock.clone());
     let made = tokio::task::spawn_blocking(move || {
         let pair = match &auth {
             Auth::X509 { certificate, key } => Some((certificate.as_path(), key.as_path())),
             Auth::SharedKey(_) => None,
         };
-        tls::client_config(&roots, pair, floor)
+        tls::client_config(&roots, pair, &clock)
     });
     match made.await {
         Ok(config) => Ok(config?),

@@ -5,8 +5,9 @@ use std::io;
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
 
 use super::dial::Line;
+use crate::clock::Clock;
 use crate::failure::{Code, Failure};
-use crate::tls::TlsError;
+use crate::tls::{self, TlsError, Verdict};
 
 /// Characters of a library's message that are passed on.
 const CAUSE_LIMIT: usize = 200;
@@ -30,8 +31,10 @@ pub enum HubError {
     Unreachable { address: String, cause: String },
     #[error("{address} did not answer in time: check network, firewall and port")]
     Silent { address: String },
-    #[error("the certificate of {address} is not trusted ({cause}): check the clock and cloud.ca_file")]
-    Untrusted { address: String, cause: String },
+    #[error("the certificate of {address} {verdict}")]
+    Untrusted { address: String, verdict: Verdict },
+    #[error("{address} refused this gateway's own certificate as {why}")]
+    OwnCertificate { address: String, why: &'static str },
     #[error(
         "the hub refused the credentials of {identity}: check its key or certificate, that it is enabled, and the clock"
     )]
@@ -73,7 +76,7 @@ impl From<HubError> for Failure {
 
 impl HubError {
     /// What the MQTT client says, by what a person can do about it. `connected`: a session existed before.
-    pub(super) fn of(error: ConnectionError, line: &Line, connected: bool) -> HubError {
+    pub(super) fn of(error: ConnectionError, line: &Line, connected: bool, clock: &Clock) -> HubError {
         let Line { address, identity, proxy } = line.clone();
         match error {
             ConnectionError::ConnectionRefused(
@@ -89,8 +92,12 @@ impl HubError {
                 // A packet that was not expected is shown whole, and may be large.
                 let cause = other.to_string().chars().take(CAUSE_LIMIT).collect();
                 match find(&other) {
-                    Some(verdict @ rustls::Error::InvalidCertificate(_)) => {
-                        HubError::Untrusted { address, cause: verdict.to_string() }
+                    Some(rustls::Error::InvalidCertificate(fault)) => {
+                        HubError::Untrusted { address, verdict: Verdict::new(fault, clock) }
+                    }
+                    Some(rustls::Error::AlertReceived(alert)) if tls::own_certificate(*alert).is_some() => {
+                        let why = tls::own_certificate(*alert).unwrap_or_default();
+                        HubError::OwnCertificate { address, why }
                     }
                     _ if connected => HubError::Broken { address, cause },
                     _ => HubError::Unreachable { address, cause },
@@ -100,10 +107,23 @@ impl HubError {
     }
 
     /// The same for the provisioning service.
-    pub(super) fn of_service(error: ConnectionError, line: &Line, connected: bool) -> HubError {
-        match HubError::of(error, line, connected) {
+    pub(super) fn of_service(
+        error: ConnectionError,
+        line: &Line,
+        connected: bool,
+        clock: &Clock,
+    ) -> HubError {
+        match HubError::of(error, line, connected, clock) {
             HubError::Refused { identity } => HubError::DpsRefused { registration: identity },
             other => other,
+        }
+    }
+
+    /// The same for every attempt that fails for the same reason, while its sentence tells the time.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            HubError::Untrusted { address, verdict } => format!("{address} {}", verdict.reason()),
+            other => other.to_string(),
         }
     }
 
@@ -151,7 +171,7 @@ mod tests {
     fn of(error: ConnectionError) -> HubError {
         let line =
             Line { address: "hub:8883".into(), identity: "dev-1".into(), proxy: Some("proxy:3128".into()) };
-        HubError::of(error, &line, false)
+        HubError::of(error, &line, false, &Clock::default())
     }
 
     #[test]

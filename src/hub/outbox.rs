@@ -28,6 +28,7 @@ impl Outbox {
             Event::Connected | Event::Disconnected { .. } => self
                 .waiting
                 .retain(|waiting| !matches!(waiting, Event::Connected | Event::Disconnected { .. })),
+            Event::ClockChanged => self.waiting.retain(|waiting| !matches!(waiting, Event::ClockChanged)),
             Event::Method(_) => {}
         }
         self.waiting.push_back(event);

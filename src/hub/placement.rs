@@ -11,12 +11,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::error::HubError;
 use super::provision;
+use crate::clock::Clock;
 use crate::config::{Cloud, Dps, Place, Seat};
 
 /// Failures in a row after which the hub may have been replaced.
@@ -42,10 +42,10 @@ impl Placement {
 
     /// The seat to try next. Asks the service if there is none, or if the one there is has come into doubt; when the
     /// service cannot help, a seat in doubt is better than none.
-    pub async fn find(&mut self, cloud: &Cloud, now: OffsetDateTime) -> Result<Seat, HubError> {
+    pub async fn find(&mut self, cloud: &Cloud, clock: &Clock) -> Result<Seat, HubError> {
         match self {
             Placement::Known(seat) => Ok(seat.clone()),
-            Placement::Assigned(assigned) => assigned.find(cloud, now).await,
+            Placement::Assigned(assigned) => assigned.find(cloud, clock).await,
         }
     }
 
@@ -100,13 +100,13 @@ impl Assigned {
         Assigned { dps, seat, failures: 0, doubted: false, backoff, not_before: None }
     }
 
-    async fn find(&mut self, cloud: &Cloud, now: OffsetDateTime) -> Result<Seat, HubError> {
+    async fn find(&mut self, cloud: &Cloud, clock: &Clock) -> Result<Seat, HubError> {
         let ask = self.doubted && self.wait_left().is_zero();
         if let Some(seat) = self.seat.as_ref().filter(|_| !ask) {
             return Ok(seat.clone());
         }
         tracing::debug!("asking the provisioning service {} for a place", self.dps.endpoint);
-        match (provision::register(cloud, &self.dps, now).await, &self.seat) {
+        match (provision::register(cloud, &self.dps, clock).await, &self.seat) {
             (Ok(seat), known) => {
                 tracing::info!("assigned to {} as {}", seat.host, seat.device_id);
                 // Only an answer to a doubt can have been in vain.

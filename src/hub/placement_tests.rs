@@ -5,6 +5,7 @@ use crate::hub::dps::ANSWERS;
 use crate::hub::testing::{Peer, Server, soon};
 use rumqttc::{ConnectReturnCode, Packet, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
+use std::sync::LazyLock;
 
 fn cloud(server: &Server) -> (Cloud, Dps) {
     let dps = Dps {
@@ -18,8 +19,9 @@ fn cloud(server: &Server) -> (Cloud, Dps) {
     (Cloud { place: Place::Assigned(dps.clone()), ..server.cloud() }, dps)
 }
 
-fn now() -> OffsetDateTime {
-    OffsetDateTime::now_utc()
+fn clock() -> &'static Clock {
+    static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::default);
+    &CLOCK
 }
 
 async fn subscribed(service: &mut Peer) {
@@ -73,11 +75,11 @@ async fn what_was_assigned_is_remembered_for_this_registration_alone() {
     let server = Server::start().await;
     let (cloud, dps) = cloud(&server);
     let mut placement = Placement::new(&cloud.place);
-    let (seat, ()) = tokio::join!(placement.find(&cloud, now()), assign(&server, "one.azure-devices.net"));
+    let (seat, ()) = tokio::join!(placement.find(&cloud, clock()), assign(&server, "one.azure-devices.net"));
     assert_eq!(seat.unwrap().host, "one.azure-devices.net");
     // Nobody is asked again: there is no one to answer.
-    assert_eq!(soon(placement.find(&cloud, now())).await.unwrap().device_id, "gw-1");
-    let seat = soon(Placement::new(&cloud.place).find(&cloud, now())).await.unwrap();
+    assert_eq!(soon(placement.find(&cloud, clock())).await.unwrap().device_id, "gw-1");
+    let seat = soon(Placement::new(&cloud.place).find(&cloud, clock())).await.unwrap();
     assert_eq!(seat.host, "one.azure-devices.net");
 
     let text = fs::read_to_string(&dps.cache).unwrap();
@@ -103,26 +105,30 @@ async fn a_refusal_makes_it_ask_again_at_once_and_then_only_after_a_pause() {
     remember(&dps, &seat("old"));
     let mut placement = Placement::new(&cloud.place);
     placement.failed(&HubError::Silent { address: "old:8883".into() });
-    assert_eq!(soon(placement.find(&cloud, now())).await.unwrap().host, "old", "no reason to doubt it yet");
+    assert_eq!(soon(placement.find(&cloud, clock())).await.unwrap().host, "old", "no reason to doubt it yet");
     placement.failed(&refused());
-    let (found, ()) = tokio::join!(placement.find(&cloud, now()), assign(&server, "new"));
+    let (found, ()) = tokio::join!(placement.find(&cloud, clock()), assign(&server, "new"));
     assert_eq!((found.unwrap().host.as_str(), recall(&dps).unwrap().host.as_str()), ("new", "new"));
 
     for _ in 0..50 {
         placement.failed(&refused());
-        assert_eq!(soon(placement.find(&cloud, now())).await.unwrap().host, "new", "a storm on the service");
+        assert_eq!(
+            soon(placement.find(&cloud, clock())).await.unwrap().host,
+            "new",
+            "a storm on the service"
+        );
     }
     let Placement::Assigned(assigned) = &placement else { panic!("known") };
     assert!(assigned.wait_left() > PAUSES.0 - Duration::from_secs(20), "{:?}", assigned.wait_left());
     placement.reached();
     placement.failed(&refused());
     assert_eq!(
-        soon(placement.find(&cloud, now())).await.unwrap().host,
+        soon(placement.find(&cloud, clock())).await.unwrap().host,
         "new",
         "a short session proves little"
     );
     placement.held();
-    let (found, ()) = tokio::join!(placement.find(&cloud, now()), assign(&server, "third"));
+    let (found, ()) = tokio::join!(placement.find(&cloud, clock()), assign(&server, "third"));
     assert_eq!(found.unwrap().host, "third");
 }
 
@@ -133,14 +139,14 @@ async fn a_hub_that_cannot_be_reached_for_long_may_have_been_replaced() {
     remember(&dps, &Seat { host: "gone".into(), gateway: None, device_id: "gw-1".into(), module_id: None });
     let mut placement = Placement::new(&cloud.place);
     for _ in 0..FAILURES {
-        assert_eq!(soon(placement.find(&cloud, now())).await.unwrap().host, "gone");
+        assert_eq!(soon(placement.find(&cloud, clock())).await.unwrap().host, "gone");
         placement.failed(&HubError::Silent { address: "gone:8883".into() });
     }
     // The service has nothing better: the old place is tried on.
     let refuse = async {
         server.accept().await.connack(ConnectReturnCode::NotAuthorized, false).await;
     };
-    let (found, ()) = tokio::join!(placement.find(&cloud, now()), refuse);
+    let (found, ()) = tokio::join!(placement.find(&cloud, clock()), refuse);
     assert_eq!(found.unwrap().host, "gone");
 }
 
@@ -152,7 +158,7 @@ async fn without_a_place_a_refusal_is_told_and_followed_by_a_long_pause() {
     let refuse = async {
         server.accept().await.connack(ConnectReturnCode::NotAuthorized, false).await;
     };
-    let (found, ()) = tokio::join!(placement.find(&cloud, now()), refuse);
+    let (found, ()) = tokio::join!(placement.find(&cloud, clock()), refuse);
     let error = found.unwrap_err();
     assert!(matches!(error, HubError::DpsRefused { .. }), "{error}");
     assert!(placement.patience() > PAUSES.0 - Duration::from_secs(20), "{:?}", placement.patience());
@@ -160,7 +166,7 @@ async fn without_a_place_a_refusal_is_told_and_followed_by_a_long_pause() {
     // A service that hangs up is no refusal: the network may be down, and nobody is burdened.
     let mut placement = Placement::new(&cloud.place);
     let hang_up = async { drop(server.accept().await) };
-    let (found, ()) = tokio::join!(placement.find(&cloud, now()), hang_up);
+    let (found, ()) = tokio::join!(placement.find(&cloud, clock()), hang_up);
     assert!(!found.unwrap_err().is_refusal());
     assert_eq!(placement.patience(), Duration::ZERO);
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use rumqttc::{AsyncClient, Event, Packet, QoS, SubscribeReasonCode};
-use time::OffsetDateTime;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dial::{self, Call, Line};
@@ -14,6 +13,7 @@ use super::error::HubError;
 use super::identity;
 use super::sas;
 use super::session::{Packets, new_client, packets, say_goodbye};
+use crate::clock::Clock;
 use crate::config::{Cloud, Dps, Seat};
 
 /// For everything: a custom allocation policy may take its time.
@@ -23,9 +23,9 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 /// The policy name that the service wants in a device's token.
 const POLICY: &str = "registration";
 
-/// Asks the service for a place. `now` dates the token, and is the least time by which certificates are judged.
-pub(super) async fn register(cloud: &Cloud, dps: &Dps, now: OffsetDateTime) -> Result<Seat, HubError> {
-    let token = dial::token(cloud, &identity::dps_resource(dps), now)?;
+/// Asks the service for a place. `clock` dates the token and judges certificates.
+pub(super) async fn register(cloud: &Cloud, dps: &Dps, clock: &Clock) -> Result<Seat, HubError> {
+    let token = dial::token(cloud, &identity::dps_resource(dps), clock)?;
     let call = Call {
         host: &dps.endpoint,
         port: dps.port,
@@ -33,12 +33,13 @@ pub(super) async fn register(cloud: &Cloud, dps: &Dps, now: OffsetDateTime) -> R
         user_name: identity::dps_user_name(dps),
         password: token.map(|token| sas::with_policy(&token, POLICY).expose().to_owned()).unwrap_or_default(),
     };
-    let (mut options, line) = dial::dial(cloud, call, now).await?;
+    let (mut options, line) = dial::dial(cloud, call, clock).await?;
     // The service keeps no sessions.
     options.set_clean_session(true);
     let (client, eventloop) = new_client(options);
     let mut packets = pin!(packets(eventloop));
-    let mut registration = Registration { dps, line, client, accepted: false, asked: 0, pending: None };
+    let mut registration =
+        Registration { dps, clock, line, client, accepted: false, asked: 0, pending: None };
     let silent = HubError::Silent { address: registration.line.address.clone() };
     let result = timeout(REGISTERED_WITHIN, registration.converse(&mut packets)).await.unwrap_or(Err(silent));
     if registration.accepted {
@@ -49,6 +50,7 @@ pub(super) async fn register(cloud: &Cloud, dps: &Dps, now: OffsetDateTime) -> R
 
 struct Registration<'a> {
     dps: &'a Dps,
+    clock: &'a Clock,
     line: Line,
     client: AsyncClient,
     /// The service accepted the connection.
@@ -81,7 +83,7 @@ impl Registration<'_> {
                         }
                     }
                     Some(Ok(Event::Outgoing(_))) => {}
-                    Some(Err(error)) => return Err(HubError::of_service(error, &self.line, self.accepted)),
+                    Some(Err(error)) => return Err(HubError::of_service(error, &self.line, self.accepted, self.clock)),
                     None => return Err(self.silent()),
                 },
                 () = sleep_until(overdue) => self.due()?,

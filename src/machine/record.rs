@@ -37,7 +37,7 @@ pub struct Record {
     pub floor: u64,
     /// The tutorial's time stamps.
     pub times: Times,
-    /// The newest wall clock that was seen, Unix seconds: the clock never falls below it.
+    /// What a synchronised clock said last, Unix seconds: one that is not synchronised never falls below it.
     pub wall_clock: i64,
     /// Bytes that the running operation has received, over all its runs.
     pub downloaded: u64,

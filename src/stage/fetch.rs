@@ -23,6 +23,7 @@ use super::meter::Meter;
 use super::route::Route;
 use super::web::{Seen, Trouble, Web, chain, passing};
 use super::window::Gate;
+use crate::clock::Clock;
 use crate::config::{Download, Proxy};
 use crate::manifest::Digest;
 
@@ -92,6 +93,12 @@ impl Http {
         let gate = Gate::new(download.windows.clone());
         let http = Http { tls, hosts, download, gate, first_pause: FIRST_PAUSE, look: LOOK };
         http.client().map(|_| http)
+    }
+
+    /// The same by another clock than the system's: windows open and close with it.
+    pub fn on(mut self, clock: Clock) -> Http {
+        self.gate.set_clock(clock);
+        self
     }
 
     /// A client without any connection.

@@ -5,11 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::meter::Meter;
-use crate::clock;
+use crate::clock::Clock;
 use crate::config::Window;
 use crate::plan::{self, Now, Wait};
 
@@ -24,6 +23,10 @@ pub(super) struct Gate {
     pub look: Duration,
 }
 
+fn by(clock: Clock) -> Arc<dyn Fn() -> Now + Send + Sync> {
+    Arc::new(move || Now { time: clock.now(), synchronised: clock.synchronised() })
+}
+
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gate").field("windows", &self.windows).finish_non_exhaustive()
@@ -32,9 +35,12 @@ impl fmt::Debug for Gate {
 
 impl Gate {
     pub(super) fn new(windows: Vec<Window>) -> Gate {
-        let now =
-            || Now { time: clock::now(OffsetDateTime::UNIX_EPOCH), synchronised: clock::synchronised() };
-        Gate { windows, now: Arc::new(now), look: LOOK }
+        Gate { windows, now: by(Clock::default()), look: LOOK }
+    }
+
+    /// Opens and closes with this clock.
+    pub(super) fn set_clock(&mut self, clock: Clock) {
+        self.now = by(clock);
     }
 
     /// Why nothing may be fetched now, as a sentence; `None`: it may.
@@ -73,6 +79,8 @@ mod tests {
     use std::sync::Mutex;
 
     use tokio_util::sync::CancellationToken;
+
+    use time::OffsetDateTime;
 
     use super::super::testing::*;
     use super::super::*;

@@ -36,8 +36,8 @@ async fn install(arguments: &[String]) -> Result<()> {
     let mut keys = TrustedKeys::new();
     keys.add_pem(&std::fs::read_to_string(key)?)?;
     let start = Instant::now();
-    let now = time::OffsetDateTime::now_utc();
-    let tls = fwupdate::tls::client_config(&Roots::with(ca.map(Path::to_owned)), None, now)?;
+    let trusted = Roots::with(ca.map(Path::to_owned));
+    let tls = fwupdate::tls::client_config(&trusted, None, &fwupdate::clock::Clock::default())?;
     let hour = Duration::from_secs(3600);
     let stall_timeout = Duration::from_secs(60);
     let download = Download {

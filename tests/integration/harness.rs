@@ -345,12 +345,17 @@ impl World {
 
     /// Waits until `fwupdatectl doctor` says something like `word` of the hub; the agent may still be starting.
     pub async fn doctor_says_of_the_hub(&mut self, word: &str) {
+        self.doctor_says("hub", word).await;
+    }
+
+    /// The same of any check.
+    pub async fn doctor_says(&mut self, check: &str, word: &str) {
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             let output = self.ctl(&["doctor", "--json"]).await;
             let doctor: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
             let mut findings = doctor["findings"].as_array().into_iter().flatten();
-            let said = findings.find(|finding| finding["check"] == "hub").map(|finding| &finding["message"]);
+            let said = findings.find(|finding| finding["check"] == check).map(|finding| &finding["message"]);
             if said.and_then(Value::as_str).is_some_and(|said| said.contains(word)) {
                 return;
             }

@@ -7,6 +7,8 @@
 mod bad;
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
+/// Clocks that are wrong, and clocks that are set.
+mod clocks;
 /// `fwupdate-cloud`, and all that may stand in its way.
 mod cloud;
 /// Commands: repeated, in each other's way, withdrawn; from the cloud and on the spot.

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fwupdate::clock::Clock;
 use fwupdate::config::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Secret, Transport};
 use fwupdate::hub::{self, Document};
 use fwupdate_hub::{Hub, Options};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -157,12 +157,11 @@ impl Fleet {
             let (sender, mut events) = mpsc::channel(16);
             tokio::spawn(async move { while events.recv().await.is_some() {} });
             let interval = Duration::from_secs(1);
-            let floor = OffsetDateTime::UNIX_EPOCH;
             let (_, telemetry) = mpsc::channel(1);
             tokio::spawn(hub::run(
                 cloud,
                 interval,
-                floor,
+                Clock::default(),
                 watched.clone(),
                 sender,
                 telemetry,

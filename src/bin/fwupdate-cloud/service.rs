@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use fwupdate::clock::Clock;
 use fwupdate::config::{Roots, Secret};
 use fwupdate::{hub, tls};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -75,7 +76,7 @@ impl Service {
         })?;
         let (host, policy, key) =
             parse(&text).map_err(|why| Error::Usage(format!("{}: {why}", file.display())))?;
-        let tls = tls::client_config(&Roots::with(ca.map(Path::to_owned)), None, OffsetDateTime::UNIX_EPOCH)
+        let tls = tls::client_config(&Roots::with(ca.map(Path::to_owned)), None, &Clock::default())
             .map_err(|why| Error::Usage(why.to_string()))?;
         let http = Client::builder()
             .use_preconfigured_tls(tls)

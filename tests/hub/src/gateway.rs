@@ -133,6 +133,7 @@ impl Gateway {
         let environment = factory_environment(&dir, parts.bootloader)?;
         let reboots = make_fifo(&dir.join("power"))?;
         fs::write(dir.join("fwupdate.toml"), settings(&dir, &parts))?;
+        set_clock(&dir, 0, true)?;
         fs::write(dir.join("fwupdate.d/50-test.toml"), &parts.settings)?;
         if let Some(text) = parts.cloud.as_ref().and_then(|cloud| cloud.connection_string.as_ref()) {
             crate::disk::replace(&dir.join("state/connection"), text.as_bytes(), true)?;
@@ -148,6 +149,11 @@ impl Gateway {
     pub fn configure(&self, name: &str, settings: &str) -> Result<()> {
         let path = self.dir.join("fwupdate.d").join(format!("{name}.toml"));
         crate::disk::replace(&path, settings.as_bytes(), true)
+    }
+
+    /// Sets the gateway's clock: so many seconds off, and whether a time service keeps it right. Counts at once.
+    pub fn set_clock(&self, offset: i64, synchronised: bool) -> Result<()> {
+        set_clock(&self.dir, offset, synchronised)
     }
 
     /// Sets a variable for agents that are started from now on.
@@ -412,6 +418,11 @@ fn factory_environment(dir: &Path, bootloader: Bootloader) -> Result<Environment
     }
 }
 
+fn set_clock(dir: &Path, offset: i64, synchronised: bool) -> Result<()> {
+    let word = if synchronised { "synchronised" } else { "unsynchronised" };
+    crate::disk::replace(&dir.join("clock"), format!("{offset} {word}\n").as_bytes(), false)
+}
+
 /// A FIFO held open at both ends, so that no reader ever sees its end.
 fn make_fifo(path: &Path) -> Result<pipe::Receiver> {
     match nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600)) {
@@ -477,6 +488,7 @@ fn settings(dir: &Path, parts: &Parts) -> String {
             ("sys", at("sys")),
             ("run", at("run")),
             ("os_release", at("root/etc/os-release")),
+            ("clock", at("clock")),
         ],
     );
     text

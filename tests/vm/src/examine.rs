@@ -159,7 +159,7 @@ fn rests(mut record: Record, env: BootEnv) -> Result<()> {
         booted: None,
         env: Some(env),
         boot_id: BootId(String::new()),
-        now: fwupdate::clock::now(time_floor()),
+        now: fwupdate::clock::Clock::default().now(),
         uptime: 30,
     };
     power_on(&mut boot, &mut boots);
@@ -174,10 +174,6 @@ fn rests(mut record: Record, env: BootEnv) -> Result<()> {
         event = perform(&effect, &mut boot, &mut boots);
     }
     bail!("it never rests: {}", record.phase.name())
-}
-
-fn time_floor() -> time::OffsetDateTime {
-    time::OffsetDateTime::UNIX_EPOCH
 }
 
 /// The boot script: a trial with tries left is counted and booted, else the primary.

@@ -1,0 +1,104 @@
+//! Clocks that are wrong, and clocks that are set: the whole agent on a gateway whose battery died.
+
+use std::fs;
+use std::time::Duration;
+
+use fwupdate::machine::Record;
+use fwupdate::store::Store;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::harness::{LIMIT, Setup, World};
+
+const YEAR: i64 = 365 * 86_400;
+const HOUR: i64 = 3600;
+
+/// A gateway that is off, and whose clock is so many seconds wrong and set by nobody.
+async fn world(offset: i64) -> World {
+    let world = World::with(Setup { on: false, ..Setup::default() }).await;
+    world.gateway.set_clock(offset, false).unwrap();
+    world
+}
+
+/// The time in the newest copy of the record, beside an agent that may run.
+fn saved(world: &World) -> Option<i64> {
+    let copies = ["record.0", "record.1"].map(|name| {
+        let text = fs::read_to_string(world.gateway.dir().join("state").join(name)).ok()?;
+        let (head, body) = text.split_once('\n')?;
+        let sequence: u64 = head.split_once("seq=")?.1.split(' ').next()?.parse().ok()?;
+        let record: Value = serde_json::from_str(body).ok()?;
+        Some((sequence, record["wallClock"].as_i64()?))
+    });
+    copies.into_iter().flatten().max().map(|(_, time)| time)
+}
+
+async fn until_saved(world: &World, wanted: impl Fn(i64) -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !saved(world).is_some_and(&wanted) {
+        assert!(Instant::now() < deadline, "{:?}\n{}", saved(world), world.gateway.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What an agent of an earlier release left behind: it saved whatever the clock said.
+fn leave_behind(world: &World, time: i64) {
+    let mut store = Store::open(&world.gateway.dir().join("state")).unwrap();
+    let record = store.load::<Record>().unwrap().unwrap_or_default();
+    (0..2).for_each(|_| store.save(&Record { wall_clock: time, ..record.clone() }).unwrap());
+}
+
+fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
+}
+
+fn is_now(time: i64) -> bool {
+    (time - now()).abs() < HOUR
+}
+
+#[tokio::test]
+async fn a_gateway_that_once_started_forty_years_ahead_is_well_once_its_clock_is_set() {
+    let mut world = world(40 * YEAR).await;
+    world.gateway.power_on().unwrap();
+    world.doctor_says_of_the_hub("valid until").await;
+    world.doctor_says("clock", "not synchronised").await;
+    world.gateway.reboot().await.unwrap();
+    world.doctor_says_of_the_hub("valid until").await;
+    assert!(saved(&world).is_none_or(|time| time < now()), "{:?}", saved(&world));
+
+    world.gateway.set_clock(0, true).unwrap();
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    world.doctor_says("clock", "synchronised").await;
+    until_saved(&world, is_now).await;
+    // The next boot finds the battery dead again: what was saved while the clock was right counts.
+    world.gateway.set_clock(-40 * YEAR, false).unwrap();
+    world.power_cut().await;
+    world.doctor_says("clock", "saved earlier").await;
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_floor_that_an_earlier_release_saved_in_the_far_future_is_lowered_by_a_synchronised_clock() {
+    let mut world = world(0).await;
+    let absurd = now() + 40 * YEAR;
+    leave_behind(&world, absurd);
+    world.gateway.power_on().unwrap();
+    let year = OffsetDateTime::from_unix_timestamp(absurd).unwrap().year();
+    world.doctor_says("clock", &format!("{year}-")).await;
+    world.doctor_says_of_the_hub("valid until").await;
+    assert_eq!(saved(&world), Some(absurd), "nobody says yet that it is wrong");
+
+    world.gateway.set_clock(0, true).unwrap();
+    until_saved(&world, is_now).await;
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    // No power cut brings it back, with whatever clock.
+    world.gateway.set_clock(0, false).unwrap();
+    world.power_cut().await;
+    let id = world.update(json!({"fwPackageUri": world.hub.files_url("none.fwb")})).await;
+    world.outcome(&id).await;
+    assert!(saved(&world).is_some_and(is_now));
+    world.finish_disturbed().await;
+}
