@@ -11,41 +11,49 @@ mod desired;
 mod doctor;
 mod effects;
 mod gateway;
+mod inbox;
 mod publish;
 mod systemd;
+mod work;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::confine::drop_in;
-use self::effects::Work;
-use self::gateway::Gateway;
+use self::effects::blocking;
+use self::gateway::{Gateway, OsRelease, Sight};
+use self::inbox::{Inbox, Incoming};
 use self::publish::Publisher;
-pub use self::systemd::while_alive;
+use self::systemd::Watchdog;
+pub use self::systemd::{stopping, while_alive};
+use self::work::{Running, Workshop, finished};
 use crate::config::Settings;
 use crate::control;
 use crate::desired::Section;
 use crate::failure::{Code, Failure};
 use crate::hub;
-use crate::machine::{Boot, Effect, Event, Phase, Record, step};
-use crate::stage::{self, Meter};
+use crate::machine::{Boot, Event, Phase, Record, step};
+use crate::stage::Meter;
 use crate::store::Store;
 
-/// How often progress is looked at, the watchdog is fed, and an unsaved record is tried again.
+/// How often an update that is being fetched is looked at, and how often while it waits for somebody or something.
+/// At rest nothing is looked at: everything that happens comes by itself.
 const TICK: Duration = Duration::from_millis(250);
+const WAITING_TICK: Duration = Duration::from_secs(5);
+/// Shortest and longest pause before a record that could not be saved is tried again.
+const SAVE_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Received bytes that may go uncounted when the power is cut.
 const SPENT_STEP: u64 = 4 << 20;
 /// Lifecycle events that may wait for the hub: those of several updates.
 const EVENTS: usize = 64;
 /// How often it is looked whether the clock was set.
-const CLOCK_LOOK: Duration = Duration::from_secs(10);
-/// Longest pause before an effect that has to work is tried again.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+const CLOCK_LOOK: Duration = Duration::from_secs(30);
 
 /// Why `run` returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,35 +66,54 @@ pub enum Exit {
 
 /// Runs the agent until `shutdown` or until a reboot is due. Errors only when another agent holds the state.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit, Failure> {
-    let store = Store::open(&settings.state.dir)?;
-    let record = load(&store);
     let gateway = Arc::new(Gateway::new(settings));
-    gateway.clock.remember(record.wall_clock);
-    let (mut agent, hub_documents) = Agent::new(gateway.clone(), store, record);
+    let found = gateway.clone();
+    let mut opened = blocking(move || Opened::open(&found)).await?;
+    let (calls_in, calls) = mpsc::channel(16);
+    let (events_in, events) = mpsc::channel(64);
+    let control = tokio::spawn(serve_control(opened.listener.take(), calls_in));
+    let inbox = Inbox::new(events, calls);
+    let (mut agent, hub_documents) = Agent::new(gateway.clone(), opened, inbox);
     let (telemetry_in, telemetry) = mpsc::channel(EVENTS);
     if gateway.settings.cloud.is_some() && gateway.settings.report.telemetry {
         agent.publisher.tell_events(&agent.record, telemetry_in);
     }
-    let (calls_in, mut calls) = mpsc::channel(16);
-    let (events_in, mut events) = mpsc::channel(64);
     let edges = CancellationToken::new();
-    let control = serve_control(&gateway, calls_in);
     let hub = connect(&gateway, hub_documents, events_in, telemetry, edges.clone());
-    agent.apply(Event::Started);
+    agent.apply(Event::Started).await;
     systemd::ready();
-    let exit = agent.serve(&mut events, &mut calls, &shutdown).await;
+    let exit = agent.serve(&shutdown).await;
     agent.rest().await;
-    if exit == Exit::Stopped {
-        // Not before a reboot: systemd would then expect the process to end, and not signal it when it stops it.
-        systemd::stopping();
-    }
     // The hub edge sends the newest report before it leaves.
     edges.cancel();
     if let Some(hub) = hub {
-        hub.await.unwrap_or_else(|error| tracing::error!(%error, "the hub task ended badly"));
+        while_alive(hub).await.unwrap_or_else(|error| tracing::error!(%error, "the hub task ended badly"));
     }
     control.abort();
+    // Its socket is free only when it is gone.
+    let _ended = control.await;
     Ok(exit)
+}
+
+/// What the agent starts from, read from media that may be slow.
+struct Opened {
+    store: Store,
+    record: Record,
+    sight: Sight,
+    workshop: Workshop,
+    listener: Option<UnixListener>,
+}
+
+impl Opened {
+    fn open(gateway: &Gateway) -> Result<Opened, Failure> {
+        let store = Store::open(&gateway.settings.state.dir)?;
+        let record = load(&store);
+        gateway.clock.remember(record.wall_clock);
+        let sight = gateway.look();
+        let listener = control::bind(&gateway.settings.system.run);
+        let listener = listener.inspect_err(|error| tracing::error!(%error, "no local control")).ok();
+        Ok(Opened { store, record, sight, workshop: Workshop::open()?, listener })
+    }
 }
 
 /// What cannot be read is as good as no record: the boot environment decides.
@@ -100,14 +127,10 @@ fn load(store: &Store) -> Record {
     }
 }
 
-fn serve_control(gateway: &Gateway, calls: mpsc::Sender<control::Call>) -> JoinHandle<()> {
-    let listener = control::bind(&gateway.settings.system.run);
-    tokio::spawn(async move {
-        match listener {
-            Ok(listener) => control::serve(listener, calls).await,
-            Err(error) => tracing::error!(%error, "no local control"),
-        }
-    })
+async fn serve_control(listener: Option<UnixListener>, calls: mpsc::Sender<control::Call>) {
+    if let Some(listener) = listener {
+        control::serve(listener, calls).await;
+    }
 }
 
 fn connect(
@@ -128,13 +151,20 @@ fn connect(
 /// The agent's own state: what is remembered, what is durable, and what is under way.
 struct Agent {
     gateway: Arc<Gateway>,
-    store: Store,
+    store: Arc<Mutex<Store>>,
+    inbox: Inbox,
+    watchdog: Watchdog,
     record: Record,
     /// The record as the medium holds it: what is reported.
     saved: Record,
     /// Why the record could not be saved, while it cannot.
     unsaved: Option<Failure>,
+    /// How long to wait before it is tried again, and since when.
+    retry: (Duration, Instant),
     boot: Boot,
+    /// What the running system says of itself.
+    os: OsRelease,
+    workshop: Workshop,
     /// The effect under way.
     work: Option<Running>,
     /// Why a lost environment could not be rebuilt.
@@ -146,40 +176,42 @@ struct Agent {
     /// The desired section that is not dealt with yet; within, `None` says that the twin holds none.
     section: Option<Option<Section>>,
     reboot: bool,
+    /// When things were looked at last.
+    ticked: Instant,
     /// Why there is no session with the hub, while there is none.
     no_session: Option<String>,
     /// When it is looked again whether the clock was set.
     clock_look: Instant,
 }
 
-struct Running {
-    task: JoinHandle<Event>,
-    cancel: CancellationToken,
-}
-
 impl Agent {
     fn new(
         gateway: Arc<Gateway>,
-        store: Store,
-        record: Record,
+        opened: Opened,
+        inbox: Inbox,
     ) -> (Agent, tokio::sync::watch::Receiver<Arc<hub::Document>>) {
-        let (boot, degraded) = gateway.boot();
-        let (publisher, documents) = Publisher::new(&gateway, degraded);
-        let meter = Arc::new(Meter::new(record.downloaded, None, None));
+        let Opened { store, record, workshop, sight: Sight { boot, degraded, os }, .. } = opened;
+        let (publisher, documents) = Publisher::new(gateway.clock.clone(), os.version.clone(), degraded);
         let agent = Agent {
             saved: record.clone(),
+            meter: Arc::new(Meter::new(record.downloaded, None, None)),
             record,
-            store,
+            store: Arc::new(Mutex::new(store)),
+            inbox,
+            watchdog: Watchdog::new(),
             gateway,
             unsaved: None,
+            retry: (SAVE_RETRY.0, Instant::now()),
             boot,
+            os,
+            workshop,
             work: None,
             not_rebuilt: None,
             failures: 0,
-            meter,
             publisher,
             section: None,
             reboot: false,
+            ticked: Instant::now(),
             no_session: None,
             clock_look: Instant::now(),
         };
@@ -187,58 +219,51 @@ impl Agent {
     }
 
     /// Answers, works and reports until there is a reason to leave.
-    async fn serve(
-        &mut self,
-        events: &mut mpsc::Receiver<hub::Event>,
-        calls: &mut mpsc::Receiver<control::Call>,
-        shutdown: &CancellationToken,
-    ) -> Exit {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    async fn serve(&mut self, shutdown: &CancellationToken) -> Exit {
         loop {
             if self.reboot {
                 return Exit::Reboot;
             }
-            // A channel that is closed (no hub, no socket) only takes its branch out.
+            let tick = self.pace().map(|pace| self.ticked + pace);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Exit::Stopped,
-                event = finished(&mut self.work) => self.done(event),
-                Some(event) = events.recv() => self.hub_event(event).await,
-                Some(call) = calls.recv() => self.control_call(call).await,
-                _ = tick.tick() => self.tick().await,
+                event = finished(&mut self.work) => self.done(event).await,
+                () = self.watchdog.due() => self.watchdog.feed(),
+                incoming = self.inbox.next() => self.take(incoming).await,
+                () = at(tick) => self.tick().await,
+                () = tokio::time::sleep_until(self.clock_look) => self.follow_clock().await,
             }
             self.follow_desired().await;
         }
     }
 
-    /// The effect ended.
-    fn done(&mut self, event: Event) {
-        self.work = None;
-        self.take_bytes();
-        self.note_progress();
-        match &event {
-            Event::Failed(failure) => {
-                // The only effect without an operation is the rebuilding of the environment.
-                self.not_rebuilt = self.record.phase.is_idle().then(|| failure.message.clone());
-                self.failures = self.failures.saturating_add(1);
-                tracing::debug!(%failure, phase = self.record.phase.name(), "the effect failed");
-            }
-            _ => self.failures = 0,
+    async fn take(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Hub(event) => self.hub_event(event).await,
+            Incoming::Control(call) => self.control_call(call).await,
         }
-        self.apply(event);
+    }
+
+    /// How soon things have to be looked at again; `None`: not before something happens.
+    fn pace(&self) -> Option<Duration> {
+        let fetching = self.record.phase.can_cancel() && !matches!(self.record.phase, Phase::Holding { .. });
+        let waits = self.publisher.view.waiting.is_some();
+        let work = self.work.as_ref().filter(|_| fetching).map(|_| if waits { WAITING_TICK } else { TICK });
+        let retry = self.unsaved.as_ref().map(|_| self.retry.0);
+        work.into_iter().chain(retry).min()
     }
 
     /// One turn: decide, save, tell, act.
-    fn apply(&mut self, event: Event) {
-        self.look();
+    async fn apply(&mut self, event: Event) {
+        self.look().await;
         let mut event = event;
         loop {
             let begins =
                 matches!(event, Event::Requested(_) | Event::RollbackRequested(_) | Event::Desired { .. });
             let (next, effect) = step(&self.record, &self.boot, event);
             let before = std::mem::replace(&mut self.record, next);
-            match self.save() {
+            match self.save().await {
                 Err(failure) if begins => {
                     tracing::error!(%failure, "refused: the record cannot be saved");
                     self.record = before;
@@ -263,13 +288,20 @@ impl Agent {
     }
 
     /// Looks up what is booted and what the environment says now.
-    fn look(&mut self) {
-        let (boot, degraded) = self.gateway.boot();
-        self.boot = boot;
-        if self.boot.is_proven() {
-            self.gateway.mark_proven();
-        }
+    async fn look(&mut self) {
+        let gateway = self.gateway.clone();
+        let degraded = match self.aside(move || Ok(gateway.look())).await {
+            Ok(Sight { boot, degraded, os }) => {
+                (self.boot, self.os) = (boot, os);
+                degraded
+            }
+            Err(failure) => {
+                self.boot.booted = None;
+                Some(failure.message)
+            }
+        };
         self.publisher.view.booted = self.boot.booted;
+        self.publisher.view.booted_version = self.os.version.clone();
         self.publisher.view.degraded = degraded.or_else(|| self.astray()).or_else(|| self.lost());
     }
 
@@ -294,119 +326,66 @@ impl Agent {
     }
 
     /// Makes the record durable in both copies, one after the other.
-    fn save(&mut self) -> Result<(), Failure> {
+    async fn save(&mut self) -> Result<(), Failure> {
         self.record.wall_clock = self.gateway.clock.worth_saving(self.record.wall_clock);
         self.record.version = self.record.version.max(crate::machine::RECORD_VERSION);
         let same = Record { wall_clock: self.saved.wall_clock, ..self.record.clone() } == self.saved;
         if same && !self.gateway.clock.must_save(self.saved.wall_clock) && self.unsaved.is_none() {
             return Ok(());
         }
-        let saved = (0..2).try_for_each(|_| self.store.save(&self.record)).map_err(Failure::from);
+        let (store, record) = (self.store.clone(), self.record.clone());
+        let saved = self.aside(move || save_twice(&store, &record)).await;
         match &saved {
             Ok(()) => {
                 self.saved = self.record.clone();
                 self.gateway.clock.remember(self.saved.wall_clock);
+                self.retry.0 = SAVE_RETRY.0;
             }
             Err(failure) => {
                 self.publisher.view.degraded = Some(failure.message.clone());
+                self.retry = ((self.retry.0 * 2).min(SAVE_RETRY.1), Instant::now());
             }
         }
         self.unsaved = saved.as_ref().err().cloned();
         saved
     }
 
-    /// Starts the effect's task; one that failed before waits a little.
-    fn start(&mut self, effect: Effect) {
-        if effect == Effect::Reboot {
-            self.reboot = true;
-            return;
-        }
-        match &effect {
-            Effect::Open(operation) => self.meter = self.gateway.meter(operation, self.record.downloaded),
-            Effect::Stage(plan) => {
-                self.gateway.progress.send_replace(stage::Progress::default());
-                // A bundle that is open goes on counting in the meter that it was opened with.
-                if !self.gateway.holds_bundle() {
-                    self.meter = self.gateway.meter(&plan.operation, self.record.downloaded);
-                }
-            }
-            _ => {}
-        }
-        let cancel = CancellationToken::new();
-        let work = Work {
-            gateway: self.gateway.clone(),
-            record: self.record.clone(),
-            meter: self.meter.clone(),
-            cancel: cancel.clone(),
-        };
-        let pause = self.pause();
-        let task = tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            work.perform(effect).await
-        });
-        self.work = Some(Running { task, cancel });
-    }
-
-    /// Only the way back is repeated after a failure; it doubles its pause.
-    fn pause(&self) -> Duration {
-        match (&self.record.phase, self.failures) {
-            (Phase::RollingBack { .. }, 1..) => {
-                Duration::from_millis(500).saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY)
-            }
-            _ => Duration::ZERO,
-        }
-    }
-
-    /// Nothing runs: the slot and the bundle are free again.
-    fn let_go(&mut self) {
-        if let Ok(mut held) = self.gateway.held.try_lock() {
-            *held = gateway::Held::default();
-        }
-        self.failures = 0;
-    }
-
-    /// Stops the effect under way and waits until it has let go; what it led to no longer counts.
-    async fn stop_work(&mut self) {
-        if let Some(Running { task, cancel }) = self.work.take() {
-            cancel.cancel();
-            if let Err(error) = task.await {
-                tracing::error!(%error, "an effect ended badly");
-            }
-            self.take_bytes();
-        }
-    }
-
     /// Before leaving: whatever was going on stops at a place from which it can go on.
     async fn rest(&mut self) {
-        self.stop_work().await;
-        if let Err(failure) = self.save() {
+        self.end_work().await;
+        if let Err(failure) = self.save().await {
             tracing::warn!(%failure, "leaving without saving the record");
         }
     }
 
     async fn tick(&mut self) {
-        systemd::feed_watchdog();
-        self.save_bytes();
-        if self.unsaved.is_some() && self.save().is_ok() {
-            tracing::info!("the record can be saved again");
-            self.look();
-            self.publish();
-        }
-        if Instant::now() >= self.clock_look {
-            self.follow_clock();
+        self.ticked = Instant::now();
+        self.save_bytes().await;
+        if self.unsaved.is_some() && self.retry.1.elapsed() >= self.retry.0 {
+            self.save_again().await;
         }
         self.publish_waiting();
-        self.publish_progress();
+        self.publish_progress().await;
         self.end_at_deadline().await;
+    }
+
+    /// Tries again what could not be saved.
+    async fn save_again(&mut self) {
+        if self.unsaved.is_some() && self.save().await.is_ok() {
+            tracing::info!("the record can be saved again");
+            self.look().await;
+            self.publish();
+        }
     }
 
     /// A clock that was set: the saved time follows it at once, so that no power cut brings an absurd one back, and a
     /// report that carries a time of the future is told anew.
-    fn follow_clock(&mut self) {
+    async fn follow_clock(&mut self) {
         self.clock_look = Instant::now() + CLOCK_LOOK;
         let must_save = self.unsaved.is_none() && self.gateway.clock.must_save(self.saved.wall_clock);
         if must_save {
-            self.save().unwrap_or_else(|failure| tracing::warn!(%failure, "the time is not saved"));
+            let saved = self.save().await;
+            saved.unwrap_or_else(|failure| tracing::warn!(%failure, "the time is not saved"));
         }
         if self.publisher.is_postdated() {
             self.publish();
@@ -421,13 +400,13 @@ impl Agent {
     }
 
     /// While an effect runs, what it receives is saved at every few MiB.
-    fn save_bytes(&mut self) {
+    async fn save_bytes(&mut self) {
         let before = self.record.downloaded;
         if self.record.phase.is_idle() || self.meter.spent() <= before.saturating_add(SPENT_STEP) {
             return;
         }
         self.take_bytes();
-        if let Err(failure) = self.save() {
+        if let Err(failure) = self.save().await {
             tracing::warn!(%failure, "the received bytes are not saved");
         }
     }
@@ -440,9 +419,8 @@ impl Agent {
             return;
         };
         if self.gateway.clock.now() >= deadline {
-            self.stop_work().await;
             let message = "the update was not staged at its deadline; call again with a later one";
-            self.apply(Event::Abandoned(Failure::new(Code::DeadlinePassed, message)));
+            self.stop_work(Event::Abandoned(Failure::new(Code::DeadlinePassed, message))).await;
         }
     }
 
@@ -462,19 +440,23 @@ impl Agent {
             hub::Event::Desired(properties) => self.section = Some(Section::of(&properties)),
             hub::Event::Acknowledged { generation } => {
                 if self.record.unreported > 0 && self.publisher.told_outcome(generation) {
-                    self.apply(Event::Acknowledged);
+                    self.apply(Event::Acknowledged).await;
                 }
             }
         }
     }
 }
 
-/// Ends with the event of the running effect; never, when none runs.
-async fn finished(work: &mut Option<Running>) -> Event {
-    match work {
-        Some(running) => (&mut running.task).await.unwrap_or_else(|error| {
-            Event::Failed(Failure::new(Code::Internal, format!("an effect ended badly: {error}")))
-        }),
+/// Ends at that time; never, without one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
+}
+
+/// Both copies, one after the other.
+fn save_twice(store: &Mutex<Store>, record: &Record) -> Result<(), Failure> {
+    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+    (0..2).try_for_each(|_| store.save(record)).map_err(Failure::from)
 }

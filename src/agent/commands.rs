@@ -62,7 +62,7 @@ impl Agent {
                 "firmwareCancel" => self.cancel(payload).await,
                 "firmwareApprove" => self.approve(payload).await,
                 "firmwareDefer" => self.defer(payload).await,
-                "firmwareRollback" => self.rollback(payload, Origin::Method),
+                "firmwareRollback" => self.rollback(payload, Origin::Method).await,
                 "reboot" => self.plain_reboot(),
                 other => Err(unknown(other)),
             },
@@ -80,17 +80,31 @@ impl Agent {
         let params = &call.request.params;
         let answer = match call.request.method {
             Method::Watch => return self.add_watcher(call.reply),
-            Method::Status => Ok(self.publisher.local(&self.saved)),
+            Method::Status => Ok(self.status()),
             Method::Install => self.install(params).await,
             Method::Cancel => self.cancel(params).await,
             Method::Approve => self.approve(params).await,
             Method::Defer => self.defer(params).await,
-            Method::Rollback => self.rollback(params, Origin::Local),
+            Method::Rollback => self.rollback(params, Origin::Local).await,
             Method::History => Ok(self.history()),
             Method::Slots => Ok(self.slots()),
             Method::Doctor => Ok(doctor::examine(self).await),
         };
         call.reply.send(answer.map_err(|refusal| refusal.failure)).await;
+    }
+
+    /// The answer to what only asks, from what is saved.
+    pub(super) fn told(&self, method: Method) -> Option<Value> {
+        match method {
+            Method::Status => Some(self.status()),
+            Method::History => Some(self.history()),
+            Method::Slots => Some(self.slots()),
+            _ => None,
+        }
+    }
+
+    fn status(&self) -> Value {
+        self.publisher.local(&self.saved)
     }
 
     /// `install` takes the fields of `firmwareUpdate`, or an absolute path in `file`.
@@ -106,12 +120,13 @@ impl Agent {
             // Any https URL passes the check of the other fields; the file takes its place.
             fields.insert("fwPackageUri".into(), "https://localhost/".into());
         }
+        self.look().await;
         let operation = command::update(&fields, Origin::Local, self.boot.now)?;
         self.accept(Operation { uri: uri.into(), ..operation }).await
     }
 
     async fn update(&mut self, payload: &Value, source: Origin) -> Answer {
-        self.look();
+        self.look().await;
         let operation = command::update(payload, source, self.boot.now)?;
         self.accept(operation).await
     }
@@ -124,12 +139,12 @@ impl Agent {
         if let Some(answer) = self.ended(&operation.id) {
             return Ok(answer);
         }
-        self.ready()?;
+        self.ready().await?;
         if operation.id.is_empty() {
             operation.id = new_id();
         }
         let id = operation.id.clone();
-        self.apply(Event::Requested(Box::new(operation)));
+        self.apply(Event::Requested(Box::new(operation))).await;
         match &self.unsaved {
             Some(failure) => Err(failure.clone().into()),
             None => Ok(json!({ "Response": "Firmware update started", "operationId": id })),
@@ -172,21 +187,18 @@ impl Agent {
     /// The new query is saved, and a fetch under way starts again with it; what the slot holds is not fetched
     /// again.
     pub(super) async fn replace_query(&mut self, uri: String) {
-        if !self.record.phase.can_cancel() {
+        if !self.record.phase.can_cancel() || self.is_stopping() {
             return;
         }
-        self.stop_work().await;
         if let Some(operation) = self.record.phase.operation_mut() {
             operation.uri = uri;
         }
-        if let Ok(mut held) = self.gateway.held.try_lock() {
-            held.bundle = None;
-        }
-        self.apply(Event::Started);
+        self.stop_work(Event::Started).await;
     }
 
     /// Whether an update may start at all.
-    pub(super) fn ready(&self) -> Result<(), Failure> {
+    pub(super) async fn ready(&mut self) -> Result<(), Failure> {
+        self.save_again().await;
         if let Some(failure) = &self.unsaved {
             return Err(failure.clone());
         }
@@ -195,7 +207,8 @@ impl Agent {
             let why = why.unwrap_or_else(|| "the boot environment is lost".to_owned());
             return Err(Failure::new(Code::NotReady, why));
         }
-        Ok(self.gateway.bootloader.ready()?)
+        let gateway = self.gateway.clone();
+        self.aside(move || Ok(gateway.bootloader.ready()?)).await
     }
 
     async fn cancel(&mut self, payload: &Value) -> Answer {
@@ -209,9 +222,12 @@ impl Agent {
             let message = format!("operation {id} is past cancelling: its slot is armed");
             return Err(Refusal { failure: Failure::new(Code::Busy, message), running: Some(id) });
         }
-        self.stop_work().await;
-        self.apply(Event::Abandoned(Failure::new(Code::Cancelled, "cancelled by command")));
-        Ok(json!({ "Response": "Firmware update cancelled", "operationId": id }))
+        let ended = self.stop_work(Event::Abandoned(Failure::new(Code::Cancelled, "cancelled by command")));
+        let told = match ended.await {
+            true => "Firmware update cancelled",
+            false => "Firmware update is being cancelled: it ends when the medium lets go of it",
+        };
+        Ok(json!({ "Response": told, "operationId": id }))
     }
 
     async fn approve(&mut self, payload: &Value) -> Answer {
@@ -237,8 +253,11 @@ impl Agent {
             let message = format!("operation {id} is {}, not holding", self.record.phase.name());
             return Err(Failure::new(Code::NotReady, message).into());
         };
-        self.stop_work().await;
-        self.apply(Event::HoldChanged(change(hold)));
+        if self.is_stopping() {
+            let message = format!("operation {id} waits for a slow medium; call again");
+            return Err(Refusal { failure: Failure::new(Code::Busy, message), running: Some(id) });
+        }
+        self.stop_work(Event::HoldChanged(change(hold))).await;
         Ok(json!({ "Response": "Hold changed", "operationId": id }))
     }
 
@@ -256,7 +275,7 @@ impl Agent {
     }
 
     /// Back to the other proven slot, by a trial like any other.
-    fn rollback(&mut self, payload: &Value, source: Origin) -> Answer {
+    async fn rollback(&mut self, payload: &Value, source: Origin) -> Answer {
         let asked = command::operation(payload)?;
         if let Some(running) = self.record.phase.operation().map(|operation| operation.id.clone()) {
             if asked.as_ref() == Some(&running) {
@@ -268,8 +287,8 @@ impl Agent {
         if let Some(answer) = asked.as_ref().and_then(|id| self.ended(id)) {
             return Ok(answer);
         }
-        self.look();
-        self.ready()?;
+        self.look().await;
+        self.ready().await?;
         let booted = self.boot.booted.ok_or_else(|| Failure::new(Code::NotReady, "no slot is known"))?;
         let operation = Operation {
             id: asked.unwrap_or_else(new_id),
@@ -279,7 +298,7 @@ impl Agent {
         };
         let id = operation.id.clone();
         let plan = self.rollback_plan(operation, !booted)?;
-        self.apply(Event::RollbackRequested(Box::new(plan)));
+        self.apply(Event::RollbackRequested(Box::new(plan))).await;
         Ok(json!({ "Response": "Rollback started", "operationId": id }))
     }
 
@@ -290,7 +309,7 @@ impl Agent {
             return Err(Failure::new(Code::NotPermitted, message));
         }
         let image = info.image.clone();
-        let floor = self.record.floor.max(self.gateway.os_release().security_version);
+        let floor = self.record.floor.max(self.os.security_version);
         if image.as_ref().map_or(0, |image| image.security_version) < floor {
             let message = format!("slot {target} is below the security floor {floor}");
             return Err(Failure::new(Code::Downgrade, message));

@@ -9,7 +9,7 @@ use crate::machine::{Desired, Event, Operation, without_query};
 impl Agent {
     /// Deals with the newest desired section, unless it has to wait for an outcome.
     pub(super) async fn follow_desired(&mut self) {
-        if self.reboot {
+        if self.reboot || self.is_stopping() {
             return;
         }
         let Some(section) = self.section.take() else { return };
@@ -18,19 +18,25 @@ impl Agent {
             Action::Settled => {}
             Action::Wait => self.section = Some(section.cloned()),
             Action::Continue { uri, desired } => {
-                self.note_desired(desired);
+                self.note_desired(desired).await;
                 self.renew_token(uri).await;
             }
             Action::Note { cancel, desired } => {
-                self.make_way(cancel).await;
-                self.note_desired(desired);
+                if !self.make_way(cancel).await {
+                    self.section = Some(section.cloned());
+                    return;
+                }
+                self.note_desired(desired).await;
             }
             Action::Start { cancel, operation, desired } => {
-                self.make_way(cancel).await;
-                self.look();
-                match self.ready() {
-                    Ok(()) => self.begin_desired(*operation, desired),
-                    Err(failure) => self.note_desired(section.map(|section| section.refused(&failure))),
+                if !self.make_way(cancel).await {
+                    self.section = Some(section.cloned());
+                    return;
+                }
+                self.look().await;
+                match self.ready().await {
+                    Ok(()) => self.begin_desired(*operation, desired).await,
+                    Err(failure) => self.note_desired(section.map(|section| section.refused(&failure))).await,
                 }
             }
         }
@@ -49,31 +55,31 @@ impl Agent {
         }
     }
 
-    fn begin_desired(&mut self, mut operation: Operation, desired: Desired) {
+    async fn begin_desired(&mut self, mut operation: Operation, desired: Desired) {
         if operation.id.is_empty() {
             operation.id = new_id();
         }
         tracing::info!(operation_id = operation.id.as_str(), "the desired properties ask for an update");
-        self.apply(Event::Desired { desired: Some(desired), operation: Some(Box::new(operation)) });
+        self.apply(Event::Desired { desired: Some(desired), operation: Some(Box::new(operation)) }).await;
     }
 
-    fn note_desired(&mut self, desired: Option<Desired>) {
+    async fn note_desired(&mut self, desired: Option<Desired>) {
         if desired == self.record.desired {
             return;
         }
         if let Some(desired) = &desired {
             tracing::info!(code = desired.code.as_str(), "desired properties: {}", desired.message);
         }
-        self.apply(Event::Desired { desired, operation: None });
+        self.apply(Event::Desired { desired, operation: None }).await;
     }
 
-    /// The section's own operation ends, because the section changed.
-    async fn make_way(&mut self, cancel: bool) {
-        if cancel {
-            self.stop_work().await;
-            let message = "cancelled: the desired properties changed";
-            self.apply(Event::Abandoned(Failure::new(Code::Cancelled, message)));
+    /// The section's own operation ends, because the section changed. `false`: it has not let go yet.
+    async fn make_way(&mut self, cancel: bool) -> bool {
+        if !cancel {
+            return true;
         }
+        let message = "cancelled: the desired properties changed";
+        self.stop_work(Event::Abandoned(Failure::new(Code::Cancelled, message))).await
     }
 
     async fn renew_token(&mut self, uri: String) {

@@ -34,7 +34,7 @@ impl Finding {
 
 /// Examines the gateway now: `{"findings": [...]}`.
 pub(super) async fn examine(agent: &mut Agent) -> Value {
-    agent.look();
+    agent.look().await;
     let gateway = &agent.gateway;
     let spare = agent.boot.booted.map(|booted| !booted);
     let held = gateway.held.lock().await.target.is_some();

@@ -241,7 +241,7 @@ fn cancelled() -> Failure {
 }
 
 /// Runs what blocks on a thread that may.
-async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let failed = |error: tokio::task::JoinError| Failure::new(Code::Internal, error.to_string());

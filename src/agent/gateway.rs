@@ -46,6 +46,14 @@ pub struct Held {
     pub bundle: Option<Arc<Bundle>>,
 }
 
+/// What was found when the gateway was looked at.
+pub struct Sight {
+    pub boot: Boot,
+    /// Why the running slot is not known.
+    pub degraded: Option<String>,
+    pub os: OsRelease,
+}
+
 impl Gateway {
     pub fn new(settings: Settings) -> Gateway {
         let bootloader = boot::open(&settings.bootloader.kind);
@@ -54,6 +62,15 @@ impl Gateway {
         let (progress, _) = watch::channel(stage::Progress::default());
         let clock = Clock::new(settings.system.clock.clone());
         Gateway { settings, bootloader, cloud, progress, clock, kernel, held: Mutex::default() }
+    }
+
+    /// Looks at what runs and at what runs next. Reads media, so it may block.
+    pub fn look(&self) -> Sight {
+        let (boot, degraded) = self.boot();
+        if boot.is_proven() {
+            self.mark_proven();
+        }
+        Sight { boot, degraded, os: self.os_release() }
     }
 
     /// What is booted and what the environment says, looked up afresh. The sentence tells why the running
@@ -76,7 +93,7 @@ impl Gateway {
     }
 
     /// Disarms `fwupdate-deadman.timer`, which reboots a slot on trial that has no such marker.
-    pub fn mark_proven(&self) {
+    fn mark_proven(&self) {
         let marker = self.settings.system.run.join(PROVEN);
         if marker.exists() {
             return;

@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::gateway::Gateway;
 use super::{Agent, systemd};
 use crate::clock::Clock;
 use crate::control::Reply;
@@ -35,13 +34,16 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    pub fn new(gateway: &Gateway, degraded: Option<String>) -> (Publisher, watch::Receiver<Arc<Document>>) {
-        let booted_version = gateway.os_release().version;
+    pub fn new(
+        clock: Clock,
+        booted_version: Option<String>,
+        degraded: Option<String>,
+    ) -> (Publisher, watch::Receiver<Arc<Document>>) {
         let view = View { booted_version, degraded, ..View::default() };
         let (documents, receiver) = watch::channel(Arc::new(Document::default()));
         let publisher = Publisher {
             view,
-            clock: gateway.clock.clone(),
+            clock,
             documents,
             watchers: Vec::new(),
             outcome: None,
@@ -168,11 +170,11 @@ impl Agent {
 
     /// Tells how far staging has come: the hub at each step of ten percent, once that is saved, so that no
     /// restart takes it back; watchers at each tick.
-    pub(super) fn publish_progress(&mut self) {
+    pub(super) async fn publish_progress(&mut self) {
         let Some(staged) = self.measure() else { return };
         if report::is_step(self.record.progress, staged) {
             self.note_progress();
-            if let Err(failure) = self.save() {
+            if let Err(failure) = self.save().await {
                 tracing::warn!(%failure, "the progress is not saved");
             }
             return self.publish();
@@ -239,6 +241,8 @@ impl Agent {
 
     /// Sends the whole report to `watcher` now, and again with each change.
     pub(super) fn add_watcher(&mut self, watcher: Reply) {
+        // Those that left while nothing happened are forgotten here.
+        self.publisher.watchers.retain(|watcher| !watcher.is_closed());
         let body = self.publisher.local(&self.saved);
         if watcher.offer(Ok(body)) {
             self.publisher.watchers.push(watcher);

@@ -4,9 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-
-/// How often the watchdog is fed where no driver does it.
-const FEED: Duration = Duration::from_secs(5);
+use tokio::time::Instant;
 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
@@ -18,6 +16,7 @@ pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
+/// The process is going to end. Not said before a reboot: systemd would then not signal it when it stops it.
 pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
@@ -27,18 +26,42 @@ pub fn status(text: &str) {
     notify(&[NotifyState::Status(text)]);
 }
 
-/// The driver's loop turns: called at each of its ticks, and by nothing else.
-pub fn feed_watchdog() {
-    notify(&[NotifyState::Watchdog]);
+/// Fed at half of the time that systemd gives, by whoever keeps the agent going and by nothing else.
+pub struct Watchdog {
+    every: Option<Duration>,
+    at: Instant,
+}
+
+impl Watchdog {
+    pub fn new() -> Watchdog {
+        let mut microseconds = 0;
+        let asked = sd_notify::watchdog_enabled(false, &mut microseconds) && microseconds > 0;
+        let every = asked.then(|| Duration::from_micros(microseconds) / 2);
+        Watchdog { every, at: Instant::now() }
+    }
+
+    /// Ends when it is time to feed it; never, where nobody asks for it.
+    pub async fn due(&self) {
+        match self.every {
+            Some(_) => tokio::time::sleep_until(self.at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub fn feed(&mut self) {
+        notify(&[NotifyState::Watchdog]);
+        self.at = Instant::now() + self.every.unwrap_or_default();
+    }
 }
 
 /// Feeds the watchdog until `work` is done: between the driver's end and the reboot.
 pub async fn while_alive<T>(work: impl Future<Output = T>) -> T {
+    let mut watchdog = Watchdog::new();
     tokio::pin!(work);
     loop {
         tokio::select! {
             done = &mut work => return done,
-            () = tokio::time::sleep(FEED) => feed_watchdog(),
+            () = watchdog.due() => watchdog.feed(),
         }
     }
 }

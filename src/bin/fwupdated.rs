@@ -166,6 +166,7 @@ fn stop_on_signals() -> anyhow::Result<CancellationToken> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        agent::stopping();
         token.cancel();
     });
     Ok(stop)

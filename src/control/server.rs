@@ -62,6 +62,11 @@ impl Reply {
         !matches!(self.0.try_send(answer), Err(mpsc::error::TrySendError::Closed(_)))
     }
 
+    /// The client is gone.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Ends when the client is gone.
     pub async fn closed(&self) {
         self.0.closed().await;
