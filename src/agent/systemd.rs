@@ -34,10 +34,7 @@ pub struct Watchdog {
 
 impl Watchdog {
     pub fn new() -> Watchdog {
-        let mut microseconds = 0;
-        let asked = sd_notify::watchdog_enabled(false, &mut microseconds) && microseconds > 0;
-        let every = asked.then(|| Duration::from_micros(microseconds) / 2);
-        Watchdog { every, at: Instant::now() }
+        Watchdog { every: asked_for().map(|limit| limit / 2), at: Instant::now() }
     }
 
     /// Ends when it is time to feed it; never, where nobody asks for it.
@@ -52,6 +49,13 @@ impl Watchdog {
         notify(&[NotifyState::Watchdog]);
         self.at = Instant::now() + self.every.unwrap_or_default();
     }
+}
+
+/// As sd_watchdog_enabled(3): the time within which this process has to be heard of.
+fn asked_for() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC").filter(|limit| ours && *limit > 0).map(Duration::from_micros)
 }
 
 /// Feeds the watchdog until `work` is done: between the driver's end and the reboot.

@@ -343,6 +343,14 @@ impl World {
         }
     }
 
+    /// Asks `fwupdatectl` until it is answered: the agent may still be starting.
+    pub async fn until_shown_at_all(&mut self, args: &[&str]) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while !self.ctl(args).await.status.success() {
+            assert!(tokio::time::Instant::now() < deadline, "{args:?}\n{}", self.gateway.log());
+        }
+    }
+
     /// Waits until `fwupdatectl doctor` says something like `word` of the hub; the agent may still be starting.
     pub async fn doctor_says_of_the_hub(&mut self, word: &str) {
         self.doctor_says("hub", word).await;

@@ -29,6 +29,8 @@ mod harness;
 mod house;
 /// Holds up the agent's next write to a file.
 mod lease;
+/// A folder on a medium that can be held up.
+mod medium;
 /// Rollback and reboot, and every method called twice.
 mod methods;
 /// An image that is there already.
@@ -41,6 +43,8 @@ mod relay;
 mod rollback;
 /// A back end on Azure's SDK for services runs a fleet.
 mod sdk;
+/// Media that do not answer for a while.
+mod slow;
 /// A hundred thousand gateways against IoT Hub's limits.
 mod spread;
 /// An update that stands still in each of its phases.

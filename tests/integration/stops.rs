@@ -216,6 +216,11 @@ impl Walk {
         timeout(LIMIT, self.world.hub.faults().holding()).await.unwrap();
     }
 
+    /// What is locked may be written.
+    pub fn unlock(&mut self) {
+        self.lease = None;
+    }
+
     async fn lock(&mut self) {
         let Environment::Grub { grubenv } = &self.world.gateway.machine().environment else {
             panic!("the stops are made for grubenv");
