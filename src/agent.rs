@@ -431,7 +431,7 @@ impl Agent {
                 self.no_session = None;
                 self.gateway.cloud.send_replace(true);
             }
-            hub::Event::ClockChanged => self.follow_clock(),
+            hub::Event::ClockChanged => self.follow_clock().await,
             hub::Event::Disconnected { reason } => {
                 self.no_session = Some(reason);
                 self.gateway.cloud.send_replace(false);
