@@ -15,14 +15,18 @@ mod method;
 mod outbox;
 mod placement;
 mod provision;
+mod relay;
 mod sas;
 mod session;
 mod telemetry;
 mod topics;
 mod twin;
+mod way;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests_on_networks;
 
 use serde_json::{Map, Value};
 

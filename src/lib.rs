@@ -25,6 +25,7 @@ pub mod device;
 pub mod health;
 pub mod hub;
 pub mod memory;
+pub mod reach;
 pub mod stage;
 pub mod store;
 pub mod tls;

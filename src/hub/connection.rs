@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rumqttc::{MqttOptions, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
+use rumqttc::{EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -22,6 +22,7 @@ use super::error::HubError;
 use super::method::MethodCall;
 use super::outbox::Outbox;
 use super::placement::Placement;
+use super::relay::Relay;
 use super::session::{CLOSE_WITHIN, Packets, Session, packets, say_goodbye};
 use super::telemetry::{Message, Telemetry};
 use super::topics::{self, Incoming};
@@ -29,6 +30,7 @@ use super::twin::{Action, Twin};
 use super::{Document, Event, identity};
 use crate::clock::{Clock, Origin};
 use crate::config::{Cloud, Seat};
+use crate::reach::Memory;
 
 /// Least and longest pause before a request that the hub put off is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(100));
@@ -68,6 +70,7 @@ enum End {
 pub(super) struct Connection {
     cloud: Cloud,
     placement: Placement,
+    memory: Memory,
     clock: Clock,
     /// What was believed of the clock at the last attempt.
     origin: Origin,
@@ -101,6 +104,7 @@ impl Connection {
             placement: Placement::new(&cloud.place),
             backoff: Backoff::of_sessions(cloud.reconnect.first, cloud.reconnect.longest),
             cloud,
+            memory: Memory::default(),
             origin: clock.origin().0,
             clock,
             documents,
@@ -158,11 +162,19 @@ impl Connection {
     }
 
     async fn session(&mut self) -> End {
-        let (options, seat, line) = match self.prepare().await {
+        let (options, seat, line, relay) = match self.prepare().await {
             Ok(prepared) => prepared,
             Err(end) => return end,
         };
-        let (mut session, eventloop) = Session::new(options, seat, line, dial::token_life(&self.cloud));
+        let (session, eventloop) = Session::new(options, seat, line, dial::token_life(&self.cloud));
+        let end = self.converse(session, eventloop).await;
+        if matches!(end, End::Stopped) {
+            relay.end().await;
+        }
+        end
+    }
+
+    async fn converse(&mut self, mut session: Session, eventloop: EventLoop) -> End {
         let mut packets = pin!(packets(eventloop));
         self.adopt_document();
         loop {
@@ -183,6 +195,7 @@ impl Connection {
     /// A session that held for a while shows that the way is free; one that ends at once, for example because
     /// a second device has our identity, does not.
     fn ended(&mut self, session: &Session, end: End) -> End {
+        self.memory.judge(session.line.remote, session.accepted);
         if session.ready_at.is_some_and(|at| at.elapsed() >= self.backoff.longest()) {
             self.backoff.reset();
             self.placement.held();
@@ -343,7 +356,7 @@ impl Connection {
     }
 
     /// Everything that the next attempt needs, made anew.
-    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Line), End> {
+    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Line, Relay), End> {
         let origin = self.clock.origin().0;
         if std::mem::replace(&mut self.origin, origin.clone()) != origin {
             self.outbox.push(Event::ClockChanged);
@@ -353,12 +366,21 @@ impl Connection {
             () = self.shutdown.cancelled() => return Err(End::Stopped),
             () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
         };
-        let (options, line) = dialled(&self.cloud, &seat, &self.clock).await.map_err(End::Lost)?;
-        Ok((options, seat, line))
+        let (options, line, relay) = tokio::select! {
+            dialled = dialled(&self.cloud, &seat, &self.clock, &self.memory) => dialled.map_err(End::Lost)?,
+            () = self.shutdown.cancelled() => return Err(End::Stopped),
+            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
+        };
+        Ok((options, seat, line, relay))
     }
 }
 
-async fn dialled(cloud: &Cloud, seat: &Seat, clock: &Clock) -> Result<(MqttOptions, Line), HubError> {
+async fn dialled(
+    cloud: &Cloud,
+    seat: &Seat,
+    clock: &Clock,
+    memory: &Memory,
+) -> Result<(MqttOptions, Line, Relay), HubError> {
     let token = dial::token(cloud, &identity::resource(seat), clock)?;
     let call = Call {
         host: identity::address(seat),
@@ -367,7 +389,7 @@ async fn dialled(cloud: &Cloud, seat: &Seat, clock: &Clock) -> Result<(MqttOptio
         user_name: identity::user_name(seat),
         password: token.map(|token| token.expose().to_owned()).unwrap_or_default(),
     };
-    dial::dial(cloud, call, clock).await
+    dial::dial(cloud, call, clock, memory).await
 }
 
 fn stuck(session: &Session) -> HubError {
@@ -376,4 +398,4 @@ fn stuck(session: &Session) -> HubError {
 
 #[cfg(test)]
 #[path = "connection_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -12,12 +12,12 @@ fn document(generation: u64, body: Value) -> Arc<Document> {
     Arc::new(Document { body, generation, milestone: generation })
 }
 
-fn twin(desired: Value, reported: Value) -> Value {
+pub(in crate::hub) fn twin(desired: Value, reported: Value) -> Value {
     json!({"desired": desired, "reported": reported})
 }
 
 /// The agent's side.
-struct Agent {
+pub(in crate::hub) struct Agent {
     documents: watch::Sender<Arc<Document>>,
     events: mpsc::Receiver<Event>,
     shutdown: CancellationToken,
@@ -25,11 +25,11 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(cloud: Cloud, body: Value) -> Agent {
+    pub fn start(cloud: Cloud, body: Value) -> Agent {
         Agent::at(cloud, body, Clock::default(), 16)
     }
 
-    fn at(cloud: Cloud, body: Value, clock: Clock, capacity: usize) -> Agent {
+    pub fn at(cloud: Cloud, body: Value, clock: Clock, capacity: usize) -> Agent {
         let (documents, watched) = watch::channel(document(1, body));
         let (sender, events) = mpsc::channel(capacity);
         let shutdown = CancellationToken::new();
@@ -46,7 +46,7 @@ impl Agent {
         soon(self.events.recv()).await.expect("the driver ended")
     }
 
-    async fn connected(&mut self) {
+    pub async fn connected(&mut self) {
         let event = self.event().await;
         assert!(matches!(event, Event::Connected), "{event:?}");
     }
@@ -65,7 +65,7 @@ impl Agent {
         }
     }
 
-    async fn disconnected(&mut self) -> String {
+    pub async fn disconnected(&mut self) -> String {
         match self.event().await {
             Event::Disconnected { reason } => reason,
             other => panic!("no disconnection but {other:?}"),

@@ -2,15 +2,18 @@
 //!
 //! Files are read here and nowhere else, so that whatever was renewed on disk counts from the next connection on.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::{MqttOptions, ProxyAuth, ProxyType, TlsConfiguration};
+use rumqttc::{MqttOptions, TlsConfiguration};
 
 use super::error::HubError;
-use super::sas;
+use super::relay::{self, Relay};
+use super::{sas, way};
 use crate::clock::Clock;
-use crate::config::{Auth, Cloud, Secret, Transport, Via};
+use crate::config::{Auth, Cloud, Secret, Transport};
+use crate::reach::Memory;
 use crate::tls;
 
 /// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
@@ -25,8 +28,8 @@ pub(super) struct Line {
     pub address: String,
     /// The MQTT client id.
     pub identity: String,
-    /// `host:port`
-    pub proxy: Option<String>,
+    /// What the connection leads to: the hub, or the proxy on the way to it.
+    pub remote: Option<SocketAddr>,
 }
 
 /// A call that can be made.
@@ -39,20 +42,21 @@ pub(super) struct Call<'a> {
     pub password: String,
 }
 
-/// Makes the MQTT client's options; certificates are judged by `clock`. The client keeps its session; whoever does
-/// not want that changes it.
+/// Connects, and makes the MQTT client's options; certificates are judged by `clock`. The client keeps its session;
+/// whoever does not want that changes it.
 pub(super) async fn dial(
     cloud: &Cloud,
     call: Call<'_>,
     clock: &Clock,
-) -> Result<(MqttOptions, Line), HubError> {
-    let via = cloud.proxy.to(call.host, call.port);
-    let line = Line {
-        address: format!("{}:{}", call.host, call.port),
-        identity: call.client_id.clone(),
-        proxy: via.map(Via::address),
-    };
-    let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &line, clock).await?));
+    memory: &Memory,
+) -> Result<(MqttOptions, Line, Relay), HubError> {
+    let address = format!("{}:{}", call.host, call.port);
+    let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &address, clock).await?));
+    let (stream, remote) = way::connect(cloud, call.host, call.port, memory).await?;
+    let (proxy, relay) = relay::offer(stream)
+        .await
+        .map_err(|why| HubError::Unreachable { address: address.clone(), cause: why.to_string() })?;
+    let line = Line { address, identity: call.client_id.clone(), remote };
     let (host, transport) = match cloud.transport {
         Transport::Mqtt => (call.host.to_owned(), rumqttc::Transport::tls_with_config(tls)),
         Transport::WebSocket => {
@@ -66,20 +70,8 @@ pub(super) async fn dial(
     options.set_clean_session(false);
     options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
     options.set_keep_alive(cloud.keep_alive);
-    if let Some(via) = via {
-        options.set_proxy(proxy(via));
-    }
-    Ok((options, line))
-}
-
-fn proxy(via: &Via) -> rumqttc::Proxy {
-    let auth = match &via.login {
-        None => ProxyAuth::None,
-        Some((user, password)) => {
-            ProxyAuth::Basic { username: user.expose().to_owned(), password: password.expose().to_owned() }
-        }
-    };
-    rumqttc::Proxy { ty: ProxyType::Http, auth, addr: via.host.clone(), port: via.port }
+    options.set_proxy(proxy);
+    Ok((options, line, relay))
 }
 
 /// The token for `resource`; `None` with a certificate.
@@ -98,7 +90,7 @@ pub(super) fn token_life(cloud: &Cloud) -> Option<Duration> {
     }
 }
 
-async fn tls_config(cloud: &Cloud, line: &Line, clock: &Clock) -> Result<rustls::ClientConfig, HubError> {
+async fn tls_config(cloud: &Cloud, address: &str, clock: &Clock) -> Result<rustls::ClientConfig, HubError> {
     let (roots, auth, clock) = (cloud.roots.clone(), cloud.auth.clone(), clock.clone());
     let made = tokio::task::spawn_blocking(move || {
         let pair = match &auth {
@@ -109,6 +101,6 @@ async fn tls_config(cloud: &Cloud, line: &Line, clock: &Clock) -> Result<rustls:
     });
     match made.await {
         Ok(config) => Ok(config?),
-        Err(error) => Err(HubError::Unreachable { address: line.address.clone(), cause: error.to_string() }),
+        Err(error) => Err(HubError::Unreachable { address: address.to_owned(), cause: error.to_string() }),
     }
 }

@@ -77,7 +77,7 @@ impl From<HubError> for Failure {
 impl HubError {
     /// What the MQTT client says, by what a person can do about it. `connected`: a session existed before.
     pub(super) fn of(error: ConnectionError, line: &Line, connected: bool, clock: &Clock) -> HubError {
-        let Line { address, identity, proxy } = line.clone();
+        let Line { address, identity, .. } = line.clone();
         match error {
             ConnectionError::ConnectionRefused(
                 ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
@@ -87,10 +87,9 @@ impl HubError {
             }
             ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => HubError::Silent { address },
             ConnectionError::MqttState(StateError::AwaitPingResp) => HubError::Silent { address },
-            ConnectionError::Proxy(error) => of_proxy(&error, proxy.unwrap_or_default(), address),
             other => {
                 // A packet that was not expected is shown whole, and may be large.
-                let cause = other.to_string().chars().take(CAUSE_LIMIT).collect();
+                let cause = bounded(&other.to_string());
                 match find(&other) {
                     Some(rustls::Error::InvalidCertificate(fault)) => {
                         HubError::Untrusted { address, verdict: Verdict::new(fault, clock) }
@@ -137,17 +136,9 @@ impl HubError {
     }
 }
 
-fn of_proxy(error: &(dyn std::error::Error + 'static), proxy: String, address: String) -> HubError {
-    use async_http_proxy::HttpError;
-    let cause: String = error.to_string().chars().take(CAUSE_LIMIT).collect();
-    match find(error) {
-        Some(HttpError::HttpCode200(407)) => HubError::ProxyLogin { proxy },
-        Some(HttpError::HttpCode200(status)) => {
-            HubError::ProxyRefused { proxy, address, cause: format!("status {status}") }
-        }
-        Some(_) => HubError::ProxyRefused { proxy, address, cause },
-        None => HubError::ProxyUnreachable { proxy, cause },
-    }
+/// A library's words, as many as are passed on.
+pub(super) fn bounded(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(CAUSE_LIMIT).collect()
 }
 
 /// An error of type `E` among `error` and its causes.
@@ -169,8 +160,7 @@ mod tests {
     use super::*;
 
     fn of(error: ConnectionError) -> HubError {
-        let line =
-            Line { address: "hub:8883".into(), identity: "dev-1".into(), proxy: Some("proxy:3128".into()) };
+        let line = Line { address: "hub:8883".into(), identity: "dev-1".into(), remote: None };
         HubError::of(error, &line, false, &Clock::default())
     }
 
@@ -183,21 +173,6 @@ mod tests {
         assert!(matches!(of(ConnectionError::NetworkTimeout), HubError::Silent { .. }));
         let refused = ConnectionError::Io(io::Error::from(io::ErrorKind::ConnectionRefused));
         assert!(matches!(of(refused), HubError::Unreachable { .. }));
-    }
-
-    #[test]
-    fn a_proxy_that_is_away_is_told_from_one_that_refuses() {
-        use async_http_proxy::HttpError;
-        let login = of(ConnectionError::Proxy(HttpError::HttpCode200(407).into()));
-        assert!(matches!(&login, HubError::ProxyLogin { proxy } if proxy == "proxy:3128"), "{login}");
-        let refused = of(ConnectionError::Proxy(HttpError::HttpCode200(403).into()));
-        assert!(
-            refused.to_string().contains("proxy:3128 does not connect to hub:8883 (status 403)"),
-            "{refused}"
-        );
-        let away = of(ConnectionError::Proxy(io::Error::from(io::ErrorKind::ConnectionRefused).into()));
-        assert!(matches!(away, HubError::ProxyUnreachable { .. }), "{away}");
-        assert!(!login.is_refusal() && !refused.is_refusal(), "the hub did not say it");
     }
 
     #[test]

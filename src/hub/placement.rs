@@ -18,6 +18,7 @@ use super::error::HubError;
 use super::provision;
 use crate::clock::Clock;
 use crate::config::{Cloud, Dps, Place, Seat};
+use crate::reach::Memory;
 
 /// Failures in a row after which the hub may have been replaced.
 const FAILURES: u32 = 10;
@@ -92,12 +93,21 @@ pub(super) struct Assigned {
     backoff: Backoff,
     /// The service is not asked sooner.
     not_before: Option<Instant>,
+    memory: Memory,
 }
 
 impl Assigned {
     fn new(dps: Dps) -> Assigned {
         let (seat, backoff) = (recall(&dps), Backoff::new(PAUSES.0, PAUSES.1));
-        Assigned { dps, seat, failures: 0, doubted: false, backoff, not_before: None }
+        Assigned {
+            dps,
+            seat,
+            failures: 0,
+            doubted: false,
+            backoff,
+            not_before: None,
+            memory: Memory::default(),
+        }
     }
 
     async fn find(&mut self, cloud: &Cloud, clock: &Clock) -> Result<Seat, HubError> {
@@ -106,7 +116,7 @@ impl Assigned {
             return Ok(seat.clone());
         }
         tracing::debug!("asking the provisioning service {} for a place", self.dps.endpoint);
-        match (provision::register(cloud, &self.dps, clock).await, &self.seat) {
+        match (provision::register(cloud, &self.dps, clock, &self.memory).await, &self.seat) {
             (Ok(seat), known) => {
                 tracing::info!("assigned to {} as {}", seat.host, seat.device_id);
                 // Only an answer to a doubt can have been in vain.

@@ -15,6 +15,7 @@ use super::sas;
 use super::session::{Packets, new_client, packets, say_goodbye};
 use crate::clock::Clock;
 use crate::config::{Cloud, Dps, Seat};
+use crate::reach::Memory;
 
 /// For everything: a custom allocation policy may take its time.
 const REGISTERED_WITHIN: Duration = Duration::from_secs(300);
@@ -24,7 +25,12 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 const POLICY: &str = "registration";
 
 /// Asks the service for a place. `clock` dates the token and judges certificates.
-pub(super) async fn register(cloud: &Cloud, dps: &Dps, clock: &Clock) -> Result<Seat, HubError> {
+pub(super) async fn register(
+    cloud: &Cloud,
+    dps: &Dps,
+    clock: &Clock,
+    memory: &Memory,
+) -> Result<Seat, HubError> {
     let token = dial::token(cloud, &identity::dps_resource(dps), clock)?;
     let call = Call {
         host: &dps.endpoint,
@@ -33,7 +39,7 @@ pub(super) async fn register(cloud: &Cloud, dps: &Dps, clock: &Clock) -> Result<
         user_name: identity::dps_user_name(dps),
         password: token.map(|token| sas::with_policy(&token, POLICY).expose().to_owned()).unwrap_or_default(),
     };
-    let (mut options, line) = dial::dial(cloud, call, clock).await?;
+    let (mut options, line, _relay) = dial::dial(cloud, call, clock, memory).await?;
     // The service keeps no sessions.
     options.set_clean_session(true);
     let (client, eventloop) = new_client(options);
@@ -42,6 +48,7 @@ pub(super) async fn register(cloud: &Cloud, dps: &Dps, clock: &Clock) -> Result<
         Registration { dps, clock, line, client, accepted: false, asked: 0, pending: None };
     let silent = HubError::Silent { address: registration.line.address.clone() };
     let result = timeout(REGISTERED_WITHIN, registration.converse(&mut packets)).await.unwrap_or(Err(silent));
+    memory.judge(registration.line.remote, registration.accepted);
     if registration.accepted {
         say_goodbye(&registration.client, &mut packets).await;
     }

@@ -187,7 +187,7 @@ mod tests {
     fn connected(life: Option<Duration>) -> (Session, EventLoop) {
         let (host, device_id) = ("hub".to_owned(), "dev-1".to_owned());
         let seat = Seat { host, gateway: None, device_id, module_id: None };
-        let line = Line { address: "localhost:1".into(), identity: "dev-1".into(), proxy: None };
+        let line = Line { address: "localhost:1".into(), identity: "dev-1".into(), remote: None };
         Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, line, life)
     }
 

@@ -60,6 +60,10 @@ impl Server {
     /// A server that asks for a certificate if `clients` names any, and then speaks TLS 1.2 alone, so that the
     /// tests see both versions.
     pub async fn with(pair: &Pair, clients: &[&Pair]) -> Server {
+        Server::at("127.0.0.1:0", pair, clients).await
+    }
+
+    pub async fn at(address: &str, pair: &Pair, clients: &[&Pair]) -> Server {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let version = if clients.is_empty() { &rustls::version::TLS13 } else { &rustls::version::TLS12 };
         let builder =
@@ -76,7 +80,7 @@ impl Server {
         let config = builder.with_single_cert(vec![pair.certificate.der().clone()], key).unwrap();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.pem"), pair.certificate.pem()).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         Server { listener, acceptor: TlsAcceptor::from(Arc::new(config)), dir }
     }
 
@@ -109,6 +113,11 @@ impl Server {
                 longest: Duration::from_secs(1),
             },
         }
+    }
+
+    /// From now on nobody listens; what it made on disk stays.
+    pub fn close(self) -> tempfile::TempDir {
+        self.dir
     }
 
     pub async fn accept(&self) -> Peer {

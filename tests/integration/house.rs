@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const CORE: [&str; 10] =
     ["bundle", "command", "desired", "failure", "lifecycle", "machine", "manifest", "plan", "report", "slot"];
 /// Settings, and what several edges need of the system.
-const GROUND: [&str; 5] = ["clock", "config", "device", "memory", "tls"];
+const GROUND: [&str; 6] = ["clock", "config", "device", "memory", "reach", "tls"];
 const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];
 /// What a core without I/O and without a clock never says.
 const IMPURE: [&str; 8] =

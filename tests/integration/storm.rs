@@ -45,8 +45,8 @@ fn a_fleet_gets_through_a_storm() {
 #[ignore = "run by the test above"]
 fn in_this_process() {
     let agents = std::env::var("FWUPDATE_STORM").map_or(AGENTS, |text| text.parse().unwrap());
-    // Each agent has a socket, its way through the relay two, and the hub one.
-    let files = u64::try_from(agents).unwrap() * 5 + 500;
+    // Each agent has three sockets, its way through the relay two, and the hub one.
+    let files = u64::try_from(agents).unwrap() * 7 + 500;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(hard >= files, "{files} open files are needed: raise the hard limit (ulimit -Hn)");
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(files), hard).unwrap();
