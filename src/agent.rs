@@ -12,6 +12,8 @@ mod doctor;
 mod effects;
 mod gateway;
 mod inbox;
+#[cfg(test)]
+mod largest;
 mod publish;
 mod systemd;
 mod work;
@@ -119,7 +121,11 @@ impl Opened {
 /// What cannot be read is as good as no record: the boot environment decides.
 fn load(store: &Store) -> Record {
     match store.load::<Record>() {
-        Ok(found) => found.unwrap_or_default(),
+        Ok(found) => {
+            let mut record = found.unwrap_or_default();
+            record.fit();
+            record
+        }
         Err(error) => {
             tracing::error!(%error, "starting from the boot environment alone");
             Record::default()
@@ -329,6 +335,7 @@ impl Agent {
     async fn save(&mut self) -> Result<(), Failure> {
         self.record.wall_clock = self.gateway.clock.worth_saving(self.record.wall_clock);
         self.record.version = self.record.version.max(crate::machine::RECORD_VERSION);
+        self.record.fit();
         let same = Record { wall_clock: self.saved.wall_clock, ..self.record.clone() } == self.saved;
         if same && !self.gateway.clock.must_save(self.saved.wall_clock) && self.unsaved.is_none() {
             return Ok(());

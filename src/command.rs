@@ -6,13 +6,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
+use crate::bounds::{self, URI, VERSION, encoded};
 use crate::failure::{Code, Failure};
 use crate::machine::{Operation, Origin, without_query};
 
 /// Longest `operationId`, bytes.
 const ID_LIMIT: usize = 128;
-/// Longest URL, bytes.
-const URI_LIMIT: usize = 4096;
 
 const FIELDS: [&str; 9] = [
     "fwPackageUri",
@@ -43,7 +42,7 @@ pub fn update(payload: &Value, source: Origin, now: OffsetDateTime) -> Result<Op
         id: operation_id(fields)?.unwrap_or_default(),
         source,
         uri: package_uri(&uri)?,
-        version: text(fields, "version")?,
+        version: version(fields)?,
         manifest_sha256: text(fields, "manifestSha256")?
             .map(|digest| digest.parse().map_err(|why| malformed(format!("manifestSha256: {why}"))))
             .transpose()?,
@@ -90,13 +89,29 @@ pub fn same_request(a: &Operation, b: &Operation) -> bool {
 
 /// An https URL, or a `file:` URL made by local control alone.
 fn package_uri(uri: &str) -> Result<String, Failure> {
-    if uri.len() > URI_LIMIT {
-        return Err(malformed(format!("fwPackageUri has more than {URI_LIMIT} bytes")));
+    // A line's end, as a file has it, is no part of the URL.
+    let uri = uri.trim();
+    if encoded(uri) > URI {
+        return Err(malformed(format!("fwPackageUri has more than {URI} bytes")));
+    }
+    if uri.chars().any(char::is_control) {
+        return Err(malformed("fwPackageUri holds a control character: give the URL alone"));
     }
     let url = Url::parse(uri).map_err(|why| malformed(format!("fwPackageUri is no URL ({why})")))?;
     match url.scheme() {
         "https" => Ok(uri.to_owned()),
         other => Err(malformed(format!("fwPackageUri must be an https URL, not {other}"))),
+    }
+}
+
+/// No bundle has a version that is longer.
+fn version(fields: &Map<String, Value>) -> Result<Option<String>, Failure> {
+    let version = text(fields, "version")?;
+    match &version {
+        Some(version) if encoded(version) > VERSION => {
+            Err(malformed(format!("version has more than {VERSION} bytes, and no bundle's has")))
+        }
+        _ => Ok(version),
     }
 }
 
@@ -152,10 +167,10 @@ fn integer(fields: &Map<String, Value>, name: &str) -> Result<Option<u64>, Failu
 
 fn moment(fields: &Map<String, Value>, name: &str) -> Result<Option<OffsetDateTime>, Failure> {
     let Some(text) = text(fields, name)? else { return Ok(None) };
-    let utc = |moment: OffsetDateTime| moment.to_offset(time::UtcOffset::UTC);
-    OffsetDateTime::parse(&text, &Rfc3339)
-        .map(|moment| Some(utc(moment)))
-        .map_err(|_| malformed(format!("{name} must be an RFC 3339 time such as 2026-01-31T02:00:00Z")))
+    let moment = OffsetDateTime::parse(&text, &Rfc3339)
+        .map_err(|_| malformed(format!("{name} must be an RFC 3339 time such as 2026-01-31T02:00:00Z")))?;
+    let beyond = || malformed(format!("{name} must lie in the years 1970 to 9999, in UTC"));
+    bounds::utc(moment).map(Some).ok_or_else(beyond)
 }
 
 fn malformed(message: impl Into<String>) -> Failure {
@@ -212,6 +227,14 @@ mod tests {
             (json!({"fwPackageUri": uri, "force": 1}), "force"),
             (json!({"fwPackageUri": uri, "notBefore": "tomorrow"}), "notBefore"),
             (json!({"fwPackageUri": uri, "deadline": 1_700_000_000}), "deadline"),
+            (json!({"fwPackageUri": uri, "notBefore": "9999-12-31T23:59:59-01:00"}), "notBefore"),
+            (json!({"fwPackageUri": uri, "deadline": "9999-12-31T23:59:59-23:59"}), "deadline"),
+            (json!({"fwPackageUri": uri, "notBefore": "0000-01-01T00:00:00+01:00"}), "notBefore"),
+            (json!({"fwPackageUri": uri, "deadline": "1969-12-31T23:59:59Z"}), "1970"),
+            (json!({"fwPackageUri": uri, "version": "1".repeat(65)}), "version"),
+            (json!({"fwPackageUri": uri, "version": "\u{1}".repeat(11)}), "version"),
+            (json!({"fwPackageUri": format!("https://host/{}", "\"".repeat(2050))}), "fwPackageUri"),
+            (json!({"fwPackageUri": "https://host/\nfw"}), "control"),
             (
                 json!({"fwPackageUri": uri, "notBefore": "2026-01-02T00:00:00Z",
                        "deadline": "2026-01-01T00:00:00Z"}),
@@ -222,6 +245,18 @@ mod tests {
             assert_eq!(refused.code, Code::MalformedRequest);
             assert!(refused.message.contains(named), "{payload}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_deferral_beyond_all_time_is_refused_too() {
+        let refused = defer(&json!({"until": "9999-12-31T23:59:59-01:00"})).unwrap_err();
+        assert!(refused.message.contains("until") && refused.message.contains("9999"), "{refused}");
+        assert!(defer(&json!({"until": "9999-12-31T23:59:59Z"})).is_ok());
+    }
+
+    #[test]
+    fn a_line_end_is_no_part_of_the_url() {
+        assert_eq!(read(json!({"fwPackageUri": " https://host/fw\n"})).unwrap().uri, "https://host/fw");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
+use crate::bounds::{VERSION, short};
 use crate::command;
 use crate::failure::{Code, Failure};
 use crate::machine::{Desired, Operation, Origin, Record, without_query};
@@ -19,7 +20,7 @@ pub const SUPERSEDED: &str = "Superseded";
 
 /// Key in the desired properties.
 const SECTION: &str = "fwupdate";
-/// Longest message that is kept, characters.
+/// Longest message that is kept, encoded bytes.
 const MESSAGE_LIMIT: usize = 256;
 
 /// The section as the hub handed it over last.
@@ -57,7 +58,7 @@ impl Section {
     /// The section within the whole desired properties; `None`: there is none.
     pub fn of(properties: &Value) -> Option<Section> {
         let content = properties.get(SECTION).filter(|content| !content.is_null())?;
-        let version = content.get("version").and_then(Value::as_str).map(|version| short(version, 64));
+        let version = content.get("version").and_then(Value::as_str).map(|version| short(version, VERSION));
         Some(Section { content: content.clone(), digest: digest(content), version })
     }
 
@@ -199,10 +200,6 @@ fn canonical(value: &Value) -> Value {
     fields.sort_by_key(|(key, _)| *key);
     let ordered: Map<_, _> = fields.into_iter().map(|(key, value)| (key.clone(), canonical(value))).collect();
     Value::Object(ordered)
-}
-
-fn short(text: &str, limit: usize) -> String {
-    text.chars().take(limit).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds;
+
 /// An error code of the public contract. The variant's name is the word users see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Code {
@@ -68,8 +70,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whatever a server or a file put into `message`, it stays a sentence of bounded length.
     pub fn new(code: Code, message: impl Into<String>) -> Failure {
-        Failure { code, message: message.into(), evidence: None }
+        let mut message = message.into();
+        bounds::cut(&mut message, bounds::MESSAGE);
+        Failure { code, message, evidence: None }
     }
 
     pub fn with(mut self, evidence: Evidence) -> Failure {

@@ -294,7 +294,7 @@ fn excerpt(output: &[u8]) -> String {
         .collect();
     let mut start = text.len().saturating_sub(EXCERPT_LIMIT);
     while !text.is_char_boundary(start) {
-        start += 1;
+        start = start.saturating_add(1);
     }
     text.get(start..).unwrap_or_default().to_owned()
 }

@@ -11,6 +11,7 @@ use crate::slot::{BootEnv, Slot};
 
 #[cfg(test)]
 mod explorer;
+mod fit;
 mod operation;
 mod record;
 mod start;
@@ -18,6 +19,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+pub use fit::RECORD_LIMIT;
 pub use operation::{BootId, Hold, Operation, Origin, Phase, Plan, Trial};
 use record::End;
 pub use record::{
@@ -111,7 +113,7 @@ pub enum Effect {
     Stage(Plan),
     /// Wait for the window, the time or the approval.
     Hold(Plan, Hold),
-    /// With `verify`, read the target back once more; then write `env_armed`.
+    /// With `verify`, read the target back against the plan's image, and fail without one; then write `env_armed`.
     Arm {
         plan: Plan,
         verify: bool,

@@ -222,7 +222,7 @@ impl Image {
     fn validate(&self) -> Result<(), ManifestError> {
         self.chunking.validate()?;
         let block = u64::from(BLOCK);
-        ensure(self.size > 0 && self.size % block == 0, "image.size", || {
+        ensure(self.size > 0 && self.size.checked_rem(block) == Some(0), "image.size", || {
             format!("{} is no positive multiple of {BLOCK}", self.size)
         })?;
         ensure(self.codec == "zstd", "image.codec", || "only `zstd` is known".into())?;
@@ -232,7 +232,7 @@ impl Image {
         ensure(self.index_size <= INDEX_CAP, "image.indexSize", || format!("the limit is {INDEX_CAP}"))?;
         let chunks = crate::bundle::chunks_in(self.index_size);
         let fewest = self.size.div_ceil(u64::from(self.chunking.max));
-        let possible = fewest..=self.size / block;
+        let possible = fewest..=self.size.div_ceil(block);
         ensure(chunks.is_some_and(|chunks| possible.contains(&chunks)), "image.indexSize", || {
             format!("{} bytes can't index this image", self.index_size)
         })
@@ -242,7 +242,7 @@ impl Image {
 impl Chunking {
     /// Most bytes that the chunks of one group can have: the last one may reach beyond.
     pub fn group_max(&self) -> usize {
-        self.group as usize + self.max as usize
+        (self.group as usize).saturating_add(self.max as usize)
     }
 
     fn validate(&self) -> Result<(), ManifestError> {

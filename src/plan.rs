@@ -226,17 +226,17 @@ pub fn download_wait(windows: &[Window], now: Now) -> Option<Wait> {
 
 /// The first moment from `from` on that lies in a window.
 fn next_open(windows: &[Window], from: OffsetDateTime) -> OffsetDateTime {
-    let minute = u16::from(from.hour()) * 60 + u16::from(from.minute());
+    let minute = u16::from(from.hour()).saturating_mul(60).saturating_add(u16::from(from.minute()));
     if windows.is_empty() || windows.iter().any(|window| contains(window, minute)) {
         return from;
     }
     let midnight = from.replace_time(Time::MIDNIGHT);
     let minutes_until = |window: &Window| {
         let start = i64::from(window.start);
-        if window.start > minute { start } else { start + 24 * 60 }
+        if window.start > minute { start } else { start.saturating_add(24 * 60) }
     };
     let soonest = windows.iter().map(minutes_until).min().unwrap_or(0);
-    midnight + time::Duration::minutes(soonest)
+    midnight.saturating_add(time::Duration::minutes(soonest))
 }
 
 fn contains(window: &Window, minute: u16) -> bool {
@@ -313,6 +313,26 @@ mod tests {
         operation.deadline = Some(at("2026-01-02T13:00:00Z"));
         assert_eq!(waits(&operation, noon), Some(Wait::Until(at("2026-01-02T13:00:00Z"))));
         assert_eq!(waits(&operation, "2026-01-02T13:00:00Z"), None);
+    }
+
+    #[test]
+    fn no_time_is_too_late_for_a_window() {
+        let late = at("9999-12-31T23:30:00Z");
+        let noon = Window { start: 12 * 60, end: 13 * 60 };
+        let forever = Operation { not_before: Some(late), ..Operation::default() };
+        for (operation, until, time) in [
+            (&forever, None, "2026-01-01T12:30:00Z"),
+            (&Operation::default(), Some(late), "2026-01-01T12:30:00Z"),
+            (&Operation { deadline: Some(late), ..forever.clone() }, Some(late), "9999-12-31T23:40:00Z"),
+            (&Operation { deadline: Some(late), ..Operation::default() }, None, "9999-12-31T23:20:00Z"),
+            (&Operation::default(), None, "9999-12-31T23:59:59Z"),
+        ] {
+            let hold = Hold { approved: true, until };
+            let found = wait(operation, &hold, &[noon], true, now(time));
+            assert!(found.is_none() || matches!(found, Some(Wait::Until(when)) if when >= late), "{found:?}");
+        }
+        let found = download_wait(&[noon], now("9999-12-31T23:59:59Z"));
+        assert!(matches!(found, Some(Wait::Until(_))), "{found:?}");
     }
 
     #[test]

@@ -6,11 +6,17 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
+use crate::bounds::{self, NUMBER, VERSION, cut, cut_front, short};
 use crate::machine::{self, Last, Outcome, Phase, Record, SlotState};
 use crate::slot::Slot;
 
 /// Progress patches come at these steps, so that a whole update costs few of them.
 const PERCENT_STEP: u64 = 10;
+
+/// Most bytes of a report: a patch that has to delete something beside it still stays below 4 KB.
+pub const REPORT_LIMIT: usize = 3840;
+/// How long the texts of a report may be; the first of these with which all of it fits.
+const TEXTS: [usize; 4] = [bounds::EXCERPT, 512, 256, 128];
 
 /// What the record does not hold: this run's facts.
 #[derive(Debug, Clone, Default)]
@@ -65,7 +71,31 @@ pub fn document(record: &Record, view: &View) -> Map<String, Value> {
     });
     drop_nulls(&mut ours);
     root.insert("fwupdate".into(), ours);
+    within_bounds(root)
+}
+
+/// Shortens the texts that tell most until all of it fits; what identifies something is never cut.
+fn within_bounds(mut root: Map<String, Value>) -> Map<String, Value> {
+    for limit in TEXTS {
+        if let Some(ours) = root.get_mut("fwupdate") {
+            shorten(ours, limit);
+        }
+        if serde_json::to_string(&root).is_ok_and(|text| text.len() <= REPORT_LIMIT) {
+            break;
+        }
+    }
     root
+}
+
+fn shorten(value: &mut Value, limit: usize) {
+    let Value::Object(fields) = value else { return };
+    for (key, value) in fields {
+        match (key.as_str(), value) {
+            ("excerpt", Value::String(text)) => cut_front(text, limit),
+            ("uri" | "message" | "check" | "degraded" | "waiting", Value::String(text)) => cut(text, limit),
+            (_, value) => shorten(value, limit),
+        }
+    }
 }
 
 /// The tutorial's word for where things stand.
@@ -96,7 +126,8 @@ pub fn slots(record: &Record, view: &View) -> Value {
     let one = |slot: Slot| {
         let info = record.slots.get(slot);
         let version = info.image.as_ref().map(|image| image.version.clone());
-        let running = view.booted_version.clone().filter(|_| view.booted == Some(slot));
+        let booted = view.booted_version.as_ref().filter(|_| view.booted == Some(slot));
+        let running = booted.map(|version| short(version, VERSION));
         json!({ "version": version.or(running), "state": slot_state(record, view, slot) })
     };
     json!({ "A": one(Slot::A), "B": one(Slot::B) })
@@ -127,14 +158,14 @@ fn operation(record: &Record, view: &View) -> Value {
     json!({
         "id": operation.id,
         "source": operation.source,
-        "uri": redact(&operation.uri),
+        "uri": short(&redact(&operation.uri), bounds::TOLD_URI),
         "version": version.or_else(|| operation.version.clone()),
         "phase": record.phase.name(),
         "percent": percent(record, progress),
-        "downloadedBytes": progress.downloaded,
-        "expectedDownloadBytes": progress.staged.expected,
-        "reusedBytes": progress.staged.reused,
-        "etaSeconds": progress.eta_seconds.filter(|_| matches!(record.phase, Phase::Staging { .. })),
+        "downloadedBytes": progress.downloaded.min(NUMBER),
+        "expectedDownloadBytes": progress.staged.expected.min(NUMBER),
+        "reusedBytes": progress.staged.reused.min(NUMBER),
+        "etaSeconds": progress.eta_seconds.map(|eta| eta.min(NUMBER)).filter(|_| matches!(record.phase, Phase::Staging { .. })),
         "attempt": attempt,
         "waiting": view.waiting,
         "startedAt": moment(operation.started_at),

@@ -91,7 +91,7 @@ impl Store {
         let body = serde_json::to_vec_pretty(record).map_err(StoreError::Unwritable)?;
         self.prepare()?;
         let (index, sequence) = match self.newest() {
-            Ok(Some((index, copy))) => (1 - index, copy.sequence.saturating_add(1)),
+            Ok(Some((index, copy))) => (usize::from(index == 0), copy.sequence.saturating_add(1)),
             Ok(None) | Err(StoreError::Damaged(_)) => (0, 1),
             Err(error) => return Err(error),
         };
@@ -189,8 +189,9 @@ fn overwrite(path: &Path, mut bytes: Vec<u8>) -> Result<(), StoreError> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open", path))?;
     // So far as the old content reached, spaces must follow, or `cat` would show its end behind the new one.
     // Sectors that cannot be read may come to life again when all are written.
-    let used = read_up_to(&file, CAPACITY)
-        .map_or(CAPACITY, |old| old.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1));
+    let used = read_up_to(&file, CAPACITY).map_or(CAPACITY, |old| {
+        old.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last.saturating_add(1))
+    });
     bytes.resize(bytes.len().max(used).next_multiple_of(PAGE), b' ');
     let written = file.write_all_at(&bytes, 0).and_then(|()| file.sync_data());
     // Also after an error: pages that could not be written would look like a valid copy, and the next save would
@@ -209,7 +210,7 @@ fn read_up_to(file: &File, size: usize) -> io::Result<Vec<u8>> {
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match file.read_at(rest, filled as u64) {
             Ok(0) => break,
-            Ok(count) => filled += count,
+            Ok(count) => filled = filled.saturating_add(count),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

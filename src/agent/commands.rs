@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Agent, doctor};
+use crate::bounds::{URI, encoded};
 use crate::command;
 use crate::control::{self, Method};
 use crate::failure::{Code, Failure};
@@ -114,6 +115,9 @@ impl Agent {
         };
         let uri = url::Url::from_file_path(file)
             .map_err(|()| malformed(format!("{file} must be an absolute path")))?;
+        if encoded(uri.as_str()) > URI {
+            return Err(malformed(format!("file has more than {URI} bytes as a URL: give a shorter path")));
+        }
         let mut fields = params.clone();
         if let Some(fields) = fields.as_object_mut() {
             fields.remove("file");

@@ -2,18 +2,26 @@
 
 use super::Agent;
 use super::commands::new_id;
-use crate::desired::{Action, Running, decide};
+use crate::desired::{Action, Running, Section, decide};
 use crate::failure::{Code, Failure};
 use crate::machine::{Desired, Event, Operation, without_query};
 
 impl Agent {
-    /// Deals with the newest desired section, unless it has to wait for an outcome.
+    /// Deals with the newest desired section, unless it has to wait: for an outcome, or for a record that can be
+    /// saved again.
     pub(super) async fn follow_desired(&mut self) {
-        if self.reboot || self.is_stopping() {
+        if self.reboot || self.is_stopping() || self.unsaved.is_some() {
             return;
         }
         let Some(section) = self.section.take() else { return };
-        let section = section.as_ref();
+        self.follow(section.as_ref()).await;
+        // What was not remembered was not dealt with.
+        if self.unsaved.is_some() {
+            self.section.get_or_insert(section);
+        }
+    }
+
+    async fn follow(&mut self, section: Option<&Section>) {
         match decide(&self.record, section, self.running(), self.gateway.clock.now()) {
             Action::Settled => {}
             Action::Wait => self.section = Some(section.cloned()),

@@ -170,7 +170,8 @@ impl Work {
 
     async fn arm(&self, plan: &Plan, verify: bool) -> Result<Event, Failure> {
         let target = self.target(plan.target).await?;
-        if let Some(image) = plan.image.as_ref().filter(|_| verify && plan.rewrite) {
+        if verify {
+            let image = plan.image.as_ref().ok_or_else(|| unproven(plan.target))?;
             let (size, sha256) = (image.size, image.sha256);
             let (progress, cancel) = (self.gateway.progress.clone(), self.cancel.clone());
             let verified = move || Ok(stage::read_back(&target, size, sha256, &progress, &cancel)?);
@@ -202,7 +203,7 @@ impl Work {
         // A hub that was out of reach before the update says nothing about the new slot.
         let require_cloud = settings.require_cloud && trial.connected;
         let settings = crate::config::Health { require_cloud, ..settings.clone() };
-        let deadline = clock::sleep_until(Duration::from_secs(trial.since) + settings.deadline);
+        let deadline = clock::sleep_until(Duration::from_secs(trial.since).saturating_add(settings.deadline));
         let cloud = self.gateway.cloud.subscribe();
         let checks = health::run(&settings, &context, cloud, deadline, announce_check);
         let verdict = tokio::select! {
@@ -226,6 +227,15 @@ fn with_attempts(failure: Failure, trial: &Trial) -> Failure {
     let mut evidence = failure.evidence.unwrap_or_default();
     evidence.boot_attempts = Some(trial.boots);
     Failure { evidence: Some(evidence), ..failure }
+}
+
+/// Neither the boot environment nor a digest says what the slot holds.
+fn unproven(slot: Slot) -> Failure {
+    let message = format!(
+        "slot {slot} is not armed: the boot environment does not call it proven, and no digest tells what it must \
+         hold; install an update instead"
+    );
+    Failure::new(Code::NotPermitted, message)
 }
 
 fn known_image(plan: &Plan) -> Result<&ImageInfo, Failure> {

@@ -113,7 +113,7 @@ impl Publisher {
         }
         self.view.log_time = Some(self.clock.now());
         body.insert("logTime".into(), report::moment(self.view.log_time));
-        let generation = newest.generation + 1;
+        let generation = newest.generation.saturating_add(1);
         self.note_outcome(record, generation);
         let milestone = self.milestone(record);
         systemd::status(&summary(record, &self.view));
@@ -148,7 +148,7 @@ impl Publisher {
         let view = (&self.view.degraded, &self.view.waiting);
         let key = format!("{} {last:?} {desired:?} {view:?}", record.phase.name());
         if key != self.milestone.0 {
-            self.milestone = (key, self.milestone.1 + 1);
+            self.milestone = (key, self.milestone.1.saturating_add(1));
         }
         self.milestone.1
     }
@@ -225,7 +225,7 @@ impl Agent {
         };
         let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
         Some(machine::Progress {
-            percent: (from + done).min(100).max(told.percent),
+            percent: done.saturating_add(from).min(100).max(told.percent),
             expected: staged.expected_download.max(told.expected),
             reused: staged.reused.max(told.reused),
         })

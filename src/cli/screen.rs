@@ -143,7 +143,7 @@ impl Speed {
         };
         let passed = now.saturating_duration_since(then);
         if bytes == before {
-            let silent = passed > (self.pause * SILENCE).max(SHORTEST_SILENCE);
+            let silent = passed > (self.pause.saturating_mul(SILENCE)).max(SHORTEST_SILENCE);
             return self.average.filter(|_| !silent).map(|average| average as u64);
         }
         let seconds = passed.as_secs_f64().max(0.05);

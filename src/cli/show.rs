@@ -133,7 +133,7 @@ pub fn history(document: &Value) -> String {
         return "No update yet.\n".to_owned();
     }
     for (index, entry) in entries.iter().enumerate() {
-        outcome_lines(&mut out, &format!("{}.", index + 1), entry);
+        outcome_lines(&mut out, &format!("{}.", index.saturating_add(1)), entry);
     }
     out
 }
@@ -167,7 +167,7 @@ pub fn outcome(last: &Value) -> String {
 pub fn progress(operation: &Value, speed: Option<u64>) -> String {
     const WIDTH: u64 = 24;
     let percent = number(operation, "/percent").unwrap_or(0).min(100);
-    let full = usize::try_from(percent * WIDTH / 100).unwrap_or(0);
+    let full = usize::try_from(percent.min(100).saturating_mul(WIDTH) / 100).unwrap_or(0);
     let mut out = format!("[{:<24}] {percent:3}%", "#".repeat(full));
     let done = number(operation, "/downloadedBytes").unwrap_or(0);
     match number(operation, "/expectedDownloadBytes") {
@@ -190,7 +190,10 @@ pub fn progress(operation: &Value, speed: Option<u64>) -> String {
 fn size(bytes: u64) -> String {
     let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
     match units.iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, name)) => format!("{}.{} {name}", bytes / unit, bytes % unit / (unit / 10)),
+        Some((unit, name)) => {
+            let tenths = bytes.checked_div(unit / 10).unwrap_or(bytes);
+            format!("{}.{} {name}", tenths / 10, tenths % 10)
+        }
         None => format!("{bytes} B"),
     }
 }

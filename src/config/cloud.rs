@@ -43,8 +43,8 @@ pub fn cloud(
         port: port(inputs, "cloud.port", transport)?,
         proxy: proxy.clone(),
         roots: roots(inputs)?,
-        keep_alive: inputs.span("cloud.keep_alive", 5 * SECOND, KEEP_ALIVE_LIMIT)?,
-        token_ttl: inputs.span("cloud.token_ttl", 3 * SECOND, 365 * DAY)?,
+        keep_alive: inputs.span("cloud.keep_alive", SECOND.saturating_mul(5), KEEP_ALIVE_LIMIT)?,
+        token_ttl: inputs.span("cloud.token_ttl", SECOND.saturating_mul(3), DAY.saturating_mul(365))?,
         reconnect: reconnect(inputs)?,
     }))
 }

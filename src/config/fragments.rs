@@ -222,7 +222,7 @@ pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError>
         other => other.map_err(failed)?,
     };
     let mut text = String::new();
-    file.take(limit + 1).read_to_string(&mut text).map_err(failed)?;
+    file.take(limit.saturating_add(1)).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > limit {
         return Err(ConfigError::TooLarge { path: path.to_owned(), limit });
     }
@@ -230,5 +230,5 @@ pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError>
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
+    text.bytes().take(offset).filter(|b| *b == b'\n').count().saturating_add(1)
 }

@@ -155,11 +155,12 @@ fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().take(128).enumerate() {
-        let mut next = vec![i + 1];
+        let mut next = vec![i.saturating_add(1)];
         for (pair, cb) in row.windows(2).zip(&b) {
             let &[diagonal, above] = pair else { continue };
             let left = next.last().copied().unwrap_or(0);
-            next.push((diagonal + usize::from(ca != *cb)).min(above + 1).min(left + 1));
+            let changed = diagonal.saturating_add(usize::from(ca != *cb));
+            next.push(changed.min(above.min(left).saturating_add(1)));
         }
         row = next;
     }

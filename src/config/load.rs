@@ -210,7 +210,7 @@ fn is_host_pattern(pattern: &str) -> bool {
 fn download(inputs: &Inputs, proxy: Proxy) -> Result<Download, ConfigError> {
     Ok(Download {
         proxy,
-        patience: inputs.span("download.patience", SECOND, 30 * DAY)?,
+        patience: inputs.span("download.patience", SECOND, DAY.saturating_mul(30))?,
         stall_timeout: inputs.span("download.stall_timeout", SECOND, HOUR)?,
         rate_limit: inputs.bytes("download.rate_limit")?,
         max_bytes: inputs.bytes("download.max_bytes")?,

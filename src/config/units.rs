@@ -68,15 +68,15 @@ fn minutes(clock: &str) -> Option<u16> {
         return None;
     }
     let (h, m): (u16, u16) = (h.parse().ok()?, m.parse().ok()?);
-    (h < 24 && m < 60).then_some(h * 60 + m)
+    (h < 24 && m < 60).then_some(h.saturating_mul(60).saturating_add(m))
 }
 
 /// A duration in the spelling that [`duration`] reads, in the largest whole unit.
 pub fn show_duration(value: Duration) -> String {
     let ms = value.as_millis();
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
-    match units.iter().find(|(size, _)| ms >= *size && ms % size == 0) {
-        Some((size, name)) => format!("{}{name}", ms / size),
+    match units.iter().find(|(size, _)| ms >= *size && ms.checked_rem(*size) == Some(0)) {
+        Some((size, name)) => format!("{}{name}", ms.checked_div(*size).unwrap_or(ms)),
         None => format!("{ms}ms"),
     }
 }

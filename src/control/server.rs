@@ -172,7 +172,7 @@ async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<
 /// The next line, `None` at the end.
 async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    reader.take(LINE_LIMIT as u64 + 1).read_until(b'\n', &mut line).await?;
+    reader.take((LINE_LIMIT as u64).saturating_add(1)).read_until(b'\n', &mut line).await?;
     if line.len() > LINE_LIMIT {
         return Err(io::Error::new(ErrorKind::InvalidData, "a request is too long"));
     }

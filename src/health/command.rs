@@ -111,7 +111,7 @@ impl Tail {
         let mut total = 0;
         while total < DRAIN_LIMIT {
             match self.read(pipe) {
-                Ok(Some(count)) if count > 0 => total += count,
+                Ok(Some(count)) if count > 0 => total = total.saturating_add(count),
                 _ => return,
             }
         }

@@ -199,6 +199,12 @@ impl Phase {
     pub fn operation_mut(&mut self) -> Option<&mut Operation> {
         match self {
             Phase::Opening { operation } => Some(operation),
+            other => other.plan_mut().map(|plan| &mut plan.operation),
+        }
+    }
+
+    pub(super) fn plan_mut(&mut self) -> Option<&mut Plan> {
+        match self {
             Phase::Preparing { plan }
             | Phase::Staging { plan }
             | Phase::Holding { plan, .. }
@@ -206,8 +212,8 @@ impl Phase {
             | Phase::Rebooting { plan, .. }
             | Phase::Trying { plan, .. }
             | Phase::Committing { plan }
-            | Phase::RollingBack { plan, .. } => Some(&mut plan.operation),
-            Phase::Idle | Phase::Unknown => None,
+            | Phase::RollingBack { plan, .. } => Some(plan),
+            Phase::Idle | Phase::Opening { .. } | Phase::Unknown => None,
         }
     }
 

@@ -14,10 +14,10 @@ use crate::slot::Slot;
 pub const RECORD_VERSION: u32 = 1;
 
 /// How many ended operations `history` keeps.
-const HISTORY: usize = 16;
+pub(super) const HISTORY: usize = 16;
 
 /// How many digests the quarantine keeps; the oldest goes first.
-const QUARANTINE: usize = 16;
+pub(super) const QUARANTINE: usize = 16;
 
 /// Everything the agent remembers. Additive: a field that is missing has a default, one that is unknown is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -250,7 +250,7 @@ impl Record {
             },
         );
         self.history.truncate(HISTORY);
-        self.unreported = (self.unreported + 1).min(HISTORY);
+        self.unreported = self.unreported.saturating_add(1).min(HISTORY);
         self.phase = Phase::Idle;
     }
 

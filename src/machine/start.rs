@@ -70,7 +70,10 @@ fn overtaken(record: &Record, boot: &Boot, phase: &Phase) -> Record {
 fn trying(record: &Record, boot: &Boot, plan: Plan) -> Step {
     let trial = match &record.phase {
         // The agent was restarted: the boot is the same.
-        Phase::Trying { trial, .. } if trial.boot_id == boot.boot_id => trial.clone(),
+        Phase::Trying { trial, .. } if trial.boot_id == boot.boot_id => {
+            // A time still to come would put the verdict off for as long as the record says.
+            Trial { since: trial.since.min(boot.uptime), ..trial.clone() }
+        }
         Phase::Trying { trial, .. } => first_of_boot(boot, trial.boots, trial.connected),
         Phase::Rebooting { connected, .. } => first_of_boot(boot, 0, *connected),
         _ => first_of_boot(boot, 0, false),
@@ -143,8 +146,12 @@ fn settled(record: &Record, booted: Slot) -> Step {
 /// The target runs and is the primary: it was committed, whatever was saved of it.
 fn on_committed(record: &Record, boot: &Boot, plan: &Plan, phase: &Phase) -> Step {
     match phase {
-        // A verdict against the slot stands: only a failed commit write can have landed all the same.
-        Phase::RollingBack { failure, .. } if failure.code != Code::BootloaderFailed => {
+        // A verdict against the slot stands: only a failed commit write can have landed all the same. The way back
+        // leads to a slot that the environment itself calls proven, or nowhere.
+        Phase::RollingBack { failure, .. }
+            if failure.code != Code::BootloaderFailed
+                && boot.env.is_some_and(|env| env.fallback == Some(!plan.target)) =>
+        {
             (record.clone(), Some(Effect::Revert(plan.clone())))
         }
         // Nothing of this operation can have booted: something else made its target the running slot.

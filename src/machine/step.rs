@@ -121,13 +121,22 @@ fn staged(record: &Record, boot: &Boot, plan: Plan, hold: Option<Hold>) -> Step 
     (next, effect)
 }
 
+/// `verify` is false only when this very run of the agent has read the target back. A record can be forged: what it
+/// says of a slot is checked, unless the boot environment says the same.
 pub(super) fn arm(record: &Record, boot: &Boot, plan: Plan, verify: bool) -> Step {
+    let verify = verify && (plan.rewrite || !vouched_for(boot, plan.target));
     let phase = Phase::Arming { plan: plan.clone(), boot_id: boot.boot_id.clone() };
     let (mut next, effect) = enter(record, phase, Effect::Arm { plan, verify });
     if next.times.started_applying_image.is_none() || !matches!(record.phase, Phase::Arming { .. }) {
         next.times.started_applying_image = Some(boot.now);
     }
     (next, effect)
+}
+
+/// The environment names `slot` as it stands: as the proven fallback, or on trial already.
+fn vouched_for(boot: &Boot, slot: Slot) -> bool {
+    boot.env
+        .is_some_and(|env| env.fallback == Some(slot) || env.trial.is_some_and(|trial| trial.slot == slot))
 }
 
 /// The new slot is the primary now: it is proven, and the floor rises to it.

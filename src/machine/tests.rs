@@ -125,3 +125,53 @@ fn the_ended_operation_keeps_no_token() {
     assert_eq!(last.operation.uri, "https://host/fw.fwb");
     assert!(!serde_json::to_string(&ended).unwrap().contains("sig=secret"));
 }
+
+#[test]
+fn a_forged_record_arms_nothing_that_was_not_read_back() {
+    let env = BootEnv::only(Slot::A);
+    for image in [None, plan().image] {
+        for rewrite in [false, true] {
+            let plan = Plan { image: image.clone(), rewrite, ..plan() };
+            let boot_id = BootId("b1".into());
+            let arming = Phase::Arming { plan: plan.clone(), boot_id };
+            let (_, effect) =
+                step(&Record { phase: arming, ..record() }, &boot(Slot::A, env), Event::Started);
+            assert_eq!(effect, Some(Effect::Arm { plan: plan.clone(), verify: true }));
+            let holding = Phase::Holding { plan: plan.clone(), hold: Hold::default() };
+            let (_, effect) =
+                step(&Record { phase: holding, ..record() }, &boot(Slot::A, env), Event::Released);
+            assert_eq!(effect, Some(Effect::Arm { plan, verify: true }));
+        }
+    }
+    let mut forged = Record { phase: Phase::Idle, ..record() };
+    forged.slots.b.state = SlotState::Proven;
+    let back = Plan { rewrite: false, ..plan() };
+    let asked = Event::RollbackRequested(Box::new(back.clone()));
+    let (_, effect) = step(&forged, &boot(Slot::A, env), asked.clone());
+    assert_eq!(effect, Some(Effect::Arm { plan: back.clone(), verify: true }));
+    // A slot that ran changed: there the environment is the witness.
+    let proven = BootEnv { fallback: Some(Slot::B), ..env };
+    let (next, effect) = step(&forged, &boot(Slot::A, proven), asked);
+    assert_eq!(effect, Some(Effect::Arm { plan: back.clone(), verify: false }));
+    let (_, effect) = step(&next, &boot(Slot::A, back.env_armed()), Event::Started);
+    assert_eq!(effect, Some(Effect::Arm { plan: back, verify: false }));
+}
+
+#[test]
+fn a_forged_way_back_leads_to_no_slot_that_the_environment_does_not_call_proven() {
+    let failure = Failure::new(Code::HealthCheckFailed, "forged");
+    let phase = Phase::RollingBack { plan: plan(), failure, tried: true, rebooted: None };
+    let record = Record { phase, ..record() };
+    let (_, effect) = step(&record, &boot(Slot::B, BootEnv::only(Slot::B)), Event::Started);
+    assert_eq!(effect, None);
+    let (_, effect) = step(&record, &boot(Slot::B, plan().env_committed()), Event::Started);
+    assert!(matches!(effect, Some(Effect::Revert(_))));
+}
+
+#[test]
+fn a_trial_cannot_have_begun_in_the_time_to_come() {
+    let trial = Trial { boot_id: BootId("b1".into()), since: u64::MAX, boots: 1, connected: true };
+    let record = Record { phase: Phase::Trying { plan: plan(), trial }, ..record() };
+    let (_, effect) = step(&record, &boot(Slot::B, plan().env_armed()), Event::Started);
+    assert!(matches!(effect, Some(Effect::Check(_, Trial { since: 9, .. }))), "{effect:?}");
+}

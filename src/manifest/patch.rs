@@ -28,7 +28,7 @@ pub struct Patch {
 pub(super) fn validate(patches: &[Patch]) -> Result<(), ManifestError> {
     ensure(patches.len() <= PATCHES_CAP, "patches", || format!("the limit is {PATCHES_CAP} old images"))?;
     for (number, patch) in patches.iter().enumerate() {
-        let whole = patch.base_size > 0 && patch.base_size % u64::from(BLOCK) == 0;
+        let whole = patch.base_size > 0 && patch.base_size.checked_rem(u64::from(BLOCK)) == Some(0);
         ensure(whole && patch.base_size <= BASE_CAP, "patches.baseSize", || {
             format!("{} is no multiple of {BLOCK} from 1 to {BASE_CAP}", patch.base_size)
         })?;

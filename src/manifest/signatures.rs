@@ -60,14 +60,14 @@ impl SignatureList {
         keys: &TrustedKeys,
         required: usize,
     ) -> Result<BTreeSet<KeyId>, ManifestError> {
-        let (mut valid, mut unknown, mut wrong) = (BTreeSet::new(), 0, 0);
+        let (mut valid, mut unknown, mut wrong) = (BTreeSet::new(), 0_usize, 0_usize);
         for signature in &self.signatures {
             match keys.get(&signature.key_id) {
-                None => unknown += 1,
+                None => unknown = unknown.saturating_add(1),
                 Some(key) if signature.verifies(manifest, key) => {
                     valid.insert(signature.key_id.clone());
                 }
-                Some(_) => wrong += 1,
+                Some(_) => wrong = wrong.saturating_add(1),
             }
         }
         if valid.len() < required {

@@ -62,7 +62,7 @@ fn parse_valid(bytes: &[u8]) -> Option<(u64, Copy)> {
     let newline = bytes.iter().position(|byte| *byte == b'\n')?;
     let (line, rest) = bytes.split_at_checked(newline)?;
     let line = std::str::from_utf8(line).ok()?;
-    let (head, crc) = line.split_at_checked(line.rfind('=')? + 1)?;
+    let (head, crc) = line.split_at_checked(line.rfind('=')?.checked_add(1)?)?;
     let mut fields = head.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
     let version = fields.next()?.parse().ok()?;
     let sequence = fields.next()?.strip_prefix("seq=")?.parse().ok()?;

@@ -1,6 +1,8 @@
 //! Bad input of every kind, end to end: each has its error code in the answer or in the twin, nothing is lost, and
 //! the gateway takes a good update afterwards.
 
+/// Payloads, records and times without measure.
+mod bounds;
 /// Bundles that are damaged, foreign, or not for this gateway.
 mod bundles;
 /// Slots and boot environments that are not as they should be.

@@ -35,12 +35,12 @@ async fn an_unknown_setting_fails_the_check_and_stops_no_agent() {
 }
 
 /// The two files of the record.
-fn records(world: &World) -> [PathBuf; 2] {
+pub(super) fn records(world: &World) -> [PathBuf; 2] {
     ["record.0", "record.1"].map(|name| world.gateway.dir().join("state").join(name))
 }
 
 /// Takes a file of the record apart, by the format that src/store.rs describes: sequence number and JSON.
-fn read_record(path: &PathBuf) -> (u64, Value) {
+pub(super) fn read_record(path: &PathBuf) -> (u64, Value) {
     let text = fs::read_to_string(path).unwrap();
     let (line, rest) = text.split_once('\n').unwrap();
     let field = |name: &str| {
@@ -49,7 +49,7 @@ fn read_record(path: &PathBuf) -> (u64, Value) {
     (field("seq=") as u64, serde_json::from_str(&rest[..field("len=")]).unwrap())
 }
 
-fn write_record(path: &PathBuf, version: u64, sequence: u64, record: &Value) {
+pub(super) fn write_record(path: &PathBuf, version: u64, sequence: u64, record: &Value) {
     let body = record.to_string();
     let head = format!("fwupdate-record {version} seq={sequence} len={} crc32=", body.len());
     let sum = crc32fast::hash(format!("{head}{body}").as_bytes());
@@ -59,7 +59,7 @@ fn write_record(path: &PathBuf, version: u64, sequence: u64, record: &Value) {
 }
 
 /// The record that counts.
-fn newest(world: &World) -> Value {
+pub(super) fn newest(world: &World) -> Value {
     records(world).iter().map(read_record).max_by_key(|(sequence, _)| *sequence).unwrap().1
 }
 
