@@ -388,7 +388,7 @@ impl Agent {
     /// A clock that was set: the saved time follows it at once, so that no power cut brings an absurd one back, and a
     /// report that carries a time of the future is told anew.
     async fn follow_clock(&mut self) {
-        self.clock_look = Instant::now() + CLOCK_LOOK;
+        self.clock_look = crate::clock::after(Instant::now(), CLOCK_LOOK);
         let must_save = self.unsaved.is_none() && self.gateway.clock.must_save(self.saved.wall_clock);
         if must_save {
             let saved = self.save().await;

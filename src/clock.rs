@@ -15,10 +15,18 @@ use tokio::io::unix::AsyncFd;
 
 pub use wall::{Clock, Origin};
 
+/// The longest time that anything is put off.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// Time since boot, suspend included.
 pub fn boottime() -> Duration {
     // Linux has had this clock since 2.6.39: the call has no way to fail.
     clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// `span` after `from`, whoever said how long it is; ten years are as good as for ever.
+pub fn after(from: tokio::time::Instant, span: Duration) -> tokio::time::Instant {
+    from.checked_add(span.min(LONGEST)).unwrap_or(from)
 }
 
 /// Sleeps until `deadline`, a value of [`boottime`].
@@ -52,6 +60,7 @@ impl AsFd for Timer {
 #[allow(deprecated)]
 async fn wait_on_timer(deadline: Duration) -> io::Result<()> {
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let deadline = deadline.min(boottime().saturating_add(LONGEST));
     let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
     let at = Expiration::OneShot(TimeSpec::from_duration(deadline));
     timer.set(at, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;

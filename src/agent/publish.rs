@@ -123,7 +123,7 @@ impl Publisher {
 
     /// The last report carries a time that has not come yet, for the clock was set back.
     pub fn is_postdated(&self) -> bool {
-        let latest = self.clock.now() + time::Duration::minutes(1);
+        let latest = self.clock.now().saturating_add(time::Duration::minutes(1));
         self.view.log_time.is_some_and(|told| told > latest)
     }
 

@@ -161,7 +161,7 @@ fn judge(system: OffsetDateTime, synchronised: bool, known: &Known) -> (Origin, 
         return (Origin::Learned(host.clone()), moment.by_now());
     }
     let Some(saved) = known.saved.map(Moment::by_now) else { return (Origin::System, system) };
-    let ahead = saved - system > time::Duration::seconds(AHEAD);
+    let ahead = saved > system.saturating_add(time::Duration::seconds(AHEAD));
     (if ahead { Origin::Saved } else { Origin::System }, system.max(saved))
 }
 
