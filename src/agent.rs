@@ -230,7 +230,7 @@ impl Agent {
             if self.reboot {
                 return Exit::Reboot;
             }
-            let tick = self.pace().map(|pace| self.ticked + pace);
+            let tick = self.pace().map(|pace| crate::clock::after(self.ticked, pace));
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Exit::Stopped,
@@ -350,7 +350,7 @@ impl Agent {
             }
             Err(failure) => {
                 self.publisher.view.degraded = Some(failure.message.clone());
-                self.retry = ((self.retry.0 * 2).min(SAVE_RETRY.1), Instant::now());
+                self.retry = (self.retry.0.saturating_mul(2).min(SAVE_RETRY.1), Instant::now());
             }
         }
         self.unsaved = saved.as_ref().err().cloned();

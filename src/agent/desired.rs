@@ -14,14 +14,14 @@ impl Agent {
             return;
         }
         let Some(section) = self.section.take() else { return };
-        self.follow(section.as_ref()).await;
+        self.follow_section(section.as_ref()).await;
         // What was not remembered was not dealt with.
         if self.unsaved.is_some() {
             self.section.get_or_insert(section);
         }
     }
 
-    async fn follow(&mut self, section: Option<&Section>) {
+    async fn follow_section(&mut self, section: Option<&Section>) {
         match decide(&self.record, section, self.running(), self.gateway.clock.now()) {
             Action::Settled => {}
             Action::Wait => self.section = Some(section.cloned()),

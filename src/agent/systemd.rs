@@ -34,7 +34,7 @@ pub struct Watchdog {
 
 impl Watchdog {
     pub fn new() -> Watchdog {
-        Watchdog { every: asked_for().map(|limit| limit / 2), at: Instant::now() }
+        Watchdog { every: asked_for().map(|limit| limit.checked_div(2).unwrap_or(limit)), at: Instant::now() }
     }
 
     /// Ends when it is time to feed it; never, where nobody asks for it.
@@ -47,7 +47,7 @@ impl Watchdog {
 
     pub fn feed(&mut self) {
         notify(&[NotifyState::Watchdog]);
-        self.at = Instant::now() + self.every.unwrap_or_default();
+        self.at = crate::clock::after(Instant::now(), self.every.unwrap_or_default());
     }
 }
 
