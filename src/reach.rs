@@ -87,7 +87,7 @@ pub async fn connect(
     limit: Duration,
     memory: &Memory,
 ) -> Result<TcpStream, Unreached> {
-    let until = Instant::now() + limit;
+    let until = crate::clock::after(Instant::now(), limit);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let found = match timeout_at(until, lookup_host((host, port))).await {
         Ok(found) => found.map_err(Unreached::Unresolved)?.collect(),
@@ -133,7 +133,7 @@ async fn race(mut order: VecDeque<SocketAddr>, until: Instant) -> Result<TcpStre
                 let address = order.pop_front();
                 tried.extend(address.map(|address| (address, "no answer".to_owned())));
                 running.extend(address.map(attempt));
-                next = Instant::now() + STAGGER;
+                next = crate::clock::after(Instant::now(), STAGGER);
             }
             () = sleep_until(until) => break,
         }
