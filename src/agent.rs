@@ -14,6 +14,7 @@ mod gateway;
 mod inbox;
 #[cfg(test)]
 mod largest;
+mod privileged;
 mod publish;
 mod systemd;
 mod work;
@@ -31,6 +32,7 @@ pub use self::confine::drop_in;
 use self::effects::blocking;
 use self::gateway::{Gateway, OsRelease, Sight};
 use self::inbox::{Inbox, Incoming};
+pub use self::privileged::{order_reboot, serve_root};
 use self::publish::Publisher;
 use self::systemd::Watchdog;
 pub use self::systemd::{stopping, while_alive};

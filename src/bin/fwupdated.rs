@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
 use fwupdate::agent::{self, Exit};
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
@@ -34,6 +34,9 @@ struct Args {
     /// Print what the settings add to the sandbox of fwupdate.service, and exit
     #[arg(long, hide = true, conflicts_with = "check_config")]
     unit_drop_in: bool,
+    /// Do as root what the agent asks for over the connection that is the standard input, and exit
+    #[arg(long, hide = true, conflicts_with_all = ["check_config", "unit_drop_in"])]
+    root_verb: bool,
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
     }
     if args.unit_drop_in {
         return unit_drop_in(&options);
+    }
+    if args.root_verb {
+        return root_verb(&options);
     }
     if let Err(error) = start_logging() {
         eprintln!("fwupdated: no logging: {error:#}");
@@ -79,6 +85,16 @@ fn unit_drop_in(options: &Options) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What `fwupdate-root@.service` runs. An agent that breaks off is no failure of a unit.
+fn root_verb(options: &Options) -> ExitCode {
+    let board = config::load_board(options).map_err(|error| error.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    if let Err(error) = runtime.and_then(|runtime| runtime.block_on(agent::serve_root(board))) {
+        eprintln!("fwupdated: the agent broke off: {error}");
+    }
+    ExitCode::SUCCESS
 }
 
 fn check_config(options: &Options) -> ExitCode {
@@ -141,10 +157,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         if exit == Exit::Stopped {
             break;
         }
-        let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
+        let patience = match agent::while_alive(agent::order_reboot(&settings.policy.reboot_command)).await {
             Ok(()) => REBOOT_PATIENCE,
             Err(error) => {
-                tracing::error!("the reboot command failed and is tried again: {error:#}");
+                tracing::error!("the reboot command failed and is tried again: {error}");
                 REBOOT_RETRY
             }
         };
@@ -170,17 +186,4 @@ fn stop_on_signals() -> anyhow::Result<CancellationToken> {
         token.cancel();
     });
     Ok(stop)
-}
-
-async fn order_reboot(command: &[String]) -> anyhow::Result<()> {
-    let Some((program, arguments)) = command.split_first() else {
-        bail!("policy.reboot_command is empty");
-    };
-    tracing::info!("rebooting: {}", command.join(" "));
-    let status =
-        tokio::process::Command::new(program).args(arguments).status().await.context(program.clone())?;
-    if !status.success() {
-        bail!("{program} ended with {status}");
-    }
-    Ok(())
 }
