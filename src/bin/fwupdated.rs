@@ -1,13 +1,15 @@
 //! The agent's program: arguments, settings, logging, signals and the reboot. Everything else is the library's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use fwupdate::agent::{self, Exit};
+use fwupdate::boot;
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
+use nix::unistd::Group;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::Targets;
@@ -31,11 +33,11 @@ struct Args {
     /// Validate the settings, print what is in effect (secrets masked), and exit
     #[arg(long)]
     check_config: bool,
-    /// Print what the settings add to the sandbox of fwupdate.service, and exit
-    #[arg(long, hide = true, conflicts_with = "check_config")]
-    unit_drop_in: bool,
+    /// Write what the settings add to the sandbox of fwupdate.service: units and udev's rules; and exit
+    #[arg(long, hide = true, num_args = 2, value_names = ["UNITS", "RULES"], conflicts_with = "check_config")]
+    generate: Option<Vec<PathBuf>>,
     /// Do as root what the agent asks for over the connection that is the standard input, and exit
-    #[arg(long, hide = true, conflicts_with_all = ["check_config", "unit_drop_in"])]
+    #[arg(long, hide = true, conflicts_with_all = ["check_config", "generate"])]
     root_verb: bool,
 }
 
@@ -50,8 +52,8 @@ fn main() -> ExitCode {
     if args.check_config {
         return check_config(&options);
     }
-    if args.unit_drop_in {
-        return unit_drop_in(&options);
+    if let Some([units, rules]) = args.generate.as_deref() {
+        return report(generate(&options, units, rules));
     }
     if args.root_verb {
         return root_verb(&options);
@@ -72,19 +74,35 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the generator asks for at boot.
-fn unit_drop_in(options: &Options) -> ExitCode {
-    let board = config::load_board(options).map_err(|error| error.to_string());
-    match board.and_then(|board| agent::drop_in(&board).map_err(|failure| failure.message)) {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(why) => {
-            eprintln!("fwupdated: {why}");
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fwupdated: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the generator asks for at boot. Settings that cannot be used leave nothing that allows anything.
+fn generate(options: &Options, units: &Path, rules: &Path) -> anyhow::Result<()> {
+    write(rules, "")?;
+    let board = config::load_board(options)?;
+    let booted = boot::named(&std::fs::read_to_string("/proc/cmdline")?);
+    let fstab = std::fs::read_to_string("/etc/fstab").unwrap_or_default();
+    let group = Group::from_name("fwupdate-agent").ok().flatten().map(|group| group.gid.as_raw());
+    let made = agent::confine(&board, booted, &fstab, group)?;
+    write(&units.join("fwupdate.service.d/50-settings.conf"), &made.service)?;
+    for (unit, text) in &made.mounts {
+        write(&units.join(format!("{unit}.d/50-fwupdate.conf")), text)?;
+    }
+    write(rules, &made.rules)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    std::fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 /// What `fwupdate-root@.service` runs. An agent that breaks off is no failure of a unit.
