@@ -13,6 +13,8 @@ mod identity;
 mod merge;
 mod method;
 mod outbox;
+#[doc(hidden)]
+pub mod parsers;
 mod placement;
 mod provision;
 mod relay;

@@ -34,7 +34,6 @@ pub mod health;
 pub mod hub;
 pub mod memory;
 pub mod reach;
-pub mod root;
 #[allow(clippy::arithmetic_side_effects)]
 pub mod stage;
 pub mod store;

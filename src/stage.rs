@@ -32,6 +32,8 @@ mod meter;
 mod open;
 mod origins;
 mod parallel;
+#[doc(hidden)]
+pub mod parsers;
 mod patch;
 mod pipeline;
 mod route;

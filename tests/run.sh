@@ -27,6 +27,7 @@ failures() { count failed; }
 
 step cargo build --workspace --bins
 step cargo test --workspace --no-fail-fast
+step env SECONDS_EACH=3 tests/fuzz/run.sh
 step tests/interop/run.sh
 if [ "$(id -u)" -eq 0 ]; then
     step make --no-print-directory deb

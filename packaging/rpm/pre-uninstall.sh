@@ -1,4 +1,3 @@
 if [ $1 -eq 0 ] && [ -x /usr/bin/systemctl ]; then
     systemctl --no-reload disable --now fwupdate.service fwupdate-deadman.timer || :
-    systemctl --no-reload stop fwupdate-root.socket fwupdate-proven.path || :
 fi

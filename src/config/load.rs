@@ -43,14 +43,12 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
     Ok(Loaded { settings, warnings, sources })
 }
 
-/// The part of the settings that the service's sandbox depends on, and what root does for the agent.
+/// The part of the settings that the service's sandbox depends on.
 #[derive(Debug)]
 pub struct Board {
     pub slots: Slots,
     pub bootloader: Bootloader,
     pub state: State,
-    pub health: Health,
-    pub reboot_command: Vec<String>,
 }
 
 /// Reads the board from the system layers alone: early in boot nothing else is mounted, so that neither
@@ -64,13 +62,7 @@ pub fn load_board(options: &Options) -> Result<Board, ConfigError> {
     let inputs = Inputs::merge(&fragments)?;
     require(&inputs, &warnings)?;
     let state = State { dir: inputs.need_path("state.dir")? };
-    Ok(Board {
-        slots: slots(&inputs)?,
-        bootloader: bootloader(&inputs)?,
-        state,
-        health: health(&inputs)?,
-        reboot_command: policy(&inputs)?.reboot_command,
-    })
+    Ok(Board { slots: slots(&inputs)?, bootloader: bootloader(&inputs)?, state })
 }
 
 fn system_layers(options: &Options) -> Result<Vec<(PathBuf, Layer)>, ConfigError> {

@@ -311,7 +311,7 @@ fn redirected(from: &Url, response: &Response) -> Result<Url, StageError> {
 }
 
 /// `bytes FIRST-LAST/SIZE` (RFC 9110, 14.4) as first, one after last, and size unless it is `*`.
-fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+pub(super) fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, after) = (first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
@@ -324,7 +324,7 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
 
 /// When the link `url` expired, if it names such a time and the server's clock (ours, if it tells none) is past it:
 /// `se` of an Azure SAS token; `X-Amz-Date` and `X-Amz-Expires` of AWS Signature Version 4, `X-Goog-` of Google's.
-fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
+pub(super) fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
     let query = |key: &str| {
         url.query_pairs()
             .find(|(name, _)| name.eq_ignore_ascii_case(key))
@@ -349,7 +349,7 @@ fn busy(response: &Response) -> Trouble {
 }
 
 /// `Retry-After` in seconds, or as a date against the server's own clock: ours may be wrong.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));

@@ -45,6 +45,8 @@ mod rollback;
 mod sdk;
 /// Media that do not answer for a while.
 mod slow;
+/// One agent for a long time: nothing grows.
+mod soak;
 /// A hundred thousand gateways against IoT Hub's limits.
 mod spread;
 /// An update that stands still in each of its phases.
