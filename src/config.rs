@@ -252,8 +252,29 @@ pub struct Policy {
     pub windows: Vec<Window>,
     /// The reboot waits for `firmwareApprove`.
     pub approval: bool,
+    /// What the cloud may do beyond an ordinary update; local control always may.
+    pub cloud: Allowed,
     /// The command that reboots the gateway.
     pub reboot_command: Vec<String>,
+}
+
+/// The operator's limits for whoever commands from afar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed {
+    /// `allowDowngrade`.
+    pub downgrade: bool,
+    /// `force`.
+    pub force: bool,
+    /// A `maxDownloadBytes` above `download.max_bytes`.
+    pub budget: bool,
+    /// A `deadline`, at which `policy.windows` no longer count.
+    pub deadline: bool,
+    /// `firmwareApprove`.
+    pub approve: bool,
+    /// `firmwareRollback`.
+    pub rollback: bool,
+    /// `reboot`.
+    pub reboot: bool,
 }
 
 /// Minutes after midnight UTC; a window may wrap around midnight.

@@ -5,9 +5,9 @@ use std::cmp::Ordering;
 
 use time::{OffsetDateTime, Time};
 
-use crate::config::Window;
+use crate::config::{Policy, Window};
 use crate::failure::{Code, Failure};
-use crate::machine::{Extra, Hold, ImageInfo, Operation, Plan, Quarantined};
+use crate::machine::{Extra, Hold, ImageInfo, Operation, Origin, Plan, Quarantined};
 use crate::manifest::Manifest;
 use crate::slot::Slot;
 
@@ -49,6 +49,34 @@ pub fn plan(operation: &Operation, manifest: &Manifest, device: &Device<'_>) -> 
         rewrite: true,
         extra: Extra::new(),
     })
+}
+
+/// Whether whoever asked may ask for this; `budget` is the gateway's own, bytes.
+pub fn permitted(operation: &Operation, policy: &Policy, budget: Option<u64>) -> Result<(), Failure> {
+    let may = policy.cloud;
+    let above = budget.is_some_and(|own| operation.max_download_bytes.is_some_and(|asked| asked > own));
+    let overrides = operation.deadline.is_some() && !policy.windows.is_empty();
+    for (asked, allowed, what, setting) in [
+        (operation.allow_downgrade, may.downgrade, "allowDowngrade", "downgrade"),
+        (operation.force, may.force, "force", "force"),
+        (above, may.budget, "maxDownloadBytes above download.max_bytes", "budget"),
+        (overrides, may.deadline, "a deadline that ends policy.windows", "deadline"),
+    ] {
+        may_ask(operation.source, !asked || allowed, what, setting)?;
+    }
+    Ok(())
+}
+
+/// Refuses what `policy.cloud.<setting>` denies to the cloud. Local control may: who has root needs no leave.
+pub fn may_ask(source: Origin, allowed: bool, what: &str, setting: &str) -> Result<(), Failure> {
+    if allowed || source == Origin::Local {
+        return Ok(());
+    }
+    let message = format!(
+        "policy.cloud.{setting} is false on this gateway: the cloud may not ask for {what}; use fwupdatectl there, or \
+         change the setting"
+    );
+    Err(Failure::new(Code::NotPermitted, message))
 }
 
 fn image_info(manifest: &Manifest) -> ImageInfo {
@@ -250,6 +278,7 @@ fn contains(window: &Window, minute: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Allowed;
     use time::format_description::well_known::Rfc3339;
 
     fn at(text: &str) -> OffsetDateTime {
@@ -313,6 +342,48 @@ mod tests {
         operation.deadline = Some(at("2026-01-02T13:00:00Z"));
         assert_eq!(waits(&operation, noon), Some(Wait::Until(at("2026-01-02T13:00:00Z"))));
         assert_eq!(waits(&operation, "2026-01-02T13:00:00Z"), None);
+    }
+
+    #[test]
+    fn the_cloud_may_ask_for_what_the_settings_let_it() {
+        let all = Allowed {
+            downgrade: true,
+            force: true,
+            budget: true,
+            deadline: true,
+            approve: true,
+            rollback: true,
+            reboot: true,
+        };
+        let policy =
+            |cloud| Policy { windows: vec![NIGHT], approval: false, cloud, reboot_command: Vec::new() };
+        let asks = |change: fn(&mut Operation)| {
+            let mut operation = Operation { source: Origin::Desired, ..Operation::default() };
+            change(&mut operation);
+            operation
+        };
+        for (name, denied, operation) in [
+            ("downgrade", Allowed { downgrade: false, ..all }, asks(|asked| asked.allow_downgrade = true)),
+            ("force", Allowed { force: false, ..all }, asks(|asked| asked.force = true)),
+            ("budget", Allowed { budget: false, ..all }, asks(|asked| asked.max_download_bytes = Some(1001))),
+            (
+                "deadline",
+                Allowed { deadline: false, ..all },
+                asks(|asked| asked.deadline = Some(at("2026-01-01T00:00:00Z"))),
+            ),
+        ] {
+            let refused = permitted(&operation, &policy(denied), Some(1000)).unwrap_err();
+            assert_eq!(refused.code, Code::NotPermitted);
+            assert!(refused.message.contains(&format!("policy.cloud.{name}")), "{refused}");
+            permitted(&operation, &policy(all), Some(1000)).unwrap();
+            let local = Operation { source: Origin::Local, ..operation };
+            permitted(&local, &policy(denied), Some(1000)).unwrap();
+        }
+        let modest = asks(|asked| asked.max_download_bytes = Some(1000));
+        permitted(&modest, &policy(Allowed { budget: false, ..all }), Some(1000)).unwrap();
+        let dated = asks(|asked| asked.deadline = Some(at("2026-01-01T00:00:00Z")));
+        let open = Policy { windows: Vec::new(), ..policy(Allowed { deadline: false, ..all }) };
+        permitted(&dated, &open, None).unwrap();
     }
 
     #[test]

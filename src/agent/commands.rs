@@ -11,6 +11,7 @@ use crate::hub;
 use crate::machine::{
     Event, Extra, Hold, Last, Operation, Origin, Outcome, Phase, Plan, SlotState, without_query,
 };
+use crate::plan;
 use crate::report;
 use crate::slot::Slot;
 
@@ -61,10 +62,10 @@ impl Agent {
                 "firmwareUpdate" => self.update(payload, Origin::Method).await,
                 "firmwareStatus" => Ok(Value::Object(self.publisher.body(&self.saved))),
                 "firmwareCancel" => self.cancel(payload).await,
-                "firmwareApprove" => self.approve(payload).await,
+                "firmwareApprove" => self.approve(payload, Origin::Method).await,
                 "firmwareDefer" => self.defer(payload).await,
                 "firmwareRollback" => self.rollback(payload, Origin::Method).await,
-                "reboot" => self.plain_reboot(),
+                "reboot" => self.plain_reboot(Origin::Method),
                 other => Err(unknown(other)),
             },
         };
@@ -84,7 +85,7 @@ impl Agent {
             Method::Status => Ok(self.status()),
             Method::Install => self.install(params).await,
             Method::Cancel => self.cancel(params).await,
-            Method::Approve => self.approve(params).await,
+            Method::Approve => self.approve(params, Origin::Local).await,
             Method::Defer => self.defer(params).await,
             Method::Rollback => self.rollback(params, Origin::Local).await,
             Method::History => Ok(self.history()),
@@ -143,6 +144,7 @@ impl Agent {
         if let Some(answer) = self.ended(&operation.id) {
             return Ok(answer);
         }
+        self.gateway.permits(&operation)?;
         self.ready().await?;
         if operation.id.is_empty() {
             operation.id = new_id();
@@ -234,8 +236,10 @@ impl Agent {
         Ok(json!({ "Response": told, "operationId": id }))
     }
 
-    async fn approve(&mut self, payload: &Value) -> Answer {
+    async fn approve(&mut self, payload: &Value, source: Origin) -> Answer {
         let asked = command::operation(payload)?;
+        let allowed = self.gateway.settings.policy.cloud.approve;
+        plan::may_ask(source, allowed, "approval", "approve")?;
         if let Some(answer) = asked.as_ref().and_then(|id| self.ended(id)) {
             return Ok(answer);
         }
@@ -291,6 +295,8 @@ impl Agent {
         if let Some(answer) = asked.as_ref().and_then(|id| self.ended(id)) {
             return Ok(answer);
         }
+        let allowed = self.gateway.settings.policy.cloud.rollback;
+        plan::may_ask(source, allowed, "a rollback", "rollback")?;
         self.look().await;
         self.ready().await?;
         let booted = self.boot.booted.ok_or_else(|| Failure::new(Code::NotReady, "no slot is known"))?;
@@ -303,7 +309,10 @@ impl Agent {
         let id = operation.id.clone();
         let plan = self.rollback_plan(operation, !booted)?;
         self.apply(Event::RollbackRequested(Box::new(plan))).await;
-        Ok(json!({ "Response": "Rollback started", "operationId": id }))
+        match &self.unsaved {
+            Some(failure) => Err(failure.clone().into()),
+            None => Ok(json!({ "Response": "Rollback started", "operationId": id })),
+        }
     }
 
     fn rollback_plan(&self, operation: Operation, target: Slot) -> Result<Plan, Failure> {
@@ -330,7 +339,8 @@ impl Agent {
         })
     }
 
-    fn plain_reboot(&mut self) -> Answer {
+    fn plain_reboot(&mut self, source: Origin) -> Answer {
+        plan::may_ask(source, self.gateway.settings.policy.cloud.reboot, "a reboot", "reboot")?;
         if let Some(running) = self.record.phase.operation().map(|operation| operation.id.clone()) {
             let failure = Failure::new(Code::Busy, format!("operation {running} runs"));
             return Err(Refusal { failure, running: Some(running) });

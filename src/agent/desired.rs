@@ -42,7 +42,11 @@ impl Agent {
                     return;
                 }
                 self.look().await;
-                match self.ready().await {
+                let allowed = match self.gateway.permits(&operation) {
+                    Ok(()) => self.ready().await,
+                    refused => refused,
+                };
+                match allowed {
                     Ok(()) => self.begin_desired(*operation, desired).await,
                     Err(failure) => self.note_desired(section.map(|section| section.refused(&failure))).await,
                 }

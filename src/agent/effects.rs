@@ -56,6 +56,8 @@ impl Work {
 
     async fn open(&self, operation: &Operation) -> Result<Event, Failure> {
         let gateway = &self.gateway;
+        // The settings may have changed since the operation was accepted.
+        gateway.permits(operation)?;
         let (boot, reason) = gateway.boot();
         let booted = boot.booted.ok_or_else(|| Failure::new(Code::NotReady, reason.unwrap_or_default()))?;
         gateway.bootloader.ready()?;

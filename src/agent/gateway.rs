@@ -15,6 +15,7 @@ use crate::device::{self, Identity, Kernel};
 use crate::failure::{Code, Failure};
 use crate::machine::{Boot, BootId, Operation};
 use crate::manifest::TrustedKeys;
+use crate::plan;
 use crate::slot::Slot;
 use crate::stage::{self, Bundle, Http, Meter, Source, Target};
 use crate::tls;
@@ -202,6 +203,11 @@ impl Gateway {
     pub fn meter(&self, operation: &Operation, spent: u64) -> Arc<Meter> {
         let limit = operation.max_download_bytes.or(self.settings.download.max_bytes);
         Arc::new(Meter::new(spent, limit, self.settings.download.rate_limit))
+    }
+
+    /// Whether whoever asked for `operation` may, by this gateway's settings.
+    pub fn permits(&self, operation: &Operation) -> Result<(), Failure> {
+        plan::permitted(operation, &self.settings.policy, self.settings.download.max_bytes)
     }
 
     /// What the running system says of itself.

@@ -238,6 +238,15 @@ fn policy(inputs: &Inputs) -> Result<Policy, ConfigError> {
     Ok(Policy {
         windows: inputs.windows("policy.windows")?,
         approval: inputs.flag("policy.approval")?,
+        cloud: Allowed {
+            downgrade: inputs.flag("policy.cloud.downgrade")?,
+            force: inputs.flag("policy.cloud.force")?,
+            budget: inputs.flag("policy.cloud.budget")?,
+            deadline: inputs.flag("policy.cloud.deadline")?,
+            approve: inputs.flag("policy.cloud.approve")?,
+            rollback: inputs.flag("policy.cloud.rollback")?,
+            reboot: inputs.flag("policy.cloud.reboot")?,
+        },
         reboot_command,
     })
 }

@@ -154,9 +154,19 @@ fn health(settings: &Settings) -> Table {
 
 fn policy(settings: &Settings) -> Table {
     let policy = &settings.policy;
+    let cloud = table([
+        ("downgrade", policy.cloud.downgrade.into()),
+        ("force", policy.cloud.force.into()),
+        ("budget", policy.cloud.budget.into()),
+        ("deadline", policy.cloud.deadline.into()),
+        ("approve", policy.cloud.approve.into()),
+        ("rollback", policy.cloud.rollback.into()),
+        ("reboot", policy.cloud.reboot.into()),
+    ]);
     table([
         ("windows", windows(&policy.windows)),
         ("approval", policy.approval.into()),
+        ("cloud", cloud.into()),
         ("reboot_command", policy.reboot_command.clone().into()),
     ])
 }

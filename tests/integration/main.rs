@@ -29,6 +29,8 @@ mod harness;
 mod house;
 /// Holds up the agent's next write to a file.
 mod lease;
+/// What the cloud may not ask for.
+mod limits;
 /// A folder on a medium that can be held up.
 mod medium;
 /// Rollback and reboot, and every method called twice.
