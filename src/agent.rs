@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::confine::drop_in;
+pub use self::doctor::{examine_offline, note_end};
 use self::effects::blocking;
 use self::gateway::{Gateway, OsRelease, Sight};
 use self::inbox::{Inbox, Incoming};
@@ -122,7 +123,7 @@ impl Opened {
 fn load(store: &Store) -> Record {
     match store.load::<Record>() {
         Ok(found) => {
-            let mut record = found.unwrap_or_default();
+            let mut record = found.unwrap_or_else(|| Record { fresh: true, ..Record::default() });
             record.fit();
             record
         }
@@ -308,7 +309,9 @@ impl Agent {
         };
         self.publisher.view.booted = self.boot.booted;
         self.publisher.view.booted_version = self.os.version.clone();
-        self.publisher.view.degraded = degraded.or_else(|| self.astray()).or_else(|| self.lost());
+        let unsaved = || self.unsaved.as_ref().map(|failure| failure.message.clone());
+        self.publisher.view.degraded =
+            degraded.or_else(|| self.astray()).or_else(|| self.lost()).or_else(unsaved);
     }
 
     /// There is no environment, and why it was not rebuilt.

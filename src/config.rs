@@ -73,6 +73,15 @@ pub struct Cloud {
     /// Life of a SAS token; renewed before it ends.
     pub token_ttl: Duration,
     pub reconnect: Reconnect,
+    /// Files that hold a secret: everybody could read them when the settings were read, or a private key.
+    pub secrets: Vec<PathBuf>,
+}
+
+impl Cloud {
+    /// The files with a secret that everybody can read now.
+    pub fn exposed(&self) -> Vec<&PathBuf> {
+        self.secrets.iter().filter(|path| cloud::others_can_read(path)).collect()
+    }
 }
 
 /// How long to wait before a new session with the hub: at random, and longer with each attempt.

@@ -9,6 +9,7 @@ mod systemd;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -33,6 +34,25 @@ pub struct Context {
     /// failures can't be told from old ones and are not judged.
     pub baseline: Option<BTreeSet<String>>,
     pub systemd: Systemd,
+    /// `None`: nothing is known that could be asked.
+    pub next_update: Option<NextUpdate>,
+}
+
+/// Asks whether the image on trial could take the next update: the question and the sentence if it could not. It
+/// blocks.
+#[derive(Clone)]
+pub struct NextUpdate(Arc<dyn Fn() -> Option<(String, String)> + Send + Sync>);
+
+impl NextUpdate {
+    pub fn new(ask: impl Fn() -> Option<(String, String)> + Send + Sync + 'static) -> NextUpdate {
+        NextUpdate(Arc::new(ask))
+    }
+}
+
+impl std::fmt::Debug for NextUpdate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NextUpdate")
+    }
 }
 
 /// What is happening, for the journal and the report.
@@ -192,6 +212,7 @@ impl<'a> Trial<'a> {
 
     /// All required checks once, the cheap ones first; stops at the first that fails.
     async fn round(&mut self) -> Result<(), Failed> {
+        self.next_update().await?;
         for unit in &self.settings.units {
             self.unit(unit).await?;
         }
@@ -210,6 +231,21 @@ impl<'a> Trial<'a> {
             return Err(Failed::no_cloud());
         }
         Ok(())
+    }
+
+    /// An image that could never be replaced is not well, whatever else it can do.
+    async fn next_update(&mut self) -> Result<(), Failed> {
+        const CHECK: &str = "next-update";
+        let Some(NextUpdate(ask)) = self.context.next_update.clone() else { return Ok(()) };
+        self.start(CHECK);
+        let lacking = tokio::task::spawn_blocking(move || ask()).await;
+        match lacking.map_err(|error| Failed::new(CHECK, error.to_string(), String::new()))? {
+            None => Ok(()),
+            Some((name, why)) => {
+                let evidence = excerpt(why.as_bytes());
+                Err(Failed::new(format!("{CHECK}: {name}"), why, evidence))
+            }
+        }
     }
 
     async fn unit(&mut self, unit: &str) -> Result<(), Failed> {

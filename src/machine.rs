@@ -23,8 +23,8 @@ pub use fit::RECORD_LIMIT;
 pub use operation::{BootId, Hold, Operation, Origin, Phase, Plan, Trial};
 use record::End;
 pub use record::{
-    Desired, ImageInfo, Last, Outcome, Progress, Quarantined, RECORD_VERSION, Record, SlotInfo, SlotState,
-    Slots, Times,
+    Abilities, Desired, ImageInfo, Last, Outcome, Progress, Quarantined, RECORD_VERSION, Record, SlotInfo,
+    SlotState, Slots, Times,
 };
 pub use step::step;
 
@@ -83,10 +83,12 @@ pub enum Event {
     HoldChanged(Hold),
     /// Nothing more to wait for.
     Released,
-    /// `connected`: there is a hub session; `failed_units`: what had failed before the update, if known.
+    /// `connected`: there is a hub session; `failed_units`: what had failed before the update, if known;
+    /// `abilities`: what this slot can do.
     Armed {
         connected: bool,
         failed_units: Option<BTreeSet<String>>,
+        abilities: Option<Abilities>,
     },
     ChecksPassed,
     Committed,

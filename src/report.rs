@@ -101,7 +101,7 @@ fn shorten(value: &mut Value, limit: usize) {
 /// The tutorial's word for where things stand.
 pub fn status(record: &Record) -> &'static str {
     match &record.phase {
-        Phase::Idle | Phase::Unknown => match record.told().map(|last| last.result) {
+        phase if is_nobodys(phase) => match record.told().map(|last| last.result) {
             None | Some(Outcome::Unknown) => "standBy",
             Some(Outcome::Committed) => "completed",
             Some(Outcome::Failed) => "failed",
@@ -111,6 +111,12 @@ pub fn status(record: &Record) -> &'static str {
         phase if phase.can_cancel() => "downloading",
         _ => "applying",
     }
+}
+
+/// Nothing runs that anybody asked for: at rest, or on a trial that no record explains.
+fn is_nobodys(phase: &Phase) -> bool {
+    let unexplained = phase.plan().is_some_and(|plan| plan.operation.id.is_empty());
+    unexplained || phase.operation().is_none()
 }
 
 fn agent(view: &View) -> Value {
@@ -126,6 +132,7 @@ pub fn slots(record: &Record, view: &View) -> Value {
     let one = |slot: Slot| {
         let info = record.slots.get(slot);
         let version = info.image.as_ref().map(|image| image.version.clone());
+        let version = version.or_else(|| info.version.clone().filter(|_| view.booted != Some(slot)));
         let booted = view.booted_version.as_ref().filter(|_| view.booted == Some(slot));
         let running = booted.map(|version| short(version, VERSION));
         json!({ "version": version.or(running), "state": slot_state(record, view, slot) })

@@ -75,6 +75,11 @@ impl Store {
         Ok(store)
     }
 
+    /// The newest valid record of a folder that another process may hold; nothing is made or changed.
+    pub fn peek<T: DeserializeOwned>(dir: &Path) -> Result<Option<T>, StoreError> {
+        Store { dir: dir.to_owned(), lock: None }.load()
+    }
+
     /// The newest valid record; `None` when none was ever saved here.
     pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
         match self.newest()? {

@@ -82,6 +82,7 @@ impl Agent {
         let params = &call.request.params;
         let answer = match call.request.method {
             Method::Watch => return self.add_watcher(call.reply),
+            Method::Doctor => return doctor::answer(self, call.reply),
             Method::Status => Ok(self.status()),
             Method::Install => self.install(params).await,
             Method::Cancel => self.cancel(params).await,
@@ -90,7 +91,6 @@ impl Agent {
             Method::Rollback => self.rollback(params, Origin::Local).await,
             Method::History => Ok(self.history()),
             Method::Slots => Ok(self.slots()),
-            Method::Doctor => Ok(doctor::examine(self).await),
         };
         call.reply.send(answer.map_err(|refusal| refusal.failure)).await;
     }
@@ -302,6 +302,7 @@ impl Agent {
         let booted = self.boot.booted.ok_or_else(|| Failure::new(Code::NotReady, "no slot is known"))?;
         let operation = Operation {
             id: asked.unwrap_or_else(new_id),
+            version: self.record.slots.get(!booted).version.clone(),
             source,
             started_at: Some(self.boot.now),
             ..Operation::default()

@@ -1,133 +1,172 @@
-//! `fwupdatectl doctor`: everything that would make the next update fail, found before it does.
+//! Everything that would make the next update fail, found before it does: one list of questions, asked by
+//! `fwupdatectl doctor` with the agent and without it, and by a trial about the image that is to be committed.
+
+mod board;
+mod cloud;
+mod offline;
+mod slots;
+mod state;
+mod trial;
+mod trust;
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::Agent;
-use crate::clock::{Clock, Origin};
-use crate::config;
-use crate::slot::Slot;
+use super::gateway::Gateway;
+use crate::control::Reply;
+use crate::failure::{Code, Failure};
+use crate::machine::{Boot, Record};
 
-/// One check: its name, and what is wrong, if anything is.
-struct Finding {
-    check: &'static str,
-    status: &'static str,
-    message: String,
+pub use self::offline::{examine as examine_offline, note_end};
+pub(super) use self::trial::{OnTrial, abilities, lacking};
+
+/// What a question found. A sentence says what is so, and what to do about it if it is not well.
+enum Answer {
+    Well(String),
+    /// Updates still work.
+    Doubt(String),
+    Fault(String),
 }
 
-impl Finding {
-    fn of<E: ToString>(check: &'static str, good: &str, result: Result<(), E>) -> Finding {
+impl Answer {
+    /// Well, with this sentence, unless there is a fault.
+    fn of<E: ToString>(good: &str, result: Result<(), E>) -> Answer {
         match result {
-            Ok(()) => Finding { check, status: "ok", message: good.to_owned() },
-            Err(why) => Finding { check, status: "failed", message: why.to_string() },
+            Ok(()) => Answer::Well(good.to_owned()),
+            Err(why) => Answer::Fault(why.to_string()),
         }
     }
 
-    fn warn_unless(check: &'static str, good: &str, doubt: Option<String>) -> Finding {
-        match doubt {
-            None => Finding { check, status: "ok", message: good.to_owned() },
-            Some(message) => Finding { check, status: "warning", message },
-        }
+    fn doubt(good: &str, doubt: Option<String>) -> Answer {
+        doubt.map_or_else(|| Answer::Well(good.to_owned()), Answer::Doubt)
+    }
+
+    fn is_fault(&self) -> bool {
+        matches!(self, Answer::Fault(_))
     }
 }
 
-/// Examines the gateway now: `{"findings": [...]}`.
-pub(super) async fn examine(agent: &mut Agent) -> Value {
-    agent.look().await;
-    let gateway = &agent.gateway;
-    let spare = agent.boot.booted.map(|booted| !booted);
-    let held = gateway.held.lock().await.target.is_some();
-    let findings = [
-        Finding::of("running slot", "both witnesses agree", running_slot(agent)),
-        Finding::of("boot environment", "valid, and a trial can be armed", boot_environment(agent)),
-        Finding::of("spare slot", "present, and not in use", spare_slot(agent, spare, held)),
-        Finding::of("signing keys", "at least one key can be used", gateway.keys().map(drop)),
-        Finding::of("record", "saved in both copies", agent.unsaved.clone().map_or(Ok(()), Err)),
-        Finding::of("state folder", "outside both slots", state_folder(agent)),
-        Finding::warn_unless("hub", "an authenticated session is open", hub(agent)),
-        Finding::warn_unless("clock", "synchronised", clock_doubt(&gateway.clock)),
-        Finding::warn_unless("fallback", "both slots are proven", fallback(agent)),
-        Finding::warn_unless("quarantine", "empty", quarantine(agent)),
-    ];
-    json!({ "findings": findings.map(|finding| {
-        json!({ "check": finding.check, "status": finding.status, "message": finding.message })
-    }) })
+/// What a fault means for an image on trial.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    /// Nothing: it says more of the gateway or its surroundings than of the image.
+    Advice,
+    /// It fails the trial if the slot that armed it had no such fault.
+    Compared,
+    /// The same; and when nobody knows what the old slot could do, it fails the trial too, for no update could
+    /// follow.
+    Vital,
 }
 
-fn running_slot(agent: &Agent) -> Result<(), String> {
-    match agent.boot.booted {
-        Some(_) => Ok(()),
-        None => Err(agent.publisher.view.degraded.clone().unwrap_or_default()),
+/// One of doctor's questions.
+struct Question {
+    name: &'static str,
+    weight: Weight,
+    /// `None`: it does not arise here.
+    ask: fn(&Subject) -> Option<Answer>,
+}
+
+const fn question(name: &'static str, weight: Weight, ask: fn(&Subject) -> Option<Answer>) -> Question {
+    Question { name, weight, ask }
+}
+
+/// All of them, in the order in which they are printed.
+const QUESTIONS: &[Question] = &[
+    question("agent", Weight::Advice, |subject| subject.agent_ended.clone().map(Answer::Fault)),
+    question("running slot", Weight::Advice, slots::running),
+    question("trial", Weight::Advice, slots::trial),
+    question("boot environment", Weight::Vital, slots::environment),
+    question("spare slot", Weight::Vital, slots::spare),
+    question("fallback", Weight::Advice, slots::fallback),
+    question("signing keys", Weight::Vital, trust::keys),
+    question("board", Weight::Vital, trust::board),
+    question("security version", Weight::Vital, trust::security_version),
+    question("downloads", Weight::Vital, trust::downloads),
+    question("package host", Weight::Vital, trust::package_host),
+    question("hub settings", Weight::Compared, cloud::settings),
+    question("hub", Weight::Advice, cloud::session),
+    question("credentials", Weight::Advice, cloud::credentials),
+    question("clock", Weight::Advice, cloud::clock),
+    question("state folder", Weight::Compared, state::outside),
+    question("state access", Weight::Vital, state::access),
+    question("trial record", Weight::Vital, state::same_folder),
+    question("record", Weight::Advice, state::saved),
+    question("reboot command", Weight::Vital, board::reboot_command),
+    question("hardware watchdog", Weight::Advice, board::watchdog),
+    question("quarantine", Weight::Advice, state::quarantine),
+];
+
+/// What the questions are asked about. They read files and devices, so they block.
+pub(super) struct Subject {
+    pub gateway: Arc<Gateway>,
+    pub record: Record,
+    pub boot: Boot,
+    /// Why the running slot is not known or no update can start.
+    pub degraded: Option<String>,
+    /// The spare slot is held by the update that runs.
+    pub held: bool,
+    /// The image on trial, when it is what the questions are about.
+    pub on_trial: Option<OnTrial>,
+    /// What only the running agent knows.
+    pub live: Option<Live>,
+    /// Why no agent runs, if none does.
+    pub agent_ended: Option<String>,
+}
+
+/// What the running agent knows beside its record.
+pub(super) struct Live {
+    /// Why the record could not be saved.
+    pub unsaved: Option<String>,
+    /// Why there is no session with the hub.
+    pub no_session: Option<String>,
+}
+
+impl Subject {
+    /// The gateway as it is now.
+    pub fn new(gateway: Arc<Gateway>, record: Record) -> Subject {
+        let (boot, degraded) = gateway.boot();
+        let held = gateway.held.try_lock().map_or(true, |held| held.target.is_some());
+        Subject { gateway, record, boot, degraded, held, on_trial: None, live: None, agent_ended: None }
+    }
+
+    fn booted_on_trial(&self) -> bool {
+        let trial = self.boot.env.and_then(|env| env.trial);
+        trial.is_some_and(|trial| Some(trial.slot) == self.boot.booted)
+    }
+
+    /// Asks everything: `{"findings": [{"check", "status", "message"}]}`.
+    fn document(&self) -> Value {
+        let findings: Vec<Value> = QUESTIONS
+            .iter()
+            .filter_map(|question| Some((question.name, (question.ask)(self)?)))
+            .map(|(check, answer)| {
+                let (status, message) = match answer {
+                    Answer::Well(message) => ("ok", message),
+                    Answer::Doubt(message) => ("warning", message),
+                    Answer::Fault(message) => ("failed", message),
+                };
+                json!({ "check": check, "status": status, "message": message })
+            })
+            .collect();
+        json!({ "findings": findings })
     }
 }
 
-fn boot_environment(agent: &Agent) -> Result<(), String> {
-    agent.gateway.bootloader.read().map_err(|error| error.to_string())?;
-    agent.gateway.bootloader.ready().map_err(|error| error.to_string())
-}
-
-fn spare_slot(agent: &Agent, spare: Option<Slot>, held: bool) -> Result<(), String> {
-    match spare {
-        Some(_) if held => Ok(()),
-        Some(slot) => agent.gateway.acquire(slot).map(drop).map_err(|failure| failure.message),
-        None => Err("the running slot is not known, so neither is the spare one".to_owned()),
-    }
-}
-
-fn state_folder(agent: &Agent) -> Result<(), String> {
-    config::outside_slots(&agent.gateway.settings.state.dir).map_or(Ok(()), Err)
-}
-
-fn hub(agent: &Agent) -> Option<String> {
-    let connected = *agent.gateway.cloud.borrow();
-    match &agent.gateway.settings.cloud {
-        None => Some("no [cloud] is configured".to_owned()),
-        Some(_) if connected => None,
-        Some(_) => Some(match &agent.no_session {
-            Some(reason) => format!("no session: {reason}"),
-            None => "no session yet".to_owned(),
-        }),
-    }
-}
-
-fn clock_doubt(clock: &Clock) -> Option<String> {
-    let (origin, time) = clock.origin();
-    let time = shown(time);
-    let why = match origin {
-        Origin::Synchronised => return None,
-        Origin::System => format!("the system's clock says {time}, and nobody keeps it right"),
-        Origin::Learned(host) => {
-            format!("{host} says that it is {time}, by which certificates and tokens go")
-        }
-        Origin::Saved => format!(
-            "the system's clock says {}, which is past: {time} counts, which was saved earlier, and only a \
-             synchronised clock corrects it, should it be wrong",
-            shown(clock.system_time())
-        ),
+/// Examines the gateway now and answers `reply`, beside whatever else the agent does.
+pub(super) fn answer(agent: &Agent, reply: Reply) {
+    let live = Live {
+        unsaved: agent.unsaved.as_ref().map(|failure| failure.message.clone()),
+        no_session: agent.no_session.clone(),
     };
-    Some(format!(
-        "not synchronised: {why}; windows and notBefore wait until a time service (systemd-timesyncd, chrony) sets \
-         the clock"
-    ))
-}
-
-fn shown(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
-}
-
-fn fallback(agent: &Agent) -> Option<String> {
-    let env = agent.boot.env?;
-    let message = "the other slot is not proven: if this one breaks, there is nothing to go back to";
-    env.fallback.is_none().then(|| message.to_owned())
-}
-
-fn quarantine(agent: &Agent) -> Option<String> {
-    let entries: Vec<String> = agent
-        .record
-        .quarantine
-        .iter()
-        .map(|entry| format!("{} ({})", entry.version, entry.failure.code))
-        .collect();
-    (!entries.is_empty()).then(|| entries.join(", "))
+    let (gateway, record) = (agent.gateway.clone(), agent.record.clone());
+    tokio::spawn(async move {
+        let asked = tokio::task::spawn_blocking(move || {
+            let subject = Subject::new(gateway, record);
+            Subject { live: Some(live), ..subject }.document()
+        });
+        let failed = |error: tokio::task::JoinError| Failure::new(Code::Internal, error.to_string());
+        reply.send(asked.await.map_err(failed)).await
+    });
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::doctor::{self, OnTrial, Subject};
 use super::gateway::Gateway;
 use crate::clock;
 use crate::failure::{Code, Failure};
@@ -86,6 +87,10 @@ impl Work {
     async fn bundle(&self, operation: &Operation) -> Result<Arc<Bundle>, Failure> {
         let gateway = &self.gateway;
         let keys = gateway.keys()?;
+        for why in &keys.unusable {
+            tracing::warn!("a key is passed over: {why}");
+        }
+        let keys = keys.trusted;
         let http = gateway.http()?;
         let source = gateway.source(operation)?;
         let required = gateway.settings.trust.required_signatures;
@@ -180,9 +185,11 @@ impl Work {
             blocking(verified).await?;
         }
         let failed_units = self.failed_units().await;
+        let subject = Subject::new(self.gateway.clone(), self.record.clone());
+        let abilities = Some(blocking(move || Ok(doctor::abilities(&subject))).await?);
         self.write(plan.env_armed()).await?;
         self.gateway.held.lock().await.target = None;
-        Ok(Event::Armed { connected: *self.gateway.cloud.borrow(), failed_units })
+        Ok(Event::Armed { connected: *self.gateway.cloud.borrow(), failed_units, abilities })
     }
 
     async fn failed_units(&self) -> Option<std::collections::BTreeSet<String>> {
@@ -190,7 +197,7 @@ impl Work {
             return None;
         }
         let asked = health::failed_units().await;
-        asked.inspect_err(|error| tracing::warn!(%error, "failed units are not known")).ok()
+        asked.inspect_err(|error| tracing::warn!("failed units are not known: {error}")).ok()
     }
 
     async fn check(&self, plan: &Plan, trial: &Trial) -> Result<Event, Failure> {
@@ -201,27 +208,47 @@ impl Work {
             operation: plan.operation.id.clone(),
             baseline: self.record.failed_units.clone(),
             systemd: health::Systemd::default(),
+            next_update: Some(self.next_update(plan, trial)),
         };
         // A hub that was out of reach before the update says nothing about the new slot.
         let require_cloud = settings.require_cloud && trial.connected;
         let settings = crate::config::Health { require_cloud, ..settings.clone() };
         let deadline = clock::sleep_until(Duration::from_secs(trial.since).saturating_add(settings.deadline));
         let cloud = self.gateway.cloud.subscribe();
-        let checks = health::run(&settings, &context, cloud, deadline, announce_check);
+        let checks = health::run(&settings, &context, cloud, deadline, |progress| self.announce(progress));
         let verdict = tokio::select! {
             verdict = checks => verdict,
             () = self.cancel.cancelled() => return Err(cancelled()),
         };
         verdict.map_err(|failure| with_attempts(failure, trial))?;
+        self.gateway.set_failing(None);
         Ok(Event::ChecksPassed)
     }
-}
 
-fn announce_check(progress: health::Progress) {
-    match progress {
-        health::Progress::Checking(check) => tracing::debug!(%check, "checking"),
-        health::Progress::Failing { check, why } => tracing::warn!(%check, %why, "a health check fails"),
-        health::Progress::Note { check, why } => tracing::warn!(%check, %why, "a wanted check fails"),
+    /// What doctor asks of the image on trial.
+    fn next_update(&self, plan: &Plan, trial: &Trial) -> health::NextUpdate {
+        let (gateway, record) = (self.gateway.clone(), self.record.clone());
+        let cloud_required = gateway.settings.health.require_cloud && trial.connected;
+        let on_trial = OnTrial { plan: plan.clone(), before: record.abilities.clone(), cloud_required };
+        health::NextUpdate::new(move || {
+            let subject = Subject::new(gateway.clone(), record.clone());
+            doctor::lacking(&Subject { on_trial: Some(on_trial.clone()), ..subject })
+        })
+    }
+
+    /// Says which check fails, once until something else is so.
+    fn announce(&self, progress: health::Progress) {
+        match progress {
+            health::Progress::Checking(check) => tracing::debug!("checking {check}"),
+            health::Progress::Failing { check, why } => {
+                if self.gateway.set_failing(Some((check.clone(), why.clone()))) {
+                    tracing::warn!("the health check {check} fails: {why}");
+                }
+            }
+            health::Progress::Note { check, why } => {
+                tracing::warn!("the wanted health check {check} fails: {why}");
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Mutex, watch};
 
@@ -37,6 +37,17 @@ pub struct Gateway {
     kernel: Kernel,
     /// What an operation holds on to between its effects.
     pub held: Mutex<Held>,
+    /// The health check that keeps failing on this trial, and why.
+    failing: std::sync::Mutex<Option<(String, String)>>,
+    /// One takes hold of a slot at a time, so that a look at it is never taken for somebody else's use.
+    taking: std::sync::Mutex<()>,
+}
+
+/// The keys that may sign, and what is wrong with the files that hold none.
+#[derive(Debug, Default)]
+pub struct Keys {
+    pub trusted: TrustedKeys,
+    pub unusable: Vec<String>,
 }
 
 /// What lasts from one effect to the next, and is made anew after a restart.
@@ -62,7 +73,8 @@ impl Gateway {
         let (cloud, _) = watch::channel(false);
         let (progress, _) = watch::channel(stage::Progress::default());
         let clock = Clock::new(settings.system.clock.clone());
-        Gateway { settings, bootloader, cloud, progress, clock, kernel, held: Mutex::default() }
+        let (held, failing, taking) = Default::default();
+        Gateway { settings, bootloader, cloud, progress, clock, kernel, held, failing, taking }
     }
 
     /// Looks at what runs and at what runs next. Reads media, so it may block.
@@ -141,6 +153,30 @@ impl Gateway {
 
     /// Takes hold of a slot that is not in use.
     pub fn acquire(&self, slot: Slot) -> Result<Target, Failure> {
+        let _one = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take(slot)
+    }
+
+    /// Bytes of a slot that could be taken hold of.
+    pub fn capacity(&self, slot: Slot) -> Result<u64, Failure> {
+        let _one = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take(slot).map(|target| target.capacity())
+    }
+
+    /// The health check that keeps failing, and why.
+    pub fn failing(&self) -> Option<(String, String)> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers which check fails; true when that is news.
+    pub fn set_failing(&self, now: Option<(String, String)>) -> bool {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *failing != now;
+        *failing = now;
+        news
+    }
+
+    fn take(&self, slot: Slot) -> Result<Target, Failure> {
         let name = match slot {
             Slot::A => &self.settings.slots.a,
             Slot::B => &self.settings.slots.b,
@@ -156,22 +192,27 @@ impl Gateway {
         Ok(Target::acquire(&path, &in_use)?)
     }
 
-    /// The keys that may sign.
-    pub fn keys(&self) -> Result<TrustedKeys, Failure> {
+    /// The keys that may sign. A file that holds none is passed over, for the others are as good as before.
+    pub fn keys(&self) -> Result<Keys, Failure> {
         let dir = &self.settings.trust.keys;
-        let texts = read_keys(dir).map_err(|error| {
-            let message = format!("the keys in {} cannot be read: {error}", dir.display());
-            Failure::new(Code::UntrustedSignature, message)
-        })?;
-        if texts.is_empty() {
-            let message =
-                format!("{} holds no key (*.pem): put the public key of your releases there", dir.display());
-            return Err(Failure::new(Code::UntrustedSignature, message));
+        let untrusted = |message| Failure::new(Code::UntrustedSignature, message);
+        let paths = pem_files(dir)
+            .map_err(|error| untrusted(format!("the keys in {} cannot be read: {error}", dir.display())))?;
+        let mut keys = Keys::default();
+        for path in paths {
+            let added =
+                read_key(&path).and_then(|text| keys.trusted.add_pem(&text).map_err(|e| e.to_string()));
+            keys.unusable.extend(added.err().map(|why| format!("{}: {why}", path.display())));
         }
-        TrustedKeys::from_pems(texts.iter().map(String::as_str)).map_err(|error| {
-            let message = format!("a key in {} cannot be used: {error}", dir.display());
-            Failure::new(Code::UntrustedSignature, message)
-        })
+        if keys.trusted.is_empty() {
+            let dir = dir.display();
+            let message = match keys.unusable.is_empty() {
+                true => format!("{dir} holds no key (*.pem): put the public key of your releases there"),
+                false => format!("{dir} holds no key that can be used ({})", keys.unusable.join("; ")),
+            };
+            return Err(untrusted(message));
+        }
+        Ok(keys)
     }
 
     /// Where the bundle of `operation` is read from.
@@ -220,13 +261,21 @@ fn internal(error: &dyn std::error::Error) -> Failure {
     Failure::new(Code::Internal, error.to_string())
 }
 
-fn read_keys(dir: &Path) -> std::io::Result<Vec<String>> {
+fn pem_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
     paths.sort();
-    let small = |path: &PathBuf| fs::metadata(path).is_ok_and(|meta| meta.len() <= KEY_LIMIT);
-    paths.iter().filter(|path| small(path)).map(fs::read_to_string).collect()
+    Ok(paths)
+}
+
+/// A folder of keys holds small files and nothing that reading could wait for.
+fn read_key(path: &Path) -> Result<String, String> {
+    let meta = fs::metadata(path).map_err(|error| error.to_string())?;
+    if !meta.is_file() || meta.len() > KEY_LIMIT {
+        return Err("it is no small file; a public key in PEM has about 100 bytes".to_owned());
+    }
+    fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 /// The fields of os-release(5) that matter here.

@@ -8,8 +8,8 @@ use time::macros::datetime;
 use crate::bounds;
 use crate::failure::{Code, Evidence, Failure};
 use crate::machine::{
-    BootId, Desired, Extra, Hold, ImageInfo, Last, Operation, Origin, Outcome, Phase, Plan, Progress,
-    Quarantined, Record, SlotInfo, SlotState, Slots, Times, Trial,
+    Abilities, BootId, Desired, Extra, Hold, ImageInfo, Last, Operation, Origin, Outcome, Phase, Plan,
+    Progress, Quarantined, Record, SlotInfo, SlotState, Slots, Times, Trial,
 };
 use crate::manifest::Digest;
 use crate::report::{self, REPORT_LIMIT, View};
@@ -110,7 +110,7 @@ fn phases() -> Vec<Phase> {
 fn largest(phase: Phase) -> Record {
     let quarantined =
         |n: u8| Quarantined { sha256: Digest([n; 32]), version: flood(), failure: failure(), refused: false };
-    let slot = || SlotInfo { state: SlotState::Unknown, image: Some(image()) };
+    let slot = || SlotInfo { state: SlotState::Unknown, image: Some(image()), version: Some(flood()) };
     Record {
         version: u32::MAX,
         phase,
@@ -129,6 +129,14 @@ fn largest(phase: Phase) -> Record {
         progress: Progress { percent: u64::MAX, expected: u64::MAX, reused: u64::MAX },
         // As long as a list may be that is kept.
         failed_units: Some((0..30).map(|n| format!("{n:0>230}.service")).collect()),
+        abilities: Some(Abilities {
+            answers: (0..99).map(|n| (format!("{n:0>60}"), false)).collect(),
+            compatible: flood(),
+            hub: Some(flood()),
+            keys: (0..99).map(|n| format!("{n:0>60}")).collect(),
+            version: Some(flood()),
+        }),
+        fresh: false,
         desired: Some(Desired {
             digest: Digest([0xff; 32]),
             version: Some(flood()),

@@ -31,6 +31,10 @@ struct Args {
     /// Validate the settings, print what is in effect (secrets masked), and exit
     #[arg(long)]
     check_config: bool,
+    /// Look for faults that would spoil an update, print them as JSON, and exit; `fwupdatectl doctor` does it while no
+    /// agent runs
+    #[arg(long, conflicts_with = "check_config")]
+    doctor: bool,
     /// Print what the settings add to the sandbox of fwupdate.service, and exit
     #[arg(long, hide = true, conflicts_with = "check_config")]
     unit_drop_in: bool,
@@ -47,6 +51,10 @@ fn main() -> ExitCode {
     if args.check_config {
         return check_config(&options);
     }
+    if args.doctor {
+        println!("{:#}", agent::examine_offline(&options));
+        return ExitCode::SUCCESS;
+    }
     if args.unit_drop_in {
         return unit_drop_in(&options);
     }
@@ -58,11 +66,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            note_end(&options, &error);
             match error.is::<ConfigError>() {
                 true => ExitCode::from(EX_CONFIG),
                 false => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// Leaves the reason where `fwupdatectl doctor` finds it. Settings that cannot be used name no runtime folder, and
+/// doctor finds out by itself what is wrong with them.
+fn note_end(options: &Options, error: &anyhow::Error) {
+    if let Ok(loaded) = config::load(options) {
+        agent::note_end(&loaded.settings.system.run, Some(&format!("{error:#}")));
     }
 }
 
@@ -128,6 +145,7 @@ fn start(options: &Options) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     tracing::info!("fwupdated {} starts; settings from {sources:?}", env!("CARGO_PKG_VERSION"));
+    agent::note_end(&settings.system.run, None);
     // One thread waits; what computes or blocks has threads of its own while it does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(settings))

@@ -74,7 +74,7 @@ fn under_root(kernel: &Kernel, slots: &[(Slot, PathBuf); 2]) -> Result<Vec<Slot>
     let is_under = |path: &Path| match kernel.aliases(path) {
         Ok(names) => !names.is_disjoint(&root),
         Err(error) => {
-            tracing::warn!(%error, "a slot cannot be examined");
+            tracing::warn!("the slot at {} cannot be examined: {error}", path.display());
             false
         }
     };

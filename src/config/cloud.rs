@@ -36,9 +36,11 @@ pub fn cloud(
         }
         (None, None) => return no_place(inputs),
     };
+    let secrets = secrets(&auth, warnings);
     Ok(Some(Cloud {
         place,
         auth,
+        secrets,
         transport,
         port: port(inputs, "cloud.port", transport)?,
         proxy: proxy.clone(),
@@ -57,6 +59,20 @@ pub fn roots(inputs: &Inputs) -> Result<Roots, ConfigError> {
         return Err(inputs.wrong("trust.system_roots", expected));
     }
     Ok(roots)
+}
+
+/// The files that keep somebody else from being this device.
+fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
+    if let Auth::X509 { key, .. } = auth {
+        if others_can_read(key) {
+            warnings.push(Warning::Exposed { file: key.display().to_string() });
+        }
+    }
+    let exposed = warnings.iter().filter_map(|warning| match warning {
+        Warning::Exposed { file } => Some(PathBuf::from(file)),
+        _ => None,
+    });
+    exposed.collect()
 }
 
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
@@ -181,6 +197,7 @@ pub fn secret(
     Ok(Some((name, text)))
 }
 
-fn others_can_read(path: &Path) -> bool {
+/// Whether the file itself lets everybody read it.
+pub fn others_can_read(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }

@@ -55,6 +55,7 @@ impl Gateway {
             require_cloud: false,
         };
         let context = Context {
+            next_update: None,
             slot: Slot::B,
             version: "1.5.0".into(),
             operation: "op-1".into(),

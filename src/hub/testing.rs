@@ -95,6 +95,7 @@ impl Server {
     /// Device `dev-1` of hub `myhub.azure-devices.net`, which is reached here.
     pub fn cloud(&self) -> Cloud {
         Cloud {
+            secrets: Vec::new(),
             place: Place::Known(Seat {
                 host: "myhub.azure-devices.net".into(),
                 gateway: Some("localhost".into()),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::{Desired, Extra, Last, Operation, Phase, Plan, Quarantined, Record};
+use super::{Abilities, Desired, Extra, Last, Operation, Phase, Plan, Quarantined, Record};
 use crate::bounds::{self, cut, cut_front};
 use crate::failure::Failure;
 
@@ -18,6 +18,9 @@ pub const RECORD_LIMIT: usize = 60 * 1024;
 const EXTRA: usize = 2048;
 /// The names of units that had failed, encoded bytes.
 const UNITS: usize = 8192;
+/// Answers and keys that are kept of the slot that arms a trial.
+const ANSWERS: usize = 32;
+const KEYS: usize = 16;
 /// What JSON puts around a value on its line.
 const FRAME: usize = 16;
 /// A quarantined image's failure only explains a refusal.
@@ -45,6 +48,10 @@ impl Record {
             time.iter_mut().for_each(fit_time);
         }
         self.failed_units = self.failed_units.take().filter(known);
+        self.abilities.iter_mut().for_each(fit_abilities);
+        for version in [&mut self.slots.a.version, &mut self.slots.b.version].into_iter().flatten() {
+            cut(version, bounds::VERSION);
+        }
         fit_extra(&mut self.extra);
         while self.size() > RECORD_LIMIT && self.shed() {}
         self.unreported = self.unreported.min(self.history.len());
@@ -71,6 +78,17 @@ impl Record {
         // What must not be tried again matters more than what was told.
         self.failed_units.take().is_some() || self.history.pop().is_some() || self.quarantine.pop().is_some()
     }
+}
+
+/// Names that were cut would be other names: rather none.
+fn fit_abilities(abilities: &mut Abilities) {
+    abilities.answers.retain(|name, _| name.len() <= bounds::WORD);
+    abilities.keys.retain(|id| id.len() <= bounds::WORD);
+    while abilities.answers.len() > ANSWERS && abilities.answers.pop_last().is_some() {}
+    while abilities.keys.len() > KEYS && abilities.keys.pop_last().is_some() {}
+    cut(&mut abilities.compatible, bounds::ID);
+    abilities.hub.iter_mut().for_each(|hub| cut(hub, bounds::ID));
+    abilities.version.iter_mut().for_each(|version| cut(version, bounds::VERSION));
 }
 
 fn fit_phase(phase: &mut Phase) {

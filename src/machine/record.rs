@@ -1,6 +1,6 @@
 //! The record that outlives power cuts: everything the agent remembers, and how an operation ends in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -45,6 +45,10 @@ pub struct Record {
     pub progress: Progress,
     /// systemd units that had failed before the last update was armed; `None`: not known.
     pub failed_units: Option<BTreeSet<String>>,
+    /// What the slot could do that armed the last trial; `None`: not known.
+    pub abilities: Option<Abilities>,
+    /// It began in a folder that held no record.
+    pub fresh: bool,
     /// The last desired section that was acted upon.
     pub desired: Option<Desired>,
     #[serde(flatten)]
@@ -66,10 +70,28 @@ impl Default for Record {
             downloaded: 0,
             progress: Progress::default(),
             failed_units: None,
+            abilities: None,
+            fresh: false,
             desired: None,
             extra: Extra::new(),
         }
     }
+}
+
+/// What the slot that arms a trial can do: an image that can do less could never be replaced by another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Abilities {
+    /// The questions that were asked, and whether all was well.
+    pub answers: BTreeMap<String, bool>,
+    /// The board's name.
+    pub compatible: String,
+    /// Who the gateway is at its hub.
+    pub hub: Option<String>,
+    /// Ids of the keys that may sign.
+    pub keys: BTreeSet<String>,
+    /// What the running system calls itself.
+    pub version: Option<String>,
 }
 
 /// How far staging has come, as it was last told.
@@ -138,6 +160,9 @@ impl Slots {
 pub struct SlotInfo {
     pub state: SlotState,
     pub image: Option<ImageInfo>,
+    /// What its system called itself when it was left: all that is known of an image from the factory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -262,6 +262,8 @@ fn never_tried() -> Failure {
 fn trial_vanished() -> Failure {
     Failure::new(
         Code::BootloaderFailed,
-        "the trial is gone from the boot environment although no verdict was reached; was it edited by hand?",
+        "the trial is gone from the boot environment and no verdict was recorded here: either the new image could not \
+         write this state folder or has another one (check its state.dir, and how it mounts that partition), or \
+         somebody edited the environment",
     )
 }

@@ -35,10 +35,13 @@ fn advanced(record: &Record, boot: &Boot, event: Event) -> Step {
         }
         // A slot that waited may have been touched since it was read back.
         (Phase::Holding { plan, .. }, Event::Released) => arm(record, boot, plan, true),
-        (Phase::Arming { plan, .. }, Event::Armed { connected, failed_units }) => {
+        (Phase::Arming { plan, .. }, Event::Armed { connected, failed_units, abilities }) => {
+            let left = !plan.target;
             let phase = Phase::Rebooting { plan, boot_id: boot.boot_id.clone(), connected };
             let (mut next, effect) = enter(record, phase, Effect::Reboot);
             next.failed_units = failed_units;
+            next.slots.get_mut(left).version = abilities.as_ref().and_then(|known| known.version.clone());
+            next.abilities = abilities;
             (next, effect)
         }
         (Phase::Trying { plan, .. }, Event::ChecksPassed) => {
@@ -102,7 +105,7 @@ fn opened(record: &Record, boot: &Boot, plan: Plan) -> Step {
     }
     let (mut next, effect) =
         enter(record, Phase::Preparing { plan: plan.clone() }, Effect::Prepare(plan.clone()));
-    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Writing, image: None };
+    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Writing, ..SlotInfo::default() };
     (next, effect)
 }
 
@@ -145,7 +148,8 @@ pub(super) fn committed(record: &Record, boot: &Boot, plan: &Plan) -> Step {
     let image = plan.image.clone().or_else(|| record.slots.get(plan.target).image.clone());
     next.floor = next.floor.max(image.as_ref().map_or(0, |image| image.security_version));
     next.quarantine.retain(|entry| Some(entry.sha256) != image.as_ref().map(|image| image.sha256));
-    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Proven, image };
+    let version = record.slots.get(plan.target).version.clone();
+    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Proven, image, version };
     next.times.last_firmware_update = Some(boot.now);
     // A trial that no record explains is committed all the same, but nobody asked for it by name.
     let known = !plan.operation.id.is_empty();

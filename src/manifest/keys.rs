@@ -190,6 +190,11 @@ impl TrustedKeys {
         self.0.get(id)
     }
 
+    /// The id of each key, in order.
+    pub fn ids(&self) -> impl Iterator<Item = &KeyId> {
+        self.0.keys()
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

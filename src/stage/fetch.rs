@@ -101,6 +101,11 @@ impl Http {
         self
     }
 
+    /// Says why `url` may not be fetched, as far as its name tells.
+    pub fn allows(&self, url: &Url) -> Result<(), String> {
+        self.hosts.check(url)
+    }
+
     /// A client without any connection.
     pub(super) fn client(&self) -> Result<reqwest::Client, StageError> {
         // Never the library's own reading of the environment: the settings have it already.

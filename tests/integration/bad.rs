@@ -14,6 +14,8 @@ mod server;
 /// Settings and the durable record.
 mod state;
 
+pub use state::forget_in_record;
+
 use std::fs;
 
 use fwupdate_hub::firmware::Slot;

@@ -53,6 +53,14 @@ impl Mount {
         Mount(folder.to_owned())
     }
 
+    /// The file itself, which can only be read there.
+    pub fn read_only(file: &Path) -> Mount {
+        run(Command::new("mount").arg("--bind").arg(file).arg(file));
+        let mount = Mount(file.to_owned());
+        mount.remount("bind,ro");
+        mount
+    }
+
     /// A RAM disk of `size`, with what the folder held before.
     pub fn ram(size: &str, folder: &Path) -> Mount {
         let before = folder.with_extension("before");

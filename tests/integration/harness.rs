@@ -84,6 +84,8 @@ pub struct Spec<'a> {
     pub noise: usize,
     /// Whether a bootloader can read it.
     pub bootable: bool,
+    /// Files below its `/etc`, such as settings of its own.
+    pub etc: &'a [(&'a str, &'a str)],
     /// Further arguments of `fwupdate-bundle create`.
     pub create: &'a [&'a str],
 }
@@ -91,7 +93,7 @@ pub struct Spec<'a> {
 impl Default for Spec<'_> {
     fn default() -> Self {
         let (version, health, size, noise) = ("2.0.0", "good", 3 << 20, 512 << 10);
-        Spec { version, health, size, noise, bootable: true, create: &[] }
+        Spec { version, health, size, noise, bootable: true, etc: &[], create: &[] }
     }
 }
 
@@ -461,6 +463,11 @@ fn build_image(dir: &Path, spec: &Spec<'_>) -> PathBuf {
     fs::create_dir_all(folder.join("usr/bin")).unwrap();
     fs::write(folder.join("etc/os-release"), format!("ID=sim\nIMAGE_VERSION={}\n", spec.version)).unwrap();
     fs::write(folder.join("etc/health"), format!("{}\n", spec.health)).unwrap();
+    for (name, text) in spec.etc {
+        let path = folder.join("etc").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
     fs::write(folder.join("usr/bin/app"), noise(spec.version, spec.noise)).unwrap();
     image::make(&image, spec.size, &folder).unwrap();
     if !spec.bootable {

@@ -35,6 +35,8 @@ mod limits;
 mod medium;
 /// Rollback and reboot, and every method called twice.
 mod methods;
+/// Images that could take no further update.
+mod next_update;
 /// An image that is there already.
 mod nothing;
 /// The provisioning service assigns the hub, and another one later.

@@ -139,6 +139,7 @@ impl Fleet {
             let text = hub.add_device(id).unwrap();
             let key = text.split_once("SharedAccessKey=").unwrap().1;
             let cloud = Cloud {
+                secrets: Vec::new(),
                 place: Place::Known(Seat {
                     host: hub.host().to_owned(),
                     gateway: None,

@@ -37,7 +37,7 @@ pub enum Command {
     /// Show both slots.
     Slots(Read),
     /// Look for faults that would spoil an update; exit code 1 when there are any.
-    Doctor(Read),
+    Doctor(Doctor),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -45,6 +45,15 @@ pub struct Read {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub read: Read,
+    /// The settings file of an agent that does not run, instead of /etc/fwupdate.toml and the other system layers.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -113,9 +122,8 @@ impl Command {
 
     fn read(&self) -> Option<&Read> {
         match self {
-            Command::Status(read) | Command::History(read) | Command::Slots(read) | Command::Doctor(read) => {
-                Some(read)
-            }
+            Command::Status(read) | Command::History(read) | Command::Slots(read) => Some(read),
+            Command::Doctor(doctor) => Some(&doctor.read),
             _ => None,
         }
     }

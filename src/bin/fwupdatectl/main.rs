@@ -4,6 +4,7 @@
 //! stderr, or `{"error":{"code","message"}}` with `--json`.
 
 mod args;
+mod offline;
 mod run;
 mod wait;
 

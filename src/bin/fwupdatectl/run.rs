@@ -10,7 +10,7 @@ use fwupdate::failure::{Code, Failure};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command, Follow};
-use crate::wait;
+use crate::{offline, wait};
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -78,12 +78,26 @@ fn exit_of(code: Code) -> u8 {
 
 /// Does what `args` say; the exit code when that was no error.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
-    let mut client = Client::connect(&args.socket)?;
+    let mut client = match Client::connect(&args.socket) {
+        Err(error @ ClientError::Unreachable { .. }) => return unreachable(args, error, out),
+        connected => connected?,
+    };
     let folder = std::env::current_dir()?;
     let answer = client.call(args.command.method(), args.command.params(&folder))?;
     match args.command.follow() {
         Some(follow) => act(args, follow, client, &answer, out),
         None => read(&args.command, args.json(), &answer, out),
+    }
+}
+
+/// Without the agent, doctor asks its questions all the same; nothing else can be done.
+fn unreachable(args: &Args, error: ClientError, out: &mut impl Write) -> Result<u8, Error> {
+    match &args.command {
+        Command::Doctor(doctor) => match offline::examine(doctor.config.as_deref()) {
+            Some(found) => read(&args.command, args.json(), &found, out),
+            None => Err(error.into()),
+        },
+        _ => Err(error.into()),
     }
 }
 

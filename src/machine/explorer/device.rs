@@ -70,7 +70,7 @@ impl World {
             Effect::Arm { plan, .. } => {
                 assert_ne!(world.slot(plan.target), Content::Broken, "armed a slot that is not whole");
                 world.write_env(plan.env_armed());
-                world.feed(record, Event::Armed { connected: true, failed_units: None })
+                world.feed(record, Event::Armed { connected: true, failed_units: None, abilities: None })
             }
             Effect::Reboot => world.then(|w| w.agent = None),
             Effect::Check(plan, trial) => world.check(record, plan, trial),

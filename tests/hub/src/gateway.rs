@@ -208,7 +208,7 @@ impl Gateway {
     pub fn start_agent(&mut self) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new(&self.agent);
-        command.arg("--config").arg(self.dir.join("fwupdate.toml"));
+        command.arg("--config").arg(self.settings_file());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         for variable in HIDDEN {
             command.env_remove(variable);
@@ -217,6 +217,12 @@ impl Gateway {
         let child = command.spawn().with_context(|| format!("cannot start {}", self.agent.display()))?;
         self.process = Some(child);
         Ok(())
+    }
+
+    /// The settings of the image that is booted, if it brings `/etc/fwupdate.toml` along; else the gateway's own.
+    pub fn settings_file(&self) -> PathBuf {
+        let own = self.root().join("etc/fwupdate.toml");
+        if own.exists() { own } else { self.dir.join("fwupdate.toml") }
     }
 
     /// SIGKILL to the agent; returns once it is gone. The system stays booted.

@@ -217,7 +217,7 @@ async fn a_trial_is_decided_though_the_record_cannot_be_saved() {
     let id = world.update(fetch(&world, &good.name)).await;
     world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
     world.gateway.stop_agent().await.unwrap();
-    state.remount("ro");
+    let read_only = records(&world).map(|path| Mount::read_only(&path));
     world.gateway.power_on().unwrap();
     let committed = async {
         while world.gateway.boot_variable("fwupdate_primary").unwrap() != "B" {
@@ -227,8 +227,47 @@ async fn a_trial_is_decided_though_the_record_cannot_be_saved() {
     tokio::time::timeout(LIMIT, committed).await.expect("the trial is never decided");
     assert_eq!(world.gateway.boot_variable("fwupdate_trial").unwrap(), "");
     assert_ne!(world.twin()["firmwareStatus"], "completed", "told before it was saved");
-    state.remount("rw");
+    drop(read_only);
     let last = world.outcome(&id).await;
     assert_eq!(last["result"], "committed", "{last}");
     goes_on(world).await;
+    drop(state);
+}
+
+/// Such an image could take no update any more.
+#[tokio::test]
+async fn an_image_that_mounts_its_state_read_only_goes_back() {
+    if !devices::root("an_image_that_mounts_its_state_read_only_goes_back") {
+        return;
+    }
+    let settings = "[health]\ndeadline = \"2s\"\n".into();
+    let mut world = World::with(Setup { on: false, settings, ..Setup::default() }).await;
+    let state = Mount::ram("1m", &world.gateway.dir().join("state"));
+    world.gateway.power_on().unwrap();
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    let bad = world.release("2.0.0");
+    let id = world.update(fetch(&world, &bad.name)).await;
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.gateway.stop_agent().await.unwrap();
+    state.remount("ro");
+    world.gateway.power_on().unwrap();
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.gateway.stop_agent().await.unwrap();
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert!(log.contains("the health check next-update: state access fails:"), "{log}");
+    state.remount("rw");
+    world.gateway.power_on().unwrap();
+    assert_eq!(world.booted(), Slot::A);
+    let last = world.outcome(&id).await;
+    assert_eq!(last["result"], "failed", "{last}");
+    goes_on(world).await;
+}
+
+/// Takes a field out of the record, as if an agent had written it that did not know the field.
+pub fn forget_in_record(world: &World, field: &str) {
+    for path in records(world) {
+        let (sequence, mut record) = read_record(&path);
+        record.as_object_mut().unwrap().remove(field).unwrap();
+        write_record(&path, 1, sequence, &record);
+    }
 }

@@ -1,0 +1,97 @@
+//! The way to the hub: settings, session, credentials and the clock that certificates are judged by.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::trial::{hub_of, short};
+use super::{Answer, Subject};
+use crate::clock::{Clock, Origin};
+use crate::config::Auth;
+use crate::tls;
+
+/// What the settings say of the hub can be used, and an image on trial is no one else than the old slot was.
+pub(super) fn settings(subject: &Subject) -> Option<Answer> {
+    let before = subject.on_trial.as_ref().and_then(|on_trial| on_trial.before.as_ref()?.hub.clone());
+    let Some(cloud) = &subject.gateway.settings.cloud else {
+        let why = format!(
+            "the old slot was {} at its hub, and this image has no hub settings: it could not be reached any \
+             more; add [cloud] to the image, or keep it in the state folder's conf.d",
+            before?
+        );
+        return Some(Answer::Fault(why));
+    };
+    if let Auth::X509 { certificate, key } = &cloud.auth {
+        if let Err(error) = tls::client_config(&cloud.roots, Some((certificate, key)), &subject.gateway.clock)
+        {
+            return Some(Answer::Fault(error.to_string()));
+        }
+    }
+    let now = hub_of(cloud);
+    let proven = *subject.gateway.cloud.borrow() || subject.on_trial.as_ref().is_some_and(hub_is_required);
+    match before.filter(|before| short(&now) != *before && !proven) {
+        Some(before) => Some(Answer::Fault(format!(
+            "the old slot was {before} at its hub, and this image is {now} and has no session; correct [cloud] \
+             in the image, or keep it in the state folder's conf.d"
+        ))),
+        None => Some(Answer::Well("they can be used".to_owned())),
+    }
+}
+
+/// The health check for a session is going to decide.
+fn hub_is_required(on_trial: &super::OnTrial) -> bool {
+    on_trial.cloud_required
+}
+
+pub(super) fn session(subject: &Subject) -> Option<Answer> {
+    let live = subject.live.as_ref()?;
+    let connected = *subject.gateway.cloud.borrow();
+    let doubt = match &subject.gateway.settings.cloud {
+        None => Some("no [cloud] is configured".to_owned()),
+        Some(_) if connected => None,
+        Some(_) => Some(match &live.no_session {
+            Some(reason) => format!("no session: {reason}"),
+            None => "no session yet".to_owned(),
+        }),
+    };
+    Some(Answer::doubt("an authenticated session is open", doubt))
+}
+
+/// Secrets that everybody on the gateway can read.
+pub(super) fn credentials(subject: &Subject) -> Option<Answer> {
+    let cloud = subject.gateway.settings.cloud.as_ref()?;
+    let exposed: Vec<String> = cloud.exposed().iter().map(|path| path.display().to_string()).collect();
+    let doubt = format!(
+        "everybody can read {}, and so be this gateway at the hub: run `chmod 0600` on it",
+        exposed.join(", ")
+    );
+    Some(Answer::doubt("no secret can be read by everybody", (!exposed.is_empty()).then_some(doubt)))
+}
+
+pub(super) fn clock(subject: &Subject) -> Option<Answer> {
+    Some(Answer::doubt("synchronised", clock_doubt(&subject.gateway.clock)))
+}
+
+fn clock_doubt(clock: &Clock) -> Option<String> {
+    let (origin, time) = clock.origin();
+    let time = shown(time);
+    let why = match origin {
+        Origin::Synchronised => return None,
+        Origin::System => format!("the system's clock says {time}, and nobody keeps it right"),
+        Origin::Learned(host) => {
+            format!("{host} says that it is {time}, by which certificates and tokens go")
+        }
+        Origin::Saved => format!(
+            "the system's clock says {}, which is past: {time} counts, which was saved earlier, and only a \
+             synchronised clock corrects it, should it be wrong",
+            shown(clock.system_time())
+        ),
+    };
+    Some(format!(
+        "not synchronised: {why}; windows and notBefore wait until a time service (systemd-timesyncd, chrony) sets \
+         the clock"
+    ))
+}
+
+fn shown(time: OffsetDateTime) -> String {
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
+}
