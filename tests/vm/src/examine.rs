@@ -200,7 +200,7 @@ fn perform(effect: &Effect, boot: &mut Boot, boots: &mut u32) -> Event {
         Effect::Hold(..) => Event::Released,
         Effect::Arm { plan, .. } => {
             boot.env = Some(plan.env_armed());
-            Event::Armed { connected: false, failed_units: None }
+            Event::Armed { connected: false, failed_units: None, abilities: None }
         }
         Effect::Reboot => {
             power_on(boot, boots);
