@@ -154,7 +154,9 @@ fn slot_state(record: &Record, view: &View, slot: Slot) -> &'static str {
 }
 
 fn operation(record: &Record, view: &View) -> Value {
-    let Some(operation) = record.phase.operation() else { return Value::Null };
+    // A trial that no record explains is nobody's operation.
+    let asked = record.phase.operation().filter(|operation| !operation.id.is_empty());
+    let Some(operation) = asked else { return Value::Null };
     let plan = record.phase.plan();
     let version = plan.and_then(|plan| plan.image.as_ref()).map(|image| image.version.clone());
     let progress = view.progress.unwrap_or_else(|| Progress::of(record));
