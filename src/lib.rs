@@ -24,13 +24,11 @@ pub mod plan;
 pub mod slot;
 
 // Edges: I/O; ignorant of one another.
-#[allow(clippy::arithmetic_side_effects)]
 pub mod boot;
 pub mod clock;
 pub mod control;
 pub mod device;
 pub mod health;
-#[allow(clippy::arithmetic_side_effects)]
 pub mod hub;
 pub mod memory;
 pub mod reach;

@@ -34,7 +34,8 @@ impl Backoff {
         let factor = 2u32.checked_pow(self.attempt).unwrap_or(u32::MAX);
         self.attempt = self.attempt.saturating_add(1);
         let ceiling = self.first.saturating_mul(factor).min(self.max);
-        self.min + (ceiling - self.min).mul_f64(random.clamp(0.0, 1.0))
+        let spread = ceiling.saturating_sub(self.min).mul_f64(random.clamp(0.0, 1.0));
+        self.min.saturating_add(spread)
     }
 
     pub fn reset(&mut self) {

@@ -28,7 +28,7 @@ use super::telemetry::{Message, Telemetry};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
 use super::{Document, Event, identity};
-use crate::clock::{Clock, Origin};
+use crate::clock::{self, Clock, Origin};
 use crate::config::{Cloud, Seat};
 use crate::reach::Memory;
 
@@ -259,7 +259,7 @@ impl Connection {
         }
         self.adopt_document();
         self.twin.hurry();
-        session.closing = Some(Instant::now() + CLOSE_WITHIN);
+        session.closing = Some(clock::after(Instant::now(), CLOSE_WITHIN));
         Ok(())
     }
 
@@ -291,7 +291,7 @@ impl Connection {
         if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
             return Err(HubError::Subscription { identity: session.line.identity.clone() });
         }
-        session.subscribed += 1;
+        session.subscribed = session.subscribed.saturating_add(1);
         if session.subscribed == topics::SUBSCRIPTIONS.len() {
             self.twin.connected();
         }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::error::HubError;
 use super::provision;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{Cloud, Dps, Place, Seat};
 use crate::reach::Memory;
 
@@ -153,7 +153,7 @@ impl Assigned {
 
     /// The next doubt is not looked into before a pause.
     fn wait(&mut self) {
-        self.not_before = Some(Instant::now() + self.backoff.next(fastrand::f64()));
+        self.not_before = Some(clock::after(Instant::now(), self.backoff.next(fastrand::f64())));
     }
 
     fn wait_left(&self) -> Duration {

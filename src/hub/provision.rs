@@ -13,7 +13,7 @@ use super::error::HubError;
 use super::identity;
 use super::sas;
 use super::session::{Packets, new_client, packets, say_goodbye};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{Cloud, Dps, Seat};
 use crate::reach::Memory;
 
@@ -77,7 +77,7 @@ struct Pending {
 
 impl Registration<'_> {
     async fn converse(&mut self, packets: &mut (impl Packets + Unpin)) -> Result<Seat, HubError> {
-        let mut overdue = Instant::now() + ANSWERED_WITHIN;
+        let mut overdue = clock::after(Instant::now(), ANSWERED_WITHIN);
         loop {
             if let Some(pending) = &self.pending {
                 overdue = pending.at;
@@ -124,17 +124,17 @@ impl Registration<'_> {
     }
 
     fn ask(&mut self, request: Request, wait: Duration) {
-        self.pending = Some(Pending { request, sent: false, at: Instant::now() + wait });
+        self.pending = Some(Pending { request, sent: false, at: clock::after(Instant::now(), wait) });
     }
 
     /// The time of the pending request has come, or that of its answer has passed.
     fn due(&mut self) -> Result<(), HubError> {
         let silent = self.silent();
         let Some(pending) = self.pending.as_mut().filter(|pending| !pending.sent) else { return Err(silent) };
-        self.asked += 1;
+        self.asked = self.asked.wrapping_add(1);
         let (topic, body) = (pending.request.topic(&self.asked.to_string()), pending.request.body(self.dps));
         pending.sent = true;
-        pending.at = Instant::now() + ANSWERED_WITHIN;
+        pending.at = clock::after(Instant::now(), ANSWERED_WITHIN);
         self.client.try_publish(topic, QoS::AtLeastOnce, false, body).map_err(|_| silent)
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Relay(JoinHandle<()>);
 impl Relay {
     /// Waits until what was sent last has left, and both sides are closed. The client must be gone.
     pub async fn end(self) {
-        if timeout(CLOSE_WITHIN * 2, self.0).await.is_err() {
+        if timeout(CLOSE_WITHIN.saturating_mul(2), self.0).await.is_err() {
             tracing::debug!("the hub did not close the connection");
         }
     }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::dial::Line;
 use super::method::Reply;
 use super::topics;
+use crate::clock;
 use crate::config::Seat;
 
 /// For TCP, TLS and CONNACK together, and again for the subscriptions.
@@ -89,12 +90,13 @@ impl Session {
 
     /// Connecting and subscribing have the same time each.
     pub fn handshake_by(&self) -> Instant {
-        self.started + HANDSHAKE_WITHIN * 2
+        clock::after(self.started, HANDSHAKE_WITHIN.saturating_mul(2))
     }
 
     /// When the token should be renewed if nothing is under way, and when it must be.
     fn renewal(&self) -> Option<(Instant, Instant)> {
-        self.token.map(|life| (self.started + life.mul_f64(0.85), self.started + life.mul_f64(0.95)))
+        let part = |life: Duration, part| clock::after(self.started, life.mul_f64(part));
+        self.token.map(|life| (part(life, 0.85), part(life, 0.95)))
     }
 
     /// `quiet`: no request and no call would be cut off.
@@ -107,7 +109,7 @@ impl Session {
         let handshake = (!self.is_subscribed()).then(|| self.handshake_by());
         let renewal = self.renewal().map(|(at, by)| if now < at { at } else { by });
         let times = [twin, handshake, renewal, self.closing];
-        times.into_iter().flatten().min().unwrap_or_else(|| now + Duration::from_secs(3600))
+        times.into_iter().flatten().min().unwrap_or_else(|| clock::after(now, Duration::from_secs(3600)))
     }
 
     /// Queues a message; `false`: the hub stopped acknowledging.

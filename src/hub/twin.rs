@@ -18,6 +18,7 @@ use super::backoff::Backoff;
 use super::error::HubError;
 use super::merge::{difference, merge};
 use super::topics;
+use crate::clock;
 
 /// A request that is not answered for so long is given up.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -244,7 +245,7 @@ impl Twin {
         self.reported = reported;
         self.stale = version < self.announced && self.stale_reads < STALE_READS;
         if self.stale {
-            self.stale_reads += 1;
+            self.stale_reads = self.stale_reads.saturating_add(1);
             self.postpone(now, random);
         } else if self.due_patch().is_none() {
             // While a patch waits, only its own success shows that the hub has recovered.
@@ -263,7 +264,7 @@ impl Twin {
     }
 
     fn postpone(&mut self, now: Instant, random: f64) {
-        self.not_before = Some(now + self.backoff.next(random));
+        self.not_before = Some(clock::after(now, self.backoff.next(random)));
         self.sent = None;
     }
 
@@ -290,7 +291,7 @@ impl Twin {
         let patient = self.not_before.unwrap_or(now);
         match self.sent {
             Some((at, milestone)) if !self.stale && !self.hurried && milestone == self.document.milestone => {
-                patient.max(at + self.interval)
+                patient.max(clock::after(at, self.interval))
             }
             _ => patient,
         }
@@ -339,7 +340,7 @@ impl Twin {
         self.requests = self.requests.wrapping_add(1);
         let rid = format!("{:x}-{:x}", self.prefix, self.requests);
         self.not_before = None;
-        self.request = Some(Request { rid: rid.clone(), deadline: now + ANSWER_WITHIN, kind });
+        self.request = Some(Request { rid: rid.clone(), deadline: clock::after(now, ANSWER_WITHIN), kind });
         rid
     }
 }

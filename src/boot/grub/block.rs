@@ -63,7 +63,7 @@ impl Block {
         for (name, value) in variables::NAMES.iter().zip(variables::values(env)) {
             out.extend_from_slice(format!("{name}={value}\n").as_bytes());
         }
-        out.resize(SIGNATURE.len() + OURS - 1, b'#');
+        out.resize(SIGNATURE.len().saturating_add(OURS).saturating_sub(1), b'#');
         out.push(b'\n');
         for line in self.lines.iter().filter(|line| !is_ours(line)) {
             out.extend_from_slice(line);
@@ -90,7 +90,7 @@ fn line_length(bytes: &[u8]) -> Option<usize> {
         escaped = *byte == b'\\' && !escaped;
         end
     });
-    end.map(|index| index + 1)
+    end.map(|index| index.saturating_add(1))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub fn load(config: &Path) -> Result<Vec<Location>, BootError> {
 }
 
 fn parse(config: &Path, text: &str) -> Result<Vec<Location>, BootError> {
-    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+    let lines = text.lines().enumerate().map(|(index, line)| (index.saturating_add(1), line.trim()));
     let mut found = Vec::new();
     // Like U-Boot's own tools: what follows a second copy is not looked at.
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).take(2) {
@@ -74,7 +74,7 @@ fn parse_offset(text: &str) -> Option<i64> {
         None => parse_digits(digits, 10)?,
     };
     let value = i64::try_from(value).ok()?;
-    Some(if negative { -value } else { value })
+    if negative { value.checked_neg() } else { Some(value) }
 }
 
 /// As C's `%zx`: hexadecimal whether or not 0x leads.

@@ -32,7 +32,8 @@ impl Copy {
 
     /// The bytes of a redundant copy of `size`; `Err` gives the bytes that would be needed.
     pub fn render(&self, size: usize) -> Result<Vec<u8>, usize> {
-        let needed = CRC + 1 + self.entries.iter().map(|entry| entry.len() + 1).sum::<usize>() + 1;
+        let entries = self.entries.iter().map(|entry| entry.len().saturating_add(1));
+        let needed = entries.fold(CRC + 2, usize::saturating_add);
         if needed > size {
             return Err(needed);
         }
@@ -41,7 +42,7 @@ impl Copy {
             data.extend_from_slice(entry);
             data.push(0);
         }
-        data.resize(size - CRC - 1, 0);
+        data.resize(size.saturating_sub(CRC + 1), 0);
         let mut area = crc32fast::hash(&data).to_ne_bytes().to_vec();
         area.push(self.flags);
         area.extend(data);
