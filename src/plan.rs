@@ -2,6 +2,7 @@
 //! the facts, this file judges.
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use time::{OffsetDateTime, Time};
 
@@ -153,7 +154,8 @@ fn newer(operation: &Operation, image: &ImageInfo, device: &Device<'_>) -> Resul
     let message = format!(
         "version {} (created {}) is not newer than {booted_version}, which runs; call with allowDowngrade to \
          go back",
-        image.version, image.created
+        image.version,
+        crate::report::told(image.created)
     );
     Err(Failure::new(Code::Downgrade, message))
 }
@@ -208,6 +210,16 @@ pub enum Wait {
     Clock,
     /// This moment (`notBefore`, `firmwareDefer`, or the next window's start).
     Until(OffsetDateTime),
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wait::Approval => f.write_str("for approval"),
+            Wait::Clock => f.write_str("for a synchronised clock"),
+            Wait::Until(time) => write!(f, "until {}", crate::report::told(*time)),
+        }
+    }
 }
 
 /// The facts that decide whether the reboot may happen now.

@@ -212,13 +212,32 @@ pub fn last(last: &Last) -> Value {
 
 /// A URL without its query and user info, where tokens and passwords live.
 pub fn redact(uri: &str) -> String {
-    let Ok(mut url) = Url::parse(uri) else { return crate::machine::without_query(uri).to_owned() };
+    let bare = crate::machine::without_query(uri);
+    let Ok(mut url) = Url::parse(uri) else { return without_user(bare) };
     url.set_query(None);
     url.set_fragment(None);
     match url.set_username("").and_then(|()| url.set_password(None)) {
         Ok(()) => url.into(),
-        Err(()) => crate::machine::without_query(uri).to_owned(),
+        Err(()) => without_user(bare),
     }
+}
+
+/// What somebody took for a URL, without `user:password@`.
+fn without_user(uri: &str) -> String {
+    let host = uri.find("://").map_or(0, |at| at.saturating_add(3));
+    let authority = uri.get(host..).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((user, rest)) if user.contains(':') => {
+            let path = uri.get(host.saturating_add(authority.len())..).unwrap_or_default();
+            format!("{rest}{path}")
+        }
+        _ => uri.to_owned(),
+    }
+}
+
+/// A time for people: as [`moment`].
+pub fn told(time: OffsetDateTime) -> String {
+    moment(Some(time)).as_str().unwrap_or("an unknown time").to_owned()
 }
 
 /// RFC 3339 in UTC with whole seconds.

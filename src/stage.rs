@@ -117,8 +117,9 @@ pub enum StageError {
     #[error("{url} answered {status}: check that the link (its SAS token) is valid and has not expired")]
     Forbidden { url: String, status: u16 },
     #[error(
-        "{url} answered {status}: its link expired at {at}; call firmwareUpdate again with the same operationId and \
-         a fresh link"
+        "{url} answered {status}: its link expired at {}; call firmwareUpdate again with the same operationId and \
+         a fresh link",
+        crate::report::told(*at)
     )]
     Expired { url: String, status: u16, at: OffsetDateTime },
     #[error("{url} does not exist ({reason}); check the address that the update was called with")]

@@ -119,6 +119,7 @@ impl Agent {
         if encoded(uri.as_str()) > URI {
             return Err(malformed(format!("file has more than {URI} bytes as a URL: give a shorter path")));
         }
+        can_be_read(file).await?;
         let mut fields = params.clone();
         if let Some(fields) = fields.as_object_mut() {
             fields.remove("file");
@@ -278,8 +279,18 @@ impl Agent {
                 Err(Refusal { failure: Failure::new(Code::Busy, message), running: Some(running) })
             }
             (Some(running), _) => Ok(running),
-            (None, _) => Err(Failure::new(Code::NotReady, "no operation runs").into()),
+            (None, Some(id)) => Err(self.not_running(&id).into()),
+            (None, None) => Err(Failure::new(Code::NotReady, "no operation runs").into()),
         }
+    }
+
+    /// Why nothing can be done about an operation while none runs.
+    fn not_running(&self, id: &str) -> Failure {
+        let message = match self.record.history.iter().any(|last| last.id == id) {
+            true => format!("operation {id} has ended already"),
+            false => format!("no operation runs, and none of the id {id} is known"),
+        };
+        Failure::new(Code::NotReady, message)
     }
 
     /// Back to the other proven slot, by a trial like any other.
@@ -360,6 +371,27 @@ impl Agent {
             "slots": report::slots(&self.saved, &self.publisher.view),
         })
     }
+}
+
+/// Refuses a local bundle that could never be read. What is no regular file is not even opened: opening some of them
+/// blocks, or does something.
+async fn can_be_read(file: &str) -> Result<(), Failure> {
+    let hint = "the service sees neither /home nor /root, and must be allowed to read the file";
+    let unseen = |error: std::io::Error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::NotFound => Code::NotFound,
+            _ => Code::Forbidden,
+        };
+        Failure::new(code, format!("the agent cannot read {file} ({error}): {hint}"))
+    };
+    let found = tokio::fs::metadata(file).await.map_err(unseen)?;
+    if !found.is_file() {
+        return Err(Failure::new(
+            Code::MalformedRequest,
+            format!("{file} is no regular file; name a bundle"),
+        ));
+    }
+    tokio::fs::File::open(file).await.map(drop).map_err(unseen)
 }
 
 /// An id for an operation whose caller gave none.

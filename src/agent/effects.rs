@@ -166,7 +166,7 @@ impl Work {
         // The slot stays ours, so that nobody changes what was read back.
         self.target(plan.target).await?;
         while let Some(wait) = self.wait(&plan.operation, hold) {
-            tracing::debug!(?wait, "the reboot waits");
+            tracing::debug!(%wait, "the reboot waits");
             tokio::select! {
                 () = tokio::time::sleep(HOLD_INTERVAL) => {}
                 () = self.cancel.cancelled() => return Err(cancelled()),

@@ -1,5 +1,6 @@
 //! The agent's program: arguments, settings, logging, signals and the reboot. Everything else is the library's.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,10 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use fwupdate::agent::{self, Exit};
+use fwupdate::cli::plain::{self, PlainLog};
+use fwupdate::cli::{log, usage};
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
+use fwupdate::failure::Failure;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -31,6 +35,9 @@ struct Args {
     /// Validate the settings, print what is in effect (secrets masked), and exit
     #[arg(long)]
     check_config: bool,
+    /// Print JSON with --check-config; errors, too
+    #[arg(long)]
+    json: bool,
     /// Look for faults that would spoil an update, print them as JSON, and exit; `fwupdatectl doctor` does it while no
     /// agent runs
     #[arg(long, conflicts_with = "check_config")]
@@ -46,26 +53,37 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     fwupdate::memory::give_back_large_buffers();
-    let args = Args::parse();
+    let args = match usage::read::<Args>() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     let options = args.config.as_ref().map_or_else(Options::system, Options::file);
     if args.check_config {
-        return check_config(&options);
+        return check_config(&options, args.json);
     }
     if args.doctor {
-        println!("{:#}", agent::examine_offline(&options));
+        print!("{}", plain::json_lines(&agent::examine_offline(&options)));
         return ExitCode::SUCCESS;
     }
     if args.unit_drop_in {
         return unit_drop_in(&options);
     }
     if let Err(error) = start_logging() {
-        eprintln!("fwupdated: no logging: {error:#}");
+        usage::tell(&usage::error_sentence(
+            "fwupdated",
+            &format!("no logging: {}", usage::chain(error.as_ref())),
+        ));
         return ExitCode::FAILURE;
     }
     match start(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            let why = usage::chain(error.as_ref());
+            tracing::error!("{why}");
+            if !tracing::enabled!(tracing::Level::ERROR) {
+                // Whoever wants no log wants to know all the same why there is no agent.
+                usage::tell(&usage::error_sentence("fwupdated", &why));
+            }
             note_end(&options, &error);
             match error.is::<ConfigError>() {
                 true => ExitCode::from(EX_CONFIG),
@@ -79,7 +97,7 @@ fn main() -> ExitCode {
 /// doctor finds out by itself what is wrong with them.
 fn note_end(options: &Options, error: &anyhow::Error) {
     if let Ok(loaded) = config::load(options) {
-        agent::note_end(&loaded.settings.system.run, Some(&format!("{error:#}")));
+        agent::note_end(&loaded.settings.system.run, Some(&usage::chain(error.as_ref())));
     }
 }
 
@@ -92,26 +110,35 @@ fn unit_drop_in(options: &Options) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(why) => {
-            eprintln!("fwupdated: {why}");
+            usage::tell(&usage::error_sentence("fwupdated", &why));
             ExitCode::FAILURE
         }
     }
 }
 
-fn check_config(options: &Options) -> ExitCode {
+fn check_config(options: &Options, json: bool) -> ExitCode {
     let loaded = match config::load(options) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("fwupdated: {error}");
+            let why = error.to_string();
+            usage::tell(&match json {
+                true => usage::error_json(&Failure::from(error).code.to_string(), &why),
+                false => usage::error_sentence("fwupdated", &why),
+            });
             return ExitCode::FAILURE;
         }
     };
-    for source in &loaded.sources {
-        println!("# read {}", source.display());
-    }
-    print!("{}", config::render(&loaded.settings));
-    for warning in &loaded.warnings {
-        eprintln!("fwupdated: {warning}");
+    let settings = config::render(&loaded.settings);
+    if json {
+        print!("{}", plain::json_lines(&checked(&loaded, &settings)));
+    } else {
+        loaded
+            .sources
+            .iter()
+            .for_each(|file| println!("# read {}", plain::plain(&file.display().to_string())));
+        print!("{}", plain::lines(&settings));
+        let warnings = loaded.warnings.iter();
+        warnings.for_each(|warning| usage::tell(&usage::error_sentence("fwupdated", &warning.to_string())));
     }
     match loaded.warnings.iter().any(|warning| warning.fails_check()) {
         true => ExitCode::FAILURE,
@@ -119,19 +146,33 @@ fn check_config(options: &Options) -> ExitCode {
     }
 }
 
+/// What `--check-config` found, for scripts.
+fn checked(loaded: &Loaded, settings: &str) -> serde_json::Value {
+    let settings: toml::Table = settings.parse().unwrap_or_default();
+    let warnings = loaded.warnings.iter();
+    let warnings: Vec<_> = warnings
+        .map(|warning| json!({"message": warning.to_string(), "failsCheck": warning.fails_check()}))
+        .collect();
+    json!({"sources": loaded.sources, "settings": settings, "warnings": warnings})
+}
+
 /// The journal with its fields when systemd started this program, plain lines otherwise.
 fn start_logging() -> anyhow::Result<()> {
-    let wanted = std::env::var("FWUPDATE_LOG").unwrap_or_else(|_| "info,rumqttc=warn".to_owned());
-    let filter: Targets = wanted.parse().context("FWUPDATE_LOG is no list of target=level")?;
+    let wanted = std::env::var_os("FWUPDATE_LOG");
+    let (filter, complaint) = log::filter(wanted.as_deref().map(OsStr::to_string_lossy).as_deref());
     let registry = tracing_subscriber::registry().with(filter);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         let journal = tracing_journald::layer().context("the journal cannot be reached")?;
         registry.with(journal.with_field_prefix(None)).try_init()?;
     } else {
-        let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
+        let stderr = || PlainLog(std::io::stderr());
+        let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(stderr);
         // Whoever reads this, a file or a person, reads plain text.
         let plain = plain.with_ansi(false);
         registry.with(plain).try_init()?;
+    }
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
     }
     Ok(())
 }
@@ -144,11 +185,16 @@ fn start(options: &Options) -> anyhow::Result<()> {
     if let Some(warning) = config::outside_slots(&settings.state.dir) {
         tracing::warn!("{warning}");
     }
-    tracing::info!("fwupdated {} starts; settings from {sources:?}", env!("CARGO_PKG_VERSION"));
+    tracing::info!("fwupdated {} starts; settings from {}", env!("CARGO_PKG_VERSION"), listed(&sources));
     agent::note_end(&settings.system.run, None);
     // One thread waits; what computes or blocks has threads of its own while it does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(settings))
+}
+
+fn listed(sources: &[PathBuf]) -> String {
+    let names: Vec<_> = sources.iter().map(|path| path.display().to_string()).collect();
+    if names.is_empty() { "no file".to_owned() } else { names.join(", ") }
 }
 
 /// Runs the agent, and again after a reboot that did not come about.

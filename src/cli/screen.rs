@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::plain::{json, plain};
 use super::show;
 
 /// How progress is shown.
@@ -49,7 +50,7 @@ impl Screen {
     /// Shows the running operation of the reported properties; `remark` is put behind it.
     pub fn draw(&mut self, reported: &Value, remark: &str, out: &mut impl Write) -> io::Result<()> {
         if self.style == Style::Json {
-            let line = reported.to_string();
+            let line = json(reported);
             if line != self.shown {
                 writeln!(out, "{line}")?;
                 self.shown = line;
@@ -88,7 +89,7 @@ impl Screen {
     /// The outcome, `fwupdate.last`.
     pub fn finish(&mut self, last: &Value, out: &mut impl Write) -> io::Result<()> {
         match self.style {
-            Style::Json => writeln!(out, "{last}")?,
+            Style::Json => writeln!(out, "{}", json(last))?,
             Style::Bar if self.drawn > 0 => write!(out, "\n{}", show::outcome(last))?,
             _ => write!(out, "{}", show::outcome(last))?,
         }
@@ -97,6 +98,7 @@ impl Screen {
 
     /// Shows `text`; as lines, only when `key` is another than that of the last.
     fn show(&mut self, text: &str, key: &str, out: &mut impl Write) -> io::Result<()> {
+        let text = plain(text);
         match self.style {
             Style::Bar => {
                 write!(out, "\r{text:<width$}", width = self.drawn)?;
@@ -219,6 +221,20 @@ mod tests {
             let told = String::from_utf8(out).unwrap();
             assert!(told.starts_with("DEGRADED: no record\nWAITING: a fresh link\n"), "{told}");
             assert_eq!(told.matches("WAITING").count(), 1, "{told}");
+        }
+    }
+
+    #[test]
+    fn what_a_report_says_does_not_drive_the_terminal() {
+        for style in [Style::Bar, Style::Lines, Style::Json] {
+            let evil = "staging\u{1b}[2J\u{9b}\u{202e}\u{7f}";
+            let document = json!({"fwupdate": {"operation": {"id": "x", "phase": evil}}});
+            let (mut out, mut screen) = (Vec::new(), Screen::new(style));
+            screen.draw(&document, evil, &mut out).unwrap();
+            screen.note(evil, &mut out).unwrap();
+            screen.finish(&json!({ "result": evil }), &mut out).unwrap();
+            let told = String::from_utf8(out).unwrap().replace('\r', "");
+            assert_eq!(told, crate::cli::plain::lines(&told), "{style:?}");
         }
     }
 

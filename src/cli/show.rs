@@ -2,14 +2,17 @@
 
 use serde_json::Value;
 
-/// A text of the document at a JSON pointer, without control characters, which could drive the terminal.
+use super::amount::{duration, size};
+use super::plain::plain;
+
+/// A text of the document at a JSON pointer, without what could drive the terminal.
 fn text(document: &Value, pointer: &str) -> Option<String> {
     let found = match document.pointer(pointer)? {
         Value::String(text) => text.clone(),
         Value::Null => return None,
         other => other.to_string(),
     };
-    Some(found.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    Some(plain(&found))
 }
 
 fn number(document: &Value, pointer: &str) -> Option<u64> {
@@ -107,20 +110,34 @@ fn hint(phase: &str) -> &'static str {
 
 /// One outcome: `fwupdate.last`, or an entry of the history.
 fn outcome_lines(out: &mut String, label: &str, last: &Value) {
-    let result = or_dash(text(last, "/result"));
-    let (from, to) = (or_dash(text(last, "/fromVersion")), or_dash(text(last, "/toVersion")));
-    let finished = or_dash(text(last, "/finishedAt"));
-    line(out, label, &format!("{result}: {from} -> {to}, {finished}"));
+    line(out, label, &ending(last));
     if let Some(code) = text(last, "/error/code") {
         line(out, "", &format!("{code}: {}", text(last, "/error/message").unwrap_or_default()));
     }
+    evidence_lines(out, last);
+}
+
+/// What it came to, between which versions as far as they are known, and when.
+fn ending(last: &Value) -> String {
+    let result = or_dash(text(last, "/result"));
+    let versions = match (text(last, "/fromVersion"), text(last, "/toVersion")) {
+        (Some(from), Some(to)) => format!(": {from} -> {to}"),
+        (Some(from), None) => format!(": {from} stays"),
+        (None, Some(to)) => format!(": to {to}"),
+        // The bundle was never read.
+        (None, None) => String::new(),
+    };
+    let finished = text(last, "/finishedAt").map(|at| format!(", {at}")).unwrap_or_default();
+    format!("{result}{versions}{finished}")
+}
+
+fn evidence_lines(out: &mut String, last: &Value) {
     if let Some(check) = text(last, "/error/evidence/check") {
         line(out, "", &format!("check {check}"));
     }
     if let Some(Value::String(excerpt)) = last.pointer("/error/evidence/excerpt") {
         for said in excerpt.lines() {
-            let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            line(out, "", &format!("| {said}"));
+            line(out, "", &format!("| {}", plain(said)));
         }
     }
 }
@@ -156,10 +173,12 @@ pub fn is_well(document: &Value) -> bool {
     findings.is_some_and(|all| all.iter().all(|f| f.get("status").is_none_or(|s| s != "failed")))
 }
 
-/// What a finished operation came to, in one sentence.
+/// What a finished operation came to, and the evidence. Its error is not repeated: who waited is told it as the error
+/// of the command.
 pub fn outcome(last: &Value) -> String {
     let mut out = String::new();
-    outcome_lines(&mut out, "Result", last);
+    line(&mut out, "Result", &ending(last));
+    evidence_lines(&mut out, last);
     out
 }
 
@@ -181,29 +200,9 @@ pub fn progress(operation: &Value, speed: Option<u64>) -> String {
         out += &format!(", {}/s", size(speed));
     }
     if let Some(seconds) = number(operation, "/etaSeconds") {
-        out += &format!(", {} left", time_left(seconds));
+        out += &format!(", {} left", duration(seconds));
     }
     out
-}
-
-/// Bytes in the largest unit of 1000 that leaves a digit before the point.
-fn size(bytes: u64) -> String {
-    let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
-    match units.iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, name)) => {
-            let tenths = bytes.checked_div(unit / 10).unwrap_or(bytes);
-            format!("{}.{} {name}", tenths / 10, tenths % 10)
-        }
-        None => format!("{bytes} B"),
-    }
-}
-
-fn time_left(seconds: u64) -> String {
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}min {s}s"),
-        (h, m, _) => format!("{h}h {m}min"),
-    }
 }
 
 #[cfg(test)]
@@ -219,8 +218,8 @@ mod tests {
                 "agent": {"version": "0.1.0", "bootedSlot": "A"},
                 "slots": {"A": {"version": "1.4.0", "state": "booted"}, "B": {"version": null, "state": "writing"}},
                 "operation": {"id": "op-7", "source": "method", "uri": "https://h/x", "version": "1.5.0",
-                    "phase": "staging", "percent": 42, "downloadedBytes": 42_000_000, "expectedDownloadBytes": 100_000_000,
-                    "reusedBytes": 1500, "etaSeconds": 75, "attempt": 1, "startedAt": "2030-01-01T00:00:00Z"},
+                    "phase": "staging", "percent": 42, "downloadedBytes": 44_040_192, "expectedDownloadBytes": 104_857_600,
+                    "reusedBytes": 1536, "etaSeconds": 75, "attempt": 1, "startedAt": "2030-01-01T00:00:00Z"},
                 "desired": {"version": "1.6.0", "code": "Quarantined", "message": "It failed before."},
                 "last": {"id": "op-6", "result": "rolledBack", "fromVersion": "1.4.0", "toVersion": "1.4.9",
                     "finishedAt": "2029-12-31T00:00:00Z",
@@ -233,7 +232,7 @@ Status    downloading
 Slot A    1.4.0        booted
 Slot B    -            writing
 Update    to 1.5.0: staging
-          [##########              ]  42%  42.0 MB of 100.0 MB, 1.5 kB reused, 1min 15s left
+          [##########              ]  42%  42.0 MiB of 100.0 MiB, 1.5 KiB reused, 1min 15s left
           from https://h/x
           operation op-7, asked for by method, started 2030-01-01T00:00:00Z
 Desired   1.6.0 (Quarantined) It failed before.
@@ -281,12 +280,44 @@ Agent     0.1.0
     }
 
     #[test]
-    fn sizes_and_times() {
-        assert_eq!(
-            [size(999), size(1000), size(1_999_999), size(u64::MAX)],
-            ["999 B", "1.0 kB", "1.9 MB", "18446744073.7 GB"]
-        );
-        assert_eq!([time_left(9), time_left(75), time_left(7260)], ["9s", "1min 15s", "2h 1min"]);
+    fn an_outcome_says_what_is_known() {
+        let told = |last: Value| history(&json!({ "history": [last] }));
+        let known = json!({"result": "failed", "fromVersion": "1", "toVersion": "2", "finishedAt": "T"});
+        assert_eq!(told(known), "1.        failed: 1 -> 2, T\n");
+        assert_eq!(told(json!({"result": "failed", "toVersion": "2"})), "1.        failed: to 2\n");
+        assert_eq!(told(json!({"result": "failed", "fromVersion": "1"})), "1.        failed: 1 stays\n");
+        let unread =
+            json!({"result": "failed", "finishedAt": "T", "error": {"code": "NotFound", "message": "no"}});
+        assert_eq!(told(unread.clone()), "1.        failed, T\n          NotFound: no\n");
+        assert_eq!(outcome(&unread), "Result    failed, T\n", "the error is the command's own");
+    }
+
+    #[test]
+    fn no_document_drives_the_terminal() {
+        let evil = "x\u{1b}[2J\u{9b}1m\u{7f}\u{202e}\u{2028}\r\ny";
+        let last = json!({"result": evil, "fromVersion": evil, "toVersion": evil, "finishedAt": evil,
+            "error": {"code": evil, "message": evil, "evidence": {"check": evil, "excerpt": evil}}});
+        let operation = json!({"id": evil, "source": evil, "uri": evil, "version": evil, "phase": evil,
+            "startedAt": evil});
+        let document = json!({"firmwareStatus": evil, "fwupdate": {"agent": {"version": evil, "degraded": evil},
+            "slots": {"A": {"version": evil, "state": evil}}, "operation": operation, "last": last,
+            "desired": {"version": evil, "code": evil, "message": evil}}});
+        let findings = json!({"findings": [{"check": evil, "status": evil, "message": evil}]});
+        let shown = [
+            status(&document),
+            history(&json!({ "history": [last] })),
+            outcome(&last),
+            slots(&json!({"slots": {"B": {"version": evil, "state": evil}}})),
+            doctor(&findings).0,
+        ];
+        for text in shown {
+            assert_eq!(text, crate::cli::plain::lines(&text));
+            assert!(text.lines().all(|line| !line.starts_with('y')), "a value forged a line: {text}");
+        }
+    }
+
+    #[test]
+    fn a_bar_is_never_longer_than_full() {
         assert!(progress(&json!({"percent": 999}), Some(5)).starts_with("[########################] 100%"));
     }
 }

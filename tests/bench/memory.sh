@@ -38,7 +38,7 @@ for size in "${sizes[@]}"; do
         dd if=/dev/urandom of=image bs=4M count=1 iflag=fullblock oflag=seek_bytes seek=$at conv=notrunc status=none
     done
     data=$(($(stat -c %b image) * 512))
-    "$tool" create --level 3 --image image --compatible bench --version 1 --created 2026-01-01T00:00:00Z \
+    "$tool" create --level 3 --image image --compatible bench --version 1 --security-version 1 --created 2026-01-01T00:00:00Z \
         --key keys/release.key.pem -o image.fwb > /dev/null
     truncate -s "$size" slot
     "$install" "$url/image.fwb" keys/release.pub.pem slot ca.pem > result

@@ -33,9 +33,9 @@ cd "$dir"
 . "$here/rivals.sh"
 
 once() { [ -e "$1" ] || { "${@:2}" && [ -e "$1" ]; }; }   # once FILE COMMAND...: unless FILE is there
-bundle() { "$tool" create --image "$1.$2" --compatible bench --version "$1" --created 2026-01-01T00:00:00Z \
+bundle() { "$tool" create --image "$1.$2" --compatible bench --version "$1" --security-version 1 --created 2026-01-01T00:00:00Z \
     --key keys/release.key.pem -o "$1.$2.fwb" "${@:3}" > /dev/null; }
-based() { "$tool" create --image "$1.$2" --base "old.$2" --compatible bench --version "$1" \
+based() { "$tool" create --image "$1.$2" --base "old.$2" --compatible bench --version "$1" --security-version 1 \
     --created 2026-01-01T00:00:00Z --key keys/release.key.pem -o "$1.$2.base.fwb" > /dev/null; }
 
 # Everything that a build host makes.

@@ -1,9 +1,10 @@
 //! `fwupdate-cloud` at an operator's desk: against the hub, and through it the gateway.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use fwupdate_hub::faults::{FileEffect, FileRule};
 use serde_json::{Value, json};
 
 use crate::harness::{DEVICE, Setup, Spec, World};
@@ -73,10 +74,11 @@ async fn the_gateways_refusals_are_told_apart() {
     assert_eq!(accepted.status.code(), Some(0), "{}", err(&accepted));
     assert!(out(&accepted).starts_with("Accepted (operation "), "{}", out(&accepted));
     world.phase("holding").await;
-    let busy = cloud(&mut world, &["invoke", DEVICE, "--uri", "https://x/other.fwb", "--json"]).await;
+    let busy =
+        cloud(&mut world, &["invoke", DEVICE, "--uri", "https://x/other.fwb", "--no-pin", "--json"]).await;
     assert_eq!(busy.status.code(), Some(3));
     assert_eq!(serde_json::from_str::<Value>(&err(&busy)).unwrap()["error"]["code"], "Busy");
-    let malformed = cloud(&mut world, &["invoke", DEVICE, "--uri", "http://x/plain.fwb"]).await;
+    let malformed = cloud(&mut world, &["invoke", DEVICE, "--uri", "http://x/plain.fwb", "--no-pin"]).await;
     assert_eq!(malformed.status.code(), Some(2), "{}", err(&malformed));
     let answer = world.call("firmwareCancel", json!({})).await;
     assert_eq!(answer.status, 200, "{}", answer.payload);
@@ -88,7 +90,7 @@ async fn the_gateways_refusals_are_told_apart() {
 async fn what_keeps_the_hub_from_helping_is_told_apart() {
     let mut world = World::new().await;
     world.hub.add_device("spare").unwrap();
-    let invoke = ["invoke", "spare", "--uri", "https://x/2.fwb"];
+    let invoke = ["invoke", "spare", "--uri", "https://x/2.fwb", "--no-pin"];
     let offline = cloud(&mut world, &invoke).await;
     assert_eq!(offline.status.code(), Some(4), "{}", err(&offline));
     assert!(err(&offline).contains("not connected") && err(&offline).lines().count() == 1);
@@ -279,6 +281,99 @@ async fn a_configuration_updates_a_fleet_and_is_withdrawn() {
         assert_eq!(output.status.code(), Some(exit), "{}", err(&output));
         assert!(err(&output).contains(said), "{}", err(&output));
     }
+    world.finish().await;
+}
+
+/// What `fwupdate-bundle digest` says.
+fn digest(bundle: &Path) -> String {
+    let tool = env!("CARGO_BIN_EXE_fwupdate-bundle");
+    let output = std::process::Command::new(tool).arg("digest").arg(bundle).output().unwrap();
+    assert!(output.status.success());
+    out(&output).trim().to_owned()
+}
+
+#[tokio::test]
+async fn what_is_ordered_is_pinned_to_the_bundle_that_is_there_now() {
+    let settings = "[policy]\napproval = true\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let two = world.release("2.0.0");
+    let sha256 = digest(&two.bundle);
+    // A configuration and a job name the manifest.
+    let apply = ["config", "apply", "--id", "fw-2", "--query", "deviceId = 'none'", "--version", "2.0.0"];
+    let made = cloud(&mut world, &[&apply[..], &["--uri", &two.url]].concat()).await;
+    assert!(made.status.success(), "{}", err(&made));
+    assert_eq!(err(&made), format!("fwupdate-cloud: pinned to manifest {sha256} (version 2.0.0)\n"));
+    let shown = cloud(&mut world, &["config", "show", "fw-2", "--json"]).await;
+    let shown: Value = serde_json::from_str(&out(&shown)).unwrap();
+    let section = &shown["content"]["deviceContent"]["properties.desired.fwupdate"];
+    assert_eq!(section["manifestSha256"], sha256.as_str(), "{shown}");
+    let again = cloud(&mut world, &[&apply[..], &["--uri", &two.url, "--priority", "3"]].concat()).await;
+    assert!(again.status.success(), "the same content: {}", err(&again));
+
+    // Another bundle takes its place between the order and the download: properly signed, and not what was meant.
+    let wrong =
+        cloud(&mut world, &["invoke", DEVICE, "--uri", &two.url, "--version", "2.0.1", "--json"]).await;
+    assert_eq!(wrong.status.code(), Some(2), "{}", err(&wrong));
+    assert!(err(&wrong).contains("has version 2.0.0, not 2.0.1"), "{}", err(&wrong));
+    let copy = world.scratch().join("copy.fwb");
+    fs::copy(&two.bundle, &copy).unwrap();
+    let three = world.release("3.0.0");
+    fs::copy(&three.bundle, &two.bundle).unwrap();
+    let local =
+        ["invoke", DEVICE, "--uri", &two.url, "--bundle", copy.to_str().unwrap(), "--watch", "--json"];
+    let refused = cloud(&mut world, &local).await;
+    assert_eq!(refused.status.code(), Some(1), "{}", err(&refused));
+    let error: Value = serde_json::from_str(&err(&refused)).unwrap();
+    assert_eq!(error["error"]["code"], "DigestMismatch", "{error}");
+
+    // What cannot be read from here is ordered without a pin, and people are told in one line.
+    let faults = world.hub.faults();
+    faults.file(FileRule::next(1, &three.name, FileEffect::Status { status: 503 }));
+    let later = ["rollout", "--query", "*", "--operation-id", "later", "--start", "2999-01-01T00:00:00Z"];
+    let unread =
+        cloud(&mut world, &[&later[..], &["--uri", &format!("{}?sig=hush", three.url)]].concat()).await;
+    assert!(unread.status.success(), "{}", err(&unread));
+    let told = err(&unread);
+    assert!(told.contains("not pinned") && told.contains("--bundle") && told.lines().count() == 1, "{told}");
+    assert!(!told.contains("hush"), "{told}");
+    for line in [["--bundle", "/nonexistent"], ["--bundle", "/dev/zero"]] {
+        let wrong = cloud(&mut world, &[&["invoke", DEVICE, "--uri", &three.url], &line[..]].concat()).await;
+        assert_eq!(wrong.status.code(), Some(2), "{}", err(&wrong));
+    }
+    let quiet = cloud(&mut world, &["invoke", DEVICE, "--uri", &three.url, "--no-pin"]).await;
+    assert!(quiet.status.success() && err(&quiet).is_empty(), "{}", err(&quiet));
+    world.phase("holding").await;
+    let done = cloud(&mut world, &["watch", DEVICE, "--operation-id", "nobody"]).await;
+    assert_eq!(done.status.code(), Some(1), "{}", err(&done));
+    assert_eq!(world.call("firmwareCancel", json!({})).await.status, 200);
+    world.reported(|twin| twin["firmwareStatus"] == "cancelled").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn no_password_and_no_token_of_a_package_url_is_printed() {
+    let mut world = World::new().await;
+    let uri = "https://me:hush@localhost:1/x.fwb?sig=hush";
+    let section = json!({"fwupdate": {"fwPackageUri": uri, "version": "2.0.0"}});
+    world.hub.patch_desired(DEVICE, section).unwrap();
+    let apply =
+        ["config", "apply", "--id", "fw", "--query", "deviceId = 'none'", "--version", "2", "--uri", uri];
+    for line in [
+        &apply[..],
+        &["config", "show", "fw"],
+        &["config", "list"],
+        &["twin", DEVICE],
+        &["rollout", "--query", "*", "--uri", uri, "--start", "2999-01-01T00:00:00Z"],
+        &["invoke", "nobody", "--uri", uri],
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let output = cloud(&mut world, &[line, json].concat()).await;
+            let told = out(&output) + &err(&output);
+            assert!(!told.is_empty() && !told.contains("hush"), "{line:?} {json:?}: {told}");
+        }
+    }
+    let whole = cloud(&mut world, &["config", "show", "fw", "--json", "--secrets"]).await;
+    assert!(out(&whole).contains(uri), "who asks for it gets it: {}", out(&whole));
     world.finish().await;
 }
 

@@ -211,6 +211,10 @@ impl World {
         if !create.contains(&"--compatible") {
             command.args(["--compatible", COMPATIBLE]);
         }
+        if !create.contains(&"--security-version") {
+            // That of the image from the factory.
+            command.args(["--security-version", "0"]);
+        }
         if !create.contains(&"--key") {
             command.arg("--key").arg(key);
         }

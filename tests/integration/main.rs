@@ -69,3 +69,5 @@ mod tutorial;
 mod update;
 /// Hours in which nothing may be fetched.
 mod windows;
+/// What people read.
+mod words;

@@ -5,13 +5,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use fwupdate::bundle::{BundleError, Chunk, Decoder, Index, PatchFrame, PrefixDigest};
+use fwupdate::cli::amount::size;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Digest, KeyError, TrustedKeys};
 use serde_json::json;
 use sha2::Digest as _;
 use time::format_description::well_known::Rfc3339;
 
-use crate::progress::{Progress, size};
+use crate::progress::Progress;
 use crate::reader::Bundle;
 use crate::{Answer, Result, files, keys};
 
@@ -114,7 +115,7 @@ fn image_digest(bundle: &Bundle, index: &Index) -> Result<Digest> {
 
 /// Unpacks every frame of the patch from the image at `path`.
 fn verify_patch(bundle: &Bundle, index: &Index, path: &Path) -> Result<()> {
-    let file = File::open(path).map_err(files::at(path))?;
+    let file = files::open(path)?;
     let sha256 = files::digest(&file).map_err(files::at(path))?;
     let number = bundle.body.patches.iter().position(|patch| patch.base_sha256 == sha256);
     let number = number.ok_or_else(|| {

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use fwupdate::bundle::{Index, MEMBERS, PATCH_MEMBERS, chunker, tar};
+use fwupdate::cli::amount::size;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Body, Digest, FORMAT, Image, ManifestError, PATCHES_CAP, SignatureList};
 use serde_json::json;
@@ -15,8 +16,7 @@ use crate::files::{self, Replacement};
 use crate::keys::SigningKey;
 use crate::pack::{self, Packed, Source};
 use crate::patch::{self, Made};
-use crate::progress::size;
-use crate::{Answer, Result, held};
+use crate::{Answer, Result, content, held};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("signing").required(true).args(["key", "unsigned"]))]
@@ -33,9 +33,13 @@ pub struct Options {
     /// The image's version, as devices report it.
     #[arg(long = "version", value_name = "V")]
     release: String,
-    /// Devices never go below the highest one that they ran.
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    security_version: u64,
+    /// Required. A number that never falls: devices take no bundle below the highest one that they committed. Begin
+    /// with 1, and raise it with a release that closes a hole which older ones have.
+    #[arg(long, value_name = "N")]
+    pub security_version: Option<u64>,
+    /// Pack what does not look like the content of a slot, too: a disk, an archive, a text, nothing but zeros.
+    #[arg(long)]
+    any_content: bool,
     /// RFC 3339; SOURCE_DATE_EPOCH or now if not given. Two builds at the same time are the same bytes.
     #[arg(long, value_parser = parse_time, value_name = "TIME")]
     created: Option<OffsetDateTime>,
@@ -103,6 +107,9 @@ fn check_files(options: &Options) -> Result<()> {
             return refused(format!("{}: it is a bundle; --base needs the image in it", base.display()));
         }
     }
+    for image in options.base.iter().chain([&options.image]).filter(|_| !options.any_content) {
+        content::check(image)?;
+    }
     for image in options.base.iter().chain([&options.image]) {
         refuse_same_file(image, &options.output)?;
         whole_blocks(image)?;
@@ -123,7 +130,7 @@ fn refuse_same_file(image: &Path, output: &Path) -> Result<()> {
 
 /// The size of an image.
 fn whole_blocks(path: &Path) -> Result<u64> {
-    let size = File::open(path).and_then(|file| files::size(&file)).map_err(files::at(path))?;
+    let size = files::size(&files::open(path)?).map_err(files::at(path))?;
     if size == 0 || size % u64::from(BLOCK) != 0 {
         let message = format!(
             "{}: its size of {size} bytes is no positive multiple of {BLOCK}; \
@@ -153,7 +160,7 @@ fn created(options: &Options) -> Result<OffsetDateTime> {
 fn pack_image(options: &Options, frames: &mut File) -> Result<(Packed, u64)> {
     let path = options.image.as_path();
     let size = whole_blocks(path)?;
-    let image = File::open(path).map_err(files::at(path))?;
+    let image = files::open(path)?;
     let mut reader = BufReader::with_capacity(1 << 20, image);
     let source = Source { path, reader: &mut reader, size };
     let mut out = BufWriter::with_capacity(1 << 20, &mut *frames);
@@ -190,7 +197,7 @@ fn body(options: &Options, created: OffsetDateTime, size: u64, packed: &Packed) 
         format: FORMAT,
         compatible: options.compatible.clone(),
         version: options.release.clone(),
-        security_version: options.security_version,
+        security_version: options.security_version.unwrap_or_default(),
         created,
         image: Image {
             size,

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use fwupdate::bundle::Chunk;
+use fwupdate::cli::amount::size;
 use fwupdate::stage::cost;
 use serde_json::json;
 
 use crate::held::Held;
-use crate::progress::size;
 use crate::reader::Bundle;
 use crate::{Answer, Result};
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use fwupdate::failure::{Code, Failure};
@@ -31,9 +31,24 @@ pub fn in_file<E: Into<Failure>>(path: &Path) -> impl Fn(E) -> Failure + '_ {
     }
 }
 
+/// Opens a file or block device to read it. What else a path may name is not even opened: a pipe would wait for a
+/// writer, a folder has no bytes.
+pub fn open(path: &Path) -> Result<File> {
+    let kind = fs::metadata(path).map_err(at(path))?.file_type();
+    let what = match () {
+        () if kind.is_file() || kind.is_block_device() => return File::open(path).map_err(at(path)),
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a character device",
+    };
+    let message = format!("{}: it is {what}; name a file or a block device", path.display());
+    Err(Failure::new(Code::MalformedRequest, message))
+}
+
 /// Reads a file of at most `cap` bytes.
 pub fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {
-    let (mut bytes, file) = (Vec::new(), File::open(path).map_err(at(path))?);
+    let (mut bytes, file) = (Vec::new(), open(path)?);
     file.take(cap + 1).read_to_end(&mut bytes).map_err(at(path))?;
     if bytes.len() as u64 > cap {
         let message = format!("{}: it has more than {cap} bytes; name the right file", path.display());

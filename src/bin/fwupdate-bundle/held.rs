@@ -1,7 +1,6 @@
 //! What an old image holds: the digests of its chunks when it is cut by a new bundle's rules, as a device does.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
@@ -41,7 +40,7 @@ impl Held {
                 "the new bundle is cut by rules that this release does not know; use a newer fwupdate-bundle";
             Failure::new(Code::MalformedBundle, message)
         })?;
-        let file = File::open(path).map_err(files::at(path))?;
+        let file = files::open(path)?;
         let mut progress = Progress::new("Reading", files::size(&file).map_err(files::at(path))?);
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let (mut chunk, mut chunks, mut block) = (Vec::new(), HashSet::new(), [0; BLOCK as usize]);
@@ -62,11 +61,11 @@ impl Held {
     }
 }
 
-/// A bundle begins with a ustar header; no file system does.
+/// A bundle begins with the ustar header of its manifest; no file system does.
 pub fn is_bundle(path: &Path) -> Result<bool> {
     let mut start = Vec::new();
-    File::open(path).and_then(|file| file.take(512).read_to_end(&mut start)).map_err(files::at(path))?;
-    Ok(start.get(257..262) == Some(b"ustar"))
+    files::open(path)?.take(512).read_to_end(&mut start).map_err(files::at(path))?;
+    Ok(start.starts_with(b"manifest.json\0") && start.get(257..262) == Some(b"ustar"))
 }
 
 /// Reads the next block; `false` at the end of the image.

@@ -4,6 +4,7 @@
 //! file. Signing lives here and not in the library: a device never carries it.
 
 mod check;
+mod content;
 mod create;
 mod detached;
 mod encoder;
@@ -23,8 +24,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use fwupdate::cli::{plain, usage};
 use fwupdate::failure::{Code, Failure};
-use serde_json::json;
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -32,7 +33,7 @@ type Result<T, E = Failure> = std::result::Result<T, E>;
 #[derive(Debug, Parser)]
 #[command(name = "fwupdate-bundle", version)]
 struct Args {
-    /// Print results and errors as JSON.
+    /// Print JSON; errors, too.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -102,10 +103,29 @@ fn main() -> ExitCode {
     if matches!(fwupdate::pages::write::<Args>("1"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
-    let args = Args::parse();
+    let args = match usage::read::<Args>() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    if let Some(missing) = missing(&args.command) {
+        tell(&Failure::new(Code::MalformedRequest, missing), args.json);
+        return usage::USAGE.into();
+    }
     match run(args.command).and_then(|answer| print(&answer, args.json)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure, args.json),
+    }
+}
+
+/// What has no default, and deserves more words than its name.
+fn missing(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Create(options) if options.security_version.is_none() => Some(
+            "--security-version is missing: a number that never falls from release to release. Begin with 1, keep it, \
+             and raise it with a release that closes a hole which older ones have: a gateway that committed it takes \
+             none below",
+        ),
+        _ => None,
     }
 }
 
@@ -126,22 +146,26 @@ fn run(command: Command) -> Result<Answer> {
 fn print(answer: &Answer, json: bool) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match json {
-        true => writeln!(out, "{:#}", answer.json),
-        false => writeln!(out, "{}", answer.text.trim_end()),
+        true => out.write_all(plain::json_lines(&answer.json).as_bytes()),
+        false => writeln!(out, "{}", plain::lines(answer.text.trim_end())),
     }
     .map_err(|error| Failure::new(Code::Internal, format!("standard output can't be written: {error}")))
 }
 
 /// Tells the failure and picks the exit code: 3 for what policy, signature or board forbid, else 1.
 fn fail(failure: &Failure, json: bool) -> ExitCode {
-    eprintln!("fwupdate-bundle: {}", failure.message);
-    if json {
-        println!("{}", json!({"error": {"code": failure.code, "message": failure.message}}));
-    }
+    tell(failure, json);
     match failure.code {
         Code::UntrustedSignature | Code::WrongBoard | Code::NotPermitted | Code::Downgrade => {
             ExitCode::from(3)
         }
         _ => ExitCode::FAILURE,
     }
+}
+
+fn tell(failure: &Failure, json: bool) {
+    usage::tell(&match json {
+        true => usage::error_json(&failure.code.to_string(), &failure.message),
+        false => usage::error_sentence("fwupdate-bundle", &failure.message),
+    });
 }

@@ -93,7 +93,7 @@ struct Image<'a> {
 
 impl Image<'_> {
     fn open(path: &Path) -> Result<Image<'_>> {
-        Ok(Image { path, file: File::open(path).map_err(files::at(path))? })
+        Ok(Image { path, file: files::open(path)? })
     }
 
     fn size(&self) -> Result<u64> {

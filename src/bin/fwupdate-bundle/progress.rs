@@ -3,6 +3,8 @@
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
+use fwupdate::cli::amount::size;
+
 pub struct Progress {
     what: &'static str,
     total: u64,
@@ -36,13 +38,4 @@ impl Drop for Progress {
             eprint!("\r\x1b[K");
         }
     }
-}
-
-/// A size for people.
-pub fn size(bytes: u64) -> String {
-    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    let unit = units.iter().find(|(_, shift)| bytes >> shift > 0);
-    unit.map_or(format!("{bytes} bytes"), |(name, shift)| {
-        format!("{:.1} {name}", bytes as f64 / f64::from(1u32 << shift))
-    })
 }

@@ -36,7 +36,7 @@ impl Bundle {
     }
 
     fn open_with(path: &Path, read: impl FnOnce(&Head) -> Result<Body, ManifestError>) -> Result<Bundle> {
-        let file = File::open(path).map_err(files::at(path))?;
+        let file = files::open(path)?;
         let mut bytes = Vec::new();
         (&file).take(HEAD_MAX as u64).read_to_end(&mut bytes).map_err(files::at(path))?;
         let head = bundle::head(&bytes).map_err(files::in_file(path))?;

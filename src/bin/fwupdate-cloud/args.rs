@@ -20,9 +20,12 @@ pub struct Args {
     /// PEM file of a certificate authority to trust beside the system's.
     #[arg(long, value_name = "FILE", global = true)]
     pub ca: Option<PathBuf>,
-    /// Print JSON.
+    /// Print JSON; errors, too.
     #[arg(long, global = true)]
     pub json: bool,
+    /// Print package URLs whole in JSON: with the passwords and tokens in them.
+    #[arg(long, global = true)]
+    pub secrets: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -152,6 +155,8 @@ pub struct Apply {
     pub uri: Option<String>,
     #[command(flatten)]
     pub options: Options,
+    #[command(flatten)]
+    pub pinning: Pinning,
     /// Then show live counts, as `config show --watch` does.
     #[arg(long)]
     pub watch: bool,
@@ -165,12 +170,29 @@ pub struct Update {
     uri: String,
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    pinning: Pinning,
+}
+
+/// How the manifest's digest is found, unless it is given.
+#[derive(Debug, ClapArgs)]
+pub struct Pinning {
+    /// A local copy of the bundle: its manifest is the one that gateways must find.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["no_pin", "manifest_sha256"])]
+    pub bundle: Option<PathBuf>,
+    /// Do not read the bundle's manifest to pin it: gateways take any bundle at the URL that their keys trust.
+    #[arg(long, conflicts_with = "manifest_sha256")]
+    pub no_pin: bool,
 }
 
 impl Update {
     /// The caller's id for the operation.
     pub fn operation_id(&self) -> Option<&str> {
         self.options.operation_id()
+    }
+
+    pub fn pinning(&self) -> &Pinning {
+        &self.pinning
     }
 
     /// The method's payload.

@@ -9,11 +9,15 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use fwupdate::cli::plain::plain;
+use fwupdate::report::redact;
 use serde_json::{Map, Value, json};
 
 use self::counts::follow;
-use crate::args::{Apply, Config};
+use crate::args::{Apply, Args, Config};
 use crate::error::Error;
+use crate::output::print;
+use crate::pin;
 use crate::rollout::condition;
 use crate::service::Service;
 
@@ -23,29 +27,25 @@ const SECTION: &str = "properties.desired.fwupdate";
 const REPORTED: &str = "properties.reported.fwupdate";
 
 pub async fn perform(
+    args: &Args,
     service: &Service,
     asked: &Config,
-    json: bool,
     out: &mut impl Write,
 ) -> Result<(), Error> {
     match asked {
-        Config::Apply(asked) => apply(service, asked, json, out).await,
-        Config::Show { id, watch: true } => follow(service, &read(service, id).await?, json, out).await,
+        Config::Apply(asked) => apply(args, service, asked, out).await,
+        Config::Show { id, watch: true } => follow(service, &read(service, id).await?, args.json, out).await,
         Config::Show { id, watch: false } => {
             let found = read(service, id).await?;
-            print(out, json, &found, &shown(&found))
+            print(args, &found, &shown(&found), out)
         }
         Config::List => {
             let all = service.configurations().await?;
             let lines: String = all.iter().map(line).collect();
-            print(
-                out,
-                json,
-                &Value::Array(all),
-                if lines.is_empty() { "No configuration.\n" } else { &lines },
-            )
+            let lines = if lines.is_empty() { "No configuration.\n" } else { &lines };
+            print(args, &Value::Array(all), lines, out)
         }
-        Config::Delete { id, cancel } => delete(service, id, *cancel, json, out).await,
+        Config::Delete { id, cancel } => delete(args, service, id, *cancel, out).await,
     }
 }
 
@@ -56,8 +56,8 @@ async fn read(service: &Service, id: &str) -> Result<Value, Error> {
     service.configuration(id).await?.ok_or_else(missing)
 }
 
-async fn apply(service: &Service, asked: &Apply, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let wanted = wanted(asked)?;
+async fn apply(args: &Args, service: &Service, asked: &Apply, out: &mut impl Write) -> Result<(), Error> {
+    let mut wanted = wanted(asked)?;
     let id = text(&wanted, "/id").unwrap_or_default().to_owned();
     let told = service
         .test_queries(json!({
@@ -67,21 +67,32 @@ async fn apply(service: &Service, asked: &Apply, json: bool, out: &mut impl Writ
         .await?;
     refuse_wrong(&told)?;
     let kept = service.configuration(&id).await?;
-    if let Some(kept) = &kept {
-        refuse_other_content(&id, kept, &wanted)?;
+    match &kept {
+        // It was made without a pin, and cannot be given one.
+        Some(kept) if content(kept) == content(&wanted) => {}
+        Some(kept) => {
+            pin(args, asked, &mut wanted).await?;
+            refuse_other_content(&id, kept, &wanted)?;
+        }
+        None => pin(args, asked, &mut wanted).await?,
     }
     let etag = kept.as_ref().and_then(|kept| text(kept, "/etag"));
     let applied = service.put_configuration(&id, wanted, etag).await?;
     let verb = if kept.is_some() { "changed" } else { "made" };
     if asked.watch {
-        return follow(service, &applied, json, out).await;
+        return follow(service, &applied, args.json, out).await;
     }
-    print(
-        out,
-        json,
-        &applied,
-        &format!("Configuration {id} is {verb}; the hub tells each gateway that fits.\n"),
-    )
+    let told = format!("Configuration {} is {verb}; the hub tells each gateway that fits.\n", plain(&id));
+    print(args, &applied, &told, out)
+}
+
+/// Pins the bundle that the section names.
+async fn pin(args: &Args, asked: &Apply, wanted: &mut Value) -> Result<(), Error> {
+    let section = wanted.pointer_mut("/content/deviceContent").and_then(|content| content.get_mut(SECTION));
+    match section.and_then(Value::as_object_mut) {
+        Some(update) => pin::add(args, &asked.pinning, update).await,
+        None => Ok(()),
+    }
 }
 
 /// The document that the hub shall hold.
@@ -176,7 +187,6 @@ fn refuse_wrong(told: &Value) -> Result<(), Error> {
 
 /// IoT Hub never changes a content.
 fn refuse_other_content(id: &str, kept: &Value, wanted: &Value) -> Result<(), Error> {
-    let content = |document: &Value| document.pointer("/content/deviceContent").cloned();
     if content(kept) == content(wanted) {
         return Ok(());
     }
@@ -187,11 +197,15 @@ fn refuse_other_content(id: &str, kept: &Value, wanted: &Value) -> Result<(), Er
     Err(Error::Refused { code: "NotPermitted".into(), message })
 }
 
+fn content(document: &Value) -> Option<&Value> {
+    document.pointer("/content/deviceContent")
+}
+
 async fn delete(
+    args: &Args,
     service: &Service,
     id: &str,
     cancel: bool,
-    json: bool,
     out: &mut impl Write,
 ) -> Result<(), Error> {
     let found = read(service, id).await?;
@@ -215,8 +229,8 @@ async fn delete(
         }
     };
     let then = job.as_str().map(|job| format!(" Job {job} takes the update back from those it told."));
-    let told = format!("Configuration {id} is deleted.{}\n", then.unwrap_or_default());
-    print(out, json, &json!({"deleted": id, "job": job}), &told)
+    let told = format!("Configuration {} is deleted.{}\n", plain(id), then.unwrap_or_default());
+    print(args, &json!({"deleted": id, "job": job}), &told, out)
 }
 
 /// A job that clears the section where it names this version.
@@ -242,15 +256,16 @@ fn text<'a>(document: &'a Value, pointer: &str) -> Option<&'a str> {
 /// One configuration as a line of the list.
 fn line(one: &Value) -> String {
     let version = update(one).and_then(|update| text(update, "/version")).unwrap_or("-");
-    format!(
-        "{:<24} {:<10} priority {}, {} of {} told, for {}\n",
+    let line = format!(
+        "{:<24} {:<10} priority {}, {} of {} told, for {}",
         text(one, "/id").unwrap_or("-"),
         version,
         one.get("priority").unwrap_or(&Value::Null),
         metric(one, "/systemMetrics/results/appliedCount"),
         metric(one, "/systemMetrics/results/targetedCount"),
         text(one, "/targetCondition").filter(|condition| !condition.is_empty()).unwrap_or("nobody"),
-    )
+    );
+    plain(&line) + "\n"
 }
 
 fn metric(one: &Value, pointer: &str) -> String {
@@ -270,24 +285,18 @@ fn shown(one: &Value) -> String {
     if let Some(update) = update(one) {
         lines.push(("Version", text(update, "/version").unwrap_or("-").to_owned()));
         let uri = text(update, "/fwPackageUri").unwrap_or("-");
-        lines.push(("From", uri.split('?').next().unwrap_or(uri).to_owned()));
+        lines.push(("From", redact(uri)));
+        lines.push(("Manifest", text(update, "/manifestSha256").unwrap_or("not pinned").to_owned()));
     }
-    let mut out: String = lines.into_iter().map(|(label, value)| format!("{label:<12}{value}\n")).collect();
+    let mut out: String =
+        lines.into_iter().map(|(label, value)| format!("{label:<12}{}\n", plain(&value))).collect();
     for (group, label) in [("/labels", "Label"), ("/metrics/results", "Metric")] {
         for (name, value) in one.pointer(group).and_then(Value::as_object).into_iter().flatten() {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            out += &format!("{label:<12}{name} = {value}\n");
+            out += &format!("{label:<12}{}\n", plain(&format!("{name} = {value}")));
         }
     }
     out
-}
-
-fn print(out: &mut impl Write, json: bool, document: &Value, text: &str) -> Result<(), Error> {
-    let text = if json { format!("{document:#}\n") } else { text.to_owned() };
-    // A label or an id may hold signs that drive a terminal.
-    let clean: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
-    out.write_all(clean.as_bytes())?;
-    Ok(out.flush()?)
 }
 
 #[cfg(test)]
@@ -295,7 +304,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::{Args, Command};
+    use crate::args::Command;
 
     fn document(line: &str) -> Result<Value, Error> {
         let args =

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use serde_json::{Value, json};
+use fwupdate::cli::usage;
+use serde_json::Value;
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +90,7 @@ impl Error {
     }
 
     pub fn sentence(&self) -> String {
-        let clean: String = self.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        format!("fwupdate-cloud: {clean}")
+        usage::error_sentence("fwupdate-cloud", &self.to_string())
     }
 
     pub fn json(&self) -> String {
@@ -102,12 +102,14 @@ impl Error {
             Error::Unreachable(message) => ("CloudUnreachable", message.clone()),
             Error::Output(_) => ("Internal", self.to_string()),
         };
-        json!({"error": {"code": code, "message": message}}).to_string()
+        usage::error_json(code, &message)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

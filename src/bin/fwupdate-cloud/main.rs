@@ -6,39 +6,42 @@
 mod args;
 mod config;
 mod error;
+mod output;
 mod patience;
+mod pin;
 mod rollout;
 mod service;
 mod watch;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
-use fwupdate::cli::screen::Style;
-use fwupdate::cli::show;
+use fwupdate::cli::plain::plain;
+use fwupdate::cli::screen::{Screen, Style};
+use fwupdate::cli::{show, usage};
 use serde_json::Value;
 
 use crate::args::{Args, Command, Invoke, Job, Rollout};
 use crate::error::Error;
 use crate::service::Service;
-use crate::watch::Watch;
+use crate::watch::{Start, Watch};
 
 fn main() -> ExitCode {
     #[cfg(feature = "pages")]
     if matches!(fwupdate::pages::write::<Args>("1"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
-    let args = Args::parse();
+    let args = match usage::read::<Args>() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe has seen enough.
         Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let text = if args.json { error.json() } else { error.sentence() };
-            // Nobody is left to tell when stderr is closed too.
-            drop(writeln!(std::io::stderr(), "{text}"));
+            usage::tell(&if args.json { error.json() } else { error.sentence() });
             error.exit().into()
         }
     }
@@ -58,39 +61,59 @@ fn run(args: &Args) -> Result<(), Error> {
 async fn perform(args: &Args, service: &Service) -> Result<(), Error> {
     match &args.command {
         Command::Invoke(invoke) => self::invoke(args, service, invoke).await,
-        Command::Watch(asked) => follow(args, service, &asked.device, asked.operation_id.clone()).await,
+        Command::Watch(asked) => {
+            follow(args, service, &asked.device, asked.operation_id.clone(), Start::Found).await
+        }
         Command::Rollout(asked) => self::rollout(args, service, asked).await,
         Command::Job(asked) => job(args, service, asked).await,
-        Command::Config(asked) => config::perform(service, asked, args.json, &mut std::io::stdout()).await,
+        Command::Config(asked) => config::perform(args, service, asked, &mut std::io::stdout()).await,
         Command::Twin { device } => twin(args, service, device).await,
     }
 }
 
 async fn invoke(args: &Args, service: &Service, invoke: &Invoke) -> Result<(), Error> {
-    let payload = Value::Object(invoke.update.payload());
+    let mut payload = invoke.update.payload();
+    pin::add(args, invoke.update.pinning(), &mut payload).await?;
     let (connect, response) =
         (Duration::from_secs(invoke.connect_timeout), Duration::from_secs(invoke.response_timeout));
-    let answer = service.invoke(&invoke.device, "firmwareUpdate", payload, connect, response).await?;
+    let call = Value::Object(payload);
+    let answer = service.invoke(&invoke.device, "firmwareUpdate", call, connect, response).await?;
     if answer.status != 200 {
         return Err(Error::of_gateway(answer.status, &answer.payload));
     }
     let id = answer.payload.get("operationId").and_then(Value::as_str).map(str::to_owned);
     if invoke.watch {
+        if let Some(last) = answer.payload.get("last") {
+            // The operation of this id ended before the call.
+            Screen::new(style(args)).finish(last, &mut std::io::stdout())?;
+            return verdict(last);
+        }
         let id = id.ok_or_else(|| Error::failed("Internal", "the gateway names no operation to watch"))?;
-        return follow(args, service, &invoke.device, Some(id)).await;
+        return follow(args, service, &invoke.device, Some(id), Start::Awaited).await;
     }
-    if args.json {
-        return print(&format!("{:#}\n", answer.payload));
-    }
-    print(&format!("Accepted (operation {}).\n", id.as_deref().unwrap_or("-")))
+    let accepted = format!("Accepted (operation {}).\n", id.as_deref().map_or("-".into(), plain));
+    output::print(args, &answer.payload, &accepted, &mut std::io::stdout())
 }
 
-async fn follow(args: &Args, service: &Service, device: &str, id: Option<String>) -> Result<(), Error> {
-    let style = Style::of(args.json, std::io::stdout().is_terminal());
-    let last = Watch { service, device, style }.until_done(id, &mut std::io::stdout()).await?;
+fn style(args: &Args) -> Style {
+    Style::of(args.json, std::io::stdout().is_terminal())
+}
+
+async fn follow(
+    args: &Args,
+    service: &Service,
+    device: &str,
+    id: Option<String>,
+    start: Start,
+) -> Result<(), Error> {
+    let watch = Watch { service, device, style: style(args), start };
+    verdict(&watch.until_done(id, &mut std::io::stdout()).await?)
+}
+
+fn verdict(last: &Value) -> Result<(), Error> {
     match last.get("result").and_then(Value::as_str) {
         Some("committed") => Ok(()),
-        _ => Err(Error::of_outcome(&last)),
+        _ => Err(Error::of_outcome(last)),
     }
 }
 
@@ -98,11 +121,14 @@ async fn rollout(args: &Args, service: &Service, asked: &Rollout) -> Result<(), 
     let made = || format!("fwupdate-{:016x}", fastrand::u64(..));
     let id = asked.update.operation_id().map_or_else(made, str::to_owned);
     check_job(&id)?;
-    let job = service.order_job(&id, rollout::order(&id, asked)).await?;
+    let mut payload = asked.update.payload();
+    pin::add(args, asked.update.pinning(), &mut payload).await?;
+    let job = service.order_job(&id, rollout::order(&id, asked, payload)).await?;
     if asked.watch {
         return rollout::follow(service, &id, args.json, &mut std::io::stdout()).await;
     }
-    if args.json { print(&format!("{job:#}\n")) } else { Ok(rollout::ordered(&id, &mut std::io::stdout())?) }
+    let ordered = format!("Job {id} is ordered; each gateway's operation has the same id.\n");
+    output::print(args, &job, &ordered, &mut std::io::stdout())
 }
 
 async fn job(args: &Args, service: &Service, asked: &Job) -> Result<(), Error> {
@@ -128,17 +154,13 @@ fn check_job(id: &str) -> Result<(), Error> {
 
 async fn twin(args: &Args, service: &Service, device: &str) -> Result<(), Error> {
     let twin = service.twin(device).await?;
-    if args.json {
-        return print(&format!("{twin:#}\n"));
-    }
     let connection = twin.get("connectionState").and_then(Value::as_str).unwrap_or("unknown");
     let reported = twin.pointer("/properties/reported").unwrap_or(&Value::Null);
-    let head = format!("{:<10}{device}, {}\n", "Gateway", connection.to_lowercase());
-    print(&show::headed_status(&head, reported))
-}
-
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = std::io::stdout();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    let (name, connection) = (plain(device), plain(&connection.to_lowercase()));
+    let head = format!(
+        "{:<10}{name}, {connection}
+",
+        "Gateway"
+    );
+    output::print(args, &twin, &show::headed_status(&head, reported), &mut std::io::stdout())
 }

@@ -4,10 +4,11 @@
 //! twice starts once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use fwupdate::cli::plain::{self, plain};
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -40,8 +41,7 @@ struct Summary {
 }
 
 /// The body of the job.
-pub fn order(id: &str, rollout: &Rollout) -> Value {
-    let mut payload = rollout.update.payload();
+pub fn order(id: &str, rollout: &Rollout, mut payload: Map<String, Value>) -> Value {
     payload.insert("operationId".into(), id.into());
     json!({
         "jobId": id,
@@ -160,7 +160,7 @@ impl Summary {
     }
 
     fn told(&self, status: &str, json: bool) -> String {
-        if json { self.json(status).to_string() } else { self.line(status) }
+        if json { plain::json(&self.json(status)) } else { plain(&self.line(status)) }
     }
 
     fn json(&self, status: &str) -> Value {
@@ -178,7 +178,7 @@ impl Summary {
             .collect();
         if !json {
             for (device, code) in &failed {
-                writeln!(out, "{device}: {code}")?;
+                writeln!(out, "{}", plain(&format!("{device}: {code}")))?;
             }
         }
         let codes: BTreeSet<_> = failed.iter().map(|(_, code)| code.as_str()).collect();
@@ -244,11 +244,6 @@ fn reported(twin: &Value, id: &str) -> Option<Stand> {
             Some(Stand::Failed(code.unwrap_or("unknown").to_owned()))
         }
     }
-}
-
-/// Tells where to look when nobody waits.
-pub fn ordered(id: &str, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "Job {id} is ordered; each gateway's operation has the same id.")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use fwupdate::clock::Clock;
 use fwupdate::config::{Roots, Secret};
 use fwupdate::{hub, tls};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -76,16 +77,7 @@ impl Service {
         })?;
         let (host, policy, key) =
             parse(&text).map_err(|why| Error::Usage(format!("{}: {why}", file.display())))?;
-        let tls = tls::client_config(&Roots::with(ca.map(Path::to_owned)), None, &Clock::default())
-            .map_err(|why| Error::Usage(why.to_string()))?;
-        let http = Client::builder()
-            .use_preconfigured_tls(tls)
-            .https_only(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("fwupdate-cloud/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(TIMEOUT)
-            .build()
-            .map_err(|why| Error::failed("Internal", why.to_string()))?;
+        let http = client(ca, Policy::none())?;
         Ok(Service { host, policy, key, http })
     }
 
@@ -249,6 +241,15 @@ impl Service {
             self.host
         ))
     }
+}
+
+/// Speaks https alone; `ca` is trusted beside the system's roots.
+pub fn client(ca: Option<&Path>, redirects: Policy) -> Result<Client, Error> {
+    let tls = tls::client_config(&Roots::with(ca.map(Path::to_owned)), None, &Clock::default())
+        .map_err(|why| Error::Usage(why.to_string()))?;
+    let builder = Client::builder().use_preconfigured_tls(tls).https_only(true).redirect(redirects);
+    let builder = builder.user_agent(concat!("fwupdate-cloud/", env!("CARGO_PKG_VERSION")));
+    builder.connect_timeout(TIMEOUT).build().map_err(|why| Error::failed("Internal", why.to_string()))
 }
 
 /// An id as a part of a path.

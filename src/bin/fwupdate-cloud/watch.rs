@@ -19,6 +19,16 @@ pub struct Watch<'a> {
     pub service: &'a Service,
     pub device: &'a str,
     pub style: Style,
+    pub start: Start,
+}
+
+/// Whether the twin must tell of the operation already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It was accepted just now, and is told soon.
+    Awaited,
+    /// Somebody names it.
+    Found,
 }
 
 /// What a twin says of the operation that is followed.
@@ -36,6 +46,7 @@ impl Watch<'_> {
     pub async fn until_done(&self, id: Option<String>, out: &mut impl Write) -> Result<Value, Error> {
         let mut screen = Screen::new(self.style);
         let (mut id, mut seen, mut quiet) = (id, false, Instant::now());
+        let mut looks = 0;
         loop {
             match self.service.twin(self.device).await {
                 Err(Error::Unreachable(why)) if quiet.elapsed() < LIMIT => screen.note(&why, out)?,
@@ -56,7 +67,11 @@ impl Watch<'_> {
                             return Err(lost(self.device, &followed));
                         }
                         State::Absent if followed.is_empty() => return Err(nothing(self.device)),
-                        State::Absent => {}
+                        // A report may be on its way: once more.
+                        State::Absent if self.start == Start::Found && looks > 0 => {
+                            return Err(unknown(self.device, &followed, reported));
+                        }
+                        State::Absent => looks += 1,
                     }
                 }
             }
@@ -95,6 +110,16 @@ fn lost(device: &str, id: &str) -> Error {
         "the twin of {device} no longer tells of operation {id}; look with `fwupdate-cloud twin {device}`"
     );
     Error::failed("NotFound", message)
+}
+
+fn unknown(device: &str, id: &str, reported: &Value) -> Error {
+    let newest = newest(reported);
+    let known =
+        if newest.is_empty() { "no operation".to_owned() } else { format!("operation {newest} alone") };
+    Error::failed(
+        "NotFound",
+        format!("{device} tells of {known}, not of {id}: check the id, or leave it out"),
+    )
 }
 
 fn nothing(device: &str) -> Error {

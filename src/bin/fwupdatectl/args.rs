@@ -1,10 +1,13 @@
 //! The command line, and the request that each command becomes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use fwupdate::cli::update::Options;
 use fwupdate::control::Method;
+use fwupdate::failure::{Code, Failure};
+use fwupdate::report::redact;
 use serde_json::{Map, Value};
 
 /// Controls the firmware update agent of this gateway.
@@ -14,6 +17,9 @@ pub struct Args {
     /// The agent's control socket.
     #[arg(long, global = true, value_name = "PATH", default_value = "/run/fwupdate/control.sock")]
     pub socket: PathBuf,
+    /// Print JSON: the answer, or with --wait each status as one line; errors, too.
+    #[arg(long, global = true)]
+    pub json: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -21,7 +27,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what the gateway runs and what it is doing.
-    Status(Read),
+    Status,
     /// Install a bundle from an https URL or a local file.
     Install(Install),
     /// Cancel the running update; possible until the bootloader is armed.
@@ -33,24 +39,15 @@ pub enum Command {
     /// Go back to the other proven slot.
     Rollback(Act),
     /// List the updates of the past.
-    History(Read),
+    History,
     /// Show both slots.
-    Slots(Read),
+    Slots,
     /// Look for faults that would spoil an update; exit code 1 when there are any.
     Doctor(Doctor),
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Read {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, ClapArgs)]
 pub struct Doctor {
-    #[command(flatten)]
-    pub read: Read,
     /// The settings file of an agent that does not run, instead of /etc/fwupdate.toml and the other system layers.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -71,9 +68,6 @@ pub struct Follow {
     /// Show progress until the outcome is known; the exit code is the outcome's.
     #[arg(long)]
     pub wait: bool,
-    /// Print JSON: the answer, or with --wait each status as one line.
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -96,35 +90,18 @@ pub struct Install {
     follow: Follow,
 }
 
-impl Args {
-    pub fn json(&self) -> bool {
-        match self.command.read() {
-            Some(read) => read.json,
-            None => self.command.follow().is_some_and(|follow| follow.json),
-        }
-    }
-}
-
 impl Command {
     pub fn method(&self) -> Method {
         match self {
-            Command::Status(_) => Method::Status,
+            Command::Status => Method::Status,
             Command::Install(_) => Method::Install,
             Command::Cancel(_) => Method::Cancel,
             Command::Approve(_) => Method::Approve,
             Command::Defer(_) => Method::Defer,
             Command::Rollback(_) => Method::Rollback,
-            Command::History(_) => Method::History,
-            Command::Slots(_) => Method::Slots,
+            Command::History => Method::History,
+            Command::Slots => Method::Slots,
             Command::Doctor(_) => Method::Doctor,
-        }
-    }
-
-    fn read(&self) -> Option<&Read> {
-        match self {
-            Command::Status(read) | Command::History(read) | Command::Slots(read) => Some(read),
-            Command::Doctor(doctor) => Some(&doctor.read),
-            _ => None,
         }
     }
 
@@ -135,6 +112,14 @@ impl Command {
             Command::Defer(defer) => Some(&defer.act.follow),
             Command::Cancel(act) | Command::Approve(act) | Command::Rollback(act) => Some(&act.follow),
             _ => None,
+        }
+    }
+
+    /// Refuses what cannot be meant, before the agent is asked.
+    pub fn check(&self, folder: &Path) -> Result<(), Failure> {
+        match self {
+            Command::Install(install) => install.check(folder),
+            _ => Ok(()),
         }
     }
 
@@ -157,6 +142,31 @@ impl Command {
 }
 
 impl Install {
+    fn check(&self, folder: &Path) -> Result<(), Failure> {
+        let shown = redact(&self.source);
+        let refused = |code, message| Err(Failure::new(code, message));
+        if let Some((scheme, _)) = self.source.split_once("://") {
+            let message =
+                format!("{shown} is no https URL; a bundle that is a file is named by its path alone");
+            let secure = scheme.eq_ignore_ascii_case("https");
+            return if secure { Ok(()) } else { refused(Code::MalformedRequest, message) };
+        }
+        match std::fs::metadata(folder.join(&self.source)) {
+            Ok(found) if found.is_file() => Ok(()),
+            Ok(found) if found.is_dir() => {
+                refused(Code::MalformedRequest, format!("{shown} is a folder; name the bundle in it"))
+            }
+            Ok(_) => {
+                refused(Code::MalformedRequest, format!("{shown} is no regular file; copy the bundle to one"))
+            }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+            Err(error) => {
+                let message = format!("there is no bundle {shown} ({error}); a URL begins with https://");
+                refused(Code::NotFound, message)
+            }
+        }
+    }
+
     fn params(&self, folder: &Path, params: &mut Map<String, Value>) {
         if self.source.contains("://") {
             put(params, "fwPackageUri", Some(&self.source));
@@ -202,15 +212,48 @@ mod tests {
     }
 
     #[test]
-    fn every_read_takes_json_and_every_action_wait() {
+    fn every_command_takes_json_in_any_place_and_every_action_wait() {
         for read in ["status", "history", "slots", "doctor"] {
-            let args = Args::try_parse_from(["fwupdatectl", read, "--json"]).unwrap();
-            assert!(args.json() && args.command.follow().is_none());
+            for line in [format!("fwupdatectl {read} --json"), format!("fwupdatectl --json {read}")] {
+                let args = Args::try_parse_from(line.split(' ')).unwrap();
+                assert!(args.json && args.command.follow().is_none());
+            }
         }
         for action in ["install x", "cancel", "approve", "defer --until x", "rollback"] {
             let line = format!("fwupdatectl {action} --wait --json --socket /s");
             let args = Args::try_parse_from(line.split(' ')).unwrap();
-            assert!(args.json() && args.command.follow().is_some_and(|f| f.wait), "{action}");
+            assert!(args.json && args.command.follow().is_some_and(|f| f.wait), "{action}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_bundle_is_not_even_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("good.fwb"), "x").unwrap();
+        std::fs::create_dir(folder.path().join("dir")).unwrap();
+        nix::unistd::mkfifo(&folder.path().join("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let check = |source: &str| {
+            let args = Args::try_parse_from(["fwupdatectl", "install", source]).unwrap();
+            args.command.check(folder.path()).map_err(|refused| (refused.code, refused.message))
+        };
+        assert_eq!(check("good.fwb"), Ok(()));
+        assert_eq!(check("https://h/x.fwb?sig=s"), Ok(()));
+        assert_eq!(check("HTTPS://h/x.fwb"), Ok(()));
+        for (source, code, said) in [
+            ("absent.fwb", Code::NotFound, "no bundle absent.fwb"),
+            ("example.com/x.fwb", Code::NotFound, "a URL begins with https://"),
+            ("https:/h/x.fwb", Code::NotFound, "a URL begins with https://"),
+            ("", Code::MalformedRequest, "folder"),
+            ("dir", Code::MalformedRequest, "dir is a folder"),
+            ("fifo", Code::MalformedRequest, "no regular file"),
+            ("http://me:secret@h/x", Code::MalformedRequest, "http://h/x is no https URL"),
+            ("ftp://h/x", Code::MalformedRequest, "no https URL"),
+            ("file:///good.fwb", Code::MalformedRequest, "by its path alone"),
+            ("me:secret@h/x?sig=secret", Code::NotFound, "no bundle"),
+        ] {
+            let (told, message) = check(source).unwrap_err();
+            assert!(told == code && message.contains(said), "{source}: {message}");
+            assert!(!message.contains("secret"), "{message}");
         }
     }
 }

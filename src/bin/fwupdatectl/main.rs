@@ -11,23 +11,24 @@ mod wait;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use fwupdate::cli::usage;
 
 fn main() -> ExitCode {
     #[cfg(feature = "pages")]
     if matches!(fwupdate::pages::write::<args::Args>("8"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
-    let args = args::Args::parse();
+    let args = match usage::read::<args::Args>() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     let mut stdout = std::io::stdout();
     match run::run(&args, &mut stdout).and_then(|code| Ok(stdout.flush().map(|()| code)?)) {
         Ok(code) => code.into(),
         // The reader of a pipe has seen enough.
         Err(run::Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let text = if args.json() { error.json() } else { error.sentence() };
-            // Nobody is left to tell when stderr is closed too.
-            drop(writeln!(std::io::stderr(), "{text}"));
+            usage::tell(&if args.json { error.json() } else { error.sentence() });
             error.exit().into()
         }
     }

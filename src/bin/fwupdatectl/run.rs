@@ -1,13 +1,12 @@
 //! One command from request to exit code.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 
-use fwupdate::cli::screen::Style;
-use fwupdate::cli::show;
+use fwupdate::cli::screen::{Screen, Style};
+use fwupdate::cli::{plain, show, usage};
 use fwupdate::control::{Client, ClientError};
 use fwupdate::failure::{Code, Failure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::args::{Args, Command, Follow};
 use crate::{offline, wait};
@@ -24,7 +23,7 @@ pub enum Error {
     Outcome(Failure),
     #[error("no update runs, so there is nothing to wait for; see `fwupdatectl status`")]
     NothingToWaitFor,
-    #[error("operation {0} no longer runs and another one was recorded last; see `fwupdatectl history`")]
+    #[error("the agent does not know operation {0}; see `fwupdatectl history`")]
     LostTrack(String),
 }
 
@@ -43,8 +42,7 @@ impl Error {
     }
 
     pub fn sentence(&self) -> String {
-        let clean: String = self.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        format!("fwupdatectl: {clean}")
+        usage::error_sentence("fwupdatectl", &self.to_string())
     }
 
     pub fn json(&self) -> String {
@@ -58,7 +56,7 @@ impl Error {
             Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.message.clone(),
             other => other.to_string(),
         };
-        json!({"error": {"code": code, "message": message}}).to_string()
+        usage::error_json(&code.to_string(), &message)
     }
 }
 
@@ -78,15 +76,16 @@ fn exit_of(code: Code) -> u8 {
 
 /// Does what `args` say; the exit code when that was no error.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
+    let folder = std::env::current_dir()?;
+    args.command.check(&folder).map_err(ClientError::Refused)?;
     let mut client = match Client::connect(&args.socket) {
         Err(error @ ClientError::Unreachable { .. }) => return unreachable(args, error, out),
         connected => connected?,
     };
-    let folder = std::env::current_dir()?;
     let answer = client.call(args.command.method(), args.command.params(&folder))?;
     match args.command.follow() {
         Some(follow) => act(args, follow, client, &answer, out),
-        None => read(&args.command, args.json(), &answer, out),
+        None => read(&args.command, args.json, &answer, out),
     }
 }
 
@@ -94,7 +93,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
 fn unreachable(args: &Args, error: ClientError, out: &mut impl Write) -> Result<u8, Error> {
     match &args.command {
         Command::Doctor(doctor) => match offline::examine(doctor.config.as_deref()) {
-            Some(found) => read(&args.command, args.json(), &found, out),
+            Some(found) => read(&args.command, args.json, &found, out),
             None => Err(error.into()),
         },
         _ => Err(error.into()),
@@ -103,9 +102,9 @@ fn unreachable(args: &Args, error: ClientError, out: &mut impl Write) -> Result<
 
 fn read(command: &Command, json: bool, answer: &Value, out: &mut impl Write) -> Result<u8, Error> {
     let text = match command {
-        _ if json => format!("{answer:#}\n"),
-        Command::History(_) => show::history(answer),
-        Command::Slots(_) => show::slots(answer),
+        _ if json => plain::json_lines(answer),
+        Command::History => show::history(answer),
+        Command::Slots => show::slots(answer),
         Command::Doctor(_) => show::doctor(answer).0,
         _ => show::status(answer),
     };
@@ -122,26 +121,26 @@ fn act(
 ) -> Result<u8, Error> {
     let id = answer.get("operationId").and_then(Value::as_str);
     if !follow.wait {
-        let name = id.map(|id| format!(" (operation {id})")).unwrap_or_default();
-        let text = if follow.json { format!("{answer:#}\n") } else { format!("Accepted{name}.\n") };
+        let name = id.map(|id| format!(" (operation {})", plain::plain(id))).unwrap_or_default();
+        let text = if args.json { plain::json_lines(answer) } else { format!("Accepted{name}.\n") };
         out.write_all(text.as_bytes())?;
         return Ok(0);
     }
-    let style = Style::of(follow.json, io::stdout().is_terminal());
-    let id = id.ok_or(Error::NothingToWaitFor)?;
+    let style = Style::of(args.json, io::stdout().is_terminal());
     let wanted = if matches!(args.command, Command::Cancel(_)) { "cancelled" } else { "committed" };
-    let last = wait_for(&args.socket, client, id, style, out)?;
+    let last = match answer.get("last") {
+        // The operation of this id ended before the call.
+        Some(last) => {
+            Screen::new(style).finish(last, out)?;
+            last.clone()
+        }
+        None => {
+            let id = id.ok_or(Error::NothingToWaitFor)?;
+            let watch = wait::Watch { socket: &args.socket, id, style, patience: wait::PATIENCE };
+            watch.until_done(client, out)?
+        }
+    };
     verdict(&last, wanted)
-}
-
-fn wait_for(
-    socket: &Path,
-    client: Client,
-    id: &str,
-    style: Style,
-    out: &mut impl Write,
-) -> Result<Value, Error> {
-    wait::Watch { socket, id, style, patience: wait::PATIENCE }.until_done(client, out)
 }
 
 /// Success when the operation came to what was wanted.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fwupdate::cli::screen::{Screen, Style};
-use fwupdate::control::{Client, ClientError};
+use fwupdate::control::{Client, ClientError, Method};
 use serde_json::Value;
 
 use crate::run::Error;
@@ -27,10 +27,10 @@ pub struct Watch<'a> {
 impl Watch<'_> {
     /// Shows progress until the operation is over; its `fwupdate.last`.
     pub fn until_done(&self, client: Client, out: &mut impl Write) -> Result<Value, Error> {
-        let (mut screen, mut seen) = (Screen::new(self.style), false);
+        let mut screen = Screen::new(self.style);
         let mut stream = client.watch();
         loop {
-            match self.follow(stream, &mut screen, &mut seen, out) {
+            match self.follow(stream, &mut screen, out) {
                 Ok(last) => {
                     screen.finish(&last, out)?;
                     return Ok(last);
@@ -44,12 +44,10 @@ impl Watch<'_> {
         }
     }
 
-    /// `seen`: our operation was seen running.
     fn follow(
         &self,
         stream: Result<Client, ClientError>,
         screen: &mut Screen,
-        seen: &mut bool,
         out: &mut impl Write,
     ) -> Result<Value, Error> {
         let mut stream = stream?;
@@ -59,12 +57,20 @@ impl Watch<'_> {
             if !running && self.is_ours(&document, "/fwupdate/last") {
                 return Ok(document.pointer("/fwupdate/last").cloned().unwrap_or_default());
             }
-            if !running && *seen {
-                return Err(Error::LostTrack(self.id.to_owned()));
+            if !running {
+                return self.of_history();
             }
-            *seen |= running;
             screen.draw(&document, "", out)?;
         }
+    }
+
+    /// The outcome of an operation that neither runs nor was the last: another one followed it already, or it never
+    /// was.
+    fn of_history(&self) -> Result<Value, Error> {
+        let answer = Client::connect(self.socket)?.call(Method::History, Value::Null)?;
+        let all = answer.get("history").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let ours = |last: &&Value| last.get("id").and_then(Value::as_str) == Some(self.id);
+        all.iter().find(ours).cloned().ok_or_else(|| Error::LostTrack(self.id.to_owned()))
     }
 
     fn is_ours(&self, document: &Value, pointer: &str) -> bool {

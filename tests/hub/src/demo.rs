@@ -260,6 +260,7 @@ impl Tools {
         let (name, output) = (format!("{version}.img"), format!("www/{version}.fwb"));
         let key = "keys/release.key.pem";
         let what = ["create", "--image", &name, "--compatible", COMPATIBLE, "--version", version];
+        let what = [&what[..], &["--security-version", "1"]].concat();
         self.run(&[&what[..], &["--key", key, "--level", "1", "-o", &output]].concat())?;
         let size = fs::metadata(self.dir.join(output))?.len();
         say(&format!(

@@ -188,7 +188,12 @@ async fn an_image_that_is_no_multiple_of_4096_becomes_no_bundle() {
     for size in [0, 1, 4095, 4097, (1 << 20) + 512] {
         fs::write(at("image"), vec![7; size]).unwrap();
         let mut create = Command::new(BUNDLE);
-        create.arg("create").arg("--image").arg(at("image")).args(["--compatible", "b", "--version", "1"]);
+        create
+            .arg("create")
+            .arg("--image")
+            .arg(at("image"))
+            .args(["--compatible", "b", "--version", "1"])
+            .args(["--security-version", "1"]);
         let output =
             create.arg("--key").arg(at("keys/release.key.pem")).arg("-o").arg(at("out")).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();

@@ -125,7 +125,7 @@ impl Workshop {
             call(
                 Command::new(program("fwupdate-bundle")?)
                     .args(["create", "--compatible", "virtual-gateway", "--level", "3"])
-                    .args(["--version", spec.version])
+                    .args(["--version", spec.version, "--security-version", "1"])
                     .args([Path::new("--image"), &image, Path::new("--key")])
                     .args([&self.dir.join("keys/release.key.pem"), Path::new("-o"), &part]),
             )?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use fwupdate::cli::plain::{self, plain};
 use serde_json::{Value, json};
 
 use super::{REPORTED, quoted, text, update};
@@ -30,7 +31,7 @@ pub async fn follow(service: &Service, found: &Value, json: bool, out: &mut impl
     let (mut shown, mut patience) = (String::new(), Patience::default());
     loop {
         if let Some(counts) = patience.forgive(Counts::ask(service, target, version).await)? {
-            let line = if json { counts.json(id).to_string() } else { counts.line(id) };
+            let line = if json { plain::json(&counts.json(id)) } else { plain(&counts.line(id)) };
             if line != shown {
                 writeln!(out, "{line}")?;
                 out.flush()?;

@@ -6,6 +6,8 @@ use clap::Parser;
 use fwupdate::control::{self, Call, Method};
 use tokio::sync::mpsc;
 
+use serde_json::json;
+
 use super::*;
 
 /// What the scripted agent answers to a call, one answer a line.
@@ -175,6 +177,71 @@ fn wait_does_not_hang_on_an_operation_that_another_one_followed() {
         ],
     });
     assert!(code == 1 && matches!(error, Some(Error::LostTrack(id)) if id == "op-1"));
+}
+
+#[test]
+fn wait_finds_its_outcome_behind_a_later_one() {
+    let (code, out, error) = ctl("install https://h/x --wait", |method, _| match method {
+        Method::Install => vec![Ok(json!({"operationId": "op-1"}))],
+        Method::History => vec![Ok(json!({"history": [
+            {"id": "op-2", "result": "failed"}, {"id": "op-1", "result": "committed", "toVersion": "2"}]}))],
+        _ => vec![Ok(json!({"fwupdate": {"last": {"id": "op-2", "result": "failed"}}}))],
+    });
+    assert_eq!((code, out.as_str()), (0, "Result    committed: to 2\n"), "{error:?}");
+}
+
+#[test]
+fn an_operation_that_ended_before_the_call_is_not_waited_for() {
+    let script: Script = |method, _| match method {
+        Method::Install | Method::Cancel => vec![Ok(json!({
+            "operationId": "op-0", "last": {"id": "op-0", "result": "cancelled", "toVersion": "2"}}))],
+        _ => vec![operation("staging", 0)],
+    };
+    let (code, out, error) = ctl("install https://h/x --operation-id op-0 --wait", script);
+    assert_eq!((code, out.as_str()), (1, "Result    cancelled: to 2\n"), "{error:?}");
+    assert_eq!(ctl("cancel --operation-id op-0 --wait", script).0, 0);
+}
+
+#[test]
+fn an_operation_that_nobody_knows_is_an_error_at_once() {
+    let (code, out, error) = ctl("approve --operation-id op-9 --wait", |method, _| match method {
+        Method::Approve => vec![Ok(json!({"operationId": "op-9"}))],
+        Method::History => vec![Ok(json!({"history": []}))],
+        _ => vec![operation("staging", 5)],
+    });
+    assert!(code == 1 && out.is_empty(), "{out}");
+    assert!(error.unwrap().sentence().contains("does not know operation op-9"));
+}
+
+#[test]
+fn a_failure_is_told_once() {
+    let (_, out, error) = ctl("install https://h/x --wait", |method, _| match method {
+        Method::Install => vec![Ok(json!({"operationId": "op-1"}))],
+        _ => vec![done("rolledBack")],
+    });
+    let told = out + &error.unwrap().sentence();
+    assert_eq!(told.matches("The check net did not pass.").count(), 1, "{told}");
+    assert!(told.starts_with("Result    rolledBack: 1 -> 2\n"), "{told}");
+}
+
+#[test]
+fn no_answer_drives_the_terminal() {
+    const EVIL: &str = "x\u{1b}[2J\u{9b}1m\u{202e}\u{2028}\r\ny";
+    let scripts: [(&str, Script); 4] = [
+        ("status", |_, _| vec![Ok(json!({"firmwareStatus": EVIL, "fwupdate": {"desired": {"code": EVIL}}}))]),
+        ("install https://h/x", |_, _| vec![Ok(json!({"operationId": EVIL}))]),
+        ("history", |_, _| vec![Ok(json!({"history": [{"result": EVIL}]}))]),
+        ("doctor", |_, _| vec![Err(Failure::new(Code::Internal, EVIL))]),
+    ];
+    for (line, script) in scripts {
+        for json in ["", " --json"] {
+            let (_, out, error) = ctl(&format!("{line}{json}"), script);
+            let told = out
+                + &error.map(|e| if json.is_empty() { e.sentence() } else { e.json() }).unwrap_or_default();
+            assert_eq!(told, plain::lines(&told), "{line}{json}");
+            assert!(!told.contains("\ny"), "{line}{json}: {told}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! How a command line is read and how an error is told, alike in every program: the result goes to stdout; an error
+//! goes to stderr, as one sentence, or with `--json` as one line `{"error":{"code","message"}}`.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use serde_json::json;
+
+use super::plain;
+
+/// Exit code of a command line that cannot be understood.
+pub const USAGE: u8 = 2;
+
+/// The command line, or the exit code when help was asked for or there is no sense in it.
+pub fn read<P: Parser>() -> Result<P, ExitCode> {
+    P::try_parse().map_err(|error| {
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            // A reader that went away has seen enough.
+            error.print().unwrap_or_default();
+            return ExitCode::SUCCESS;
+        }
+        let wants_json = std::env::args_os().any(|word| word == "--json");
+        tell(&refusal(&error.to_string(), wants_json));
+        USAGE.into()
+    })
+}
+
+/// The words of a refused command line, which may come from anywhere.
+fn refusal(why: &str, wants_json: bool) -> String {
+    if !wants_json {
+        return plain::lines(why.trim_end());
+    }
+    let words: Vec<_> = why.split_whitespace().collect();
+    error_json("MalformedRequest", words.join(" ").trim_start_matches("error: "))
+}
+
+/// An error for scripts.
+pub fn error_json(code: &str, message: &str) -> String {
+    plain::json(&json!({"error": {"code": code, "message": message}}))
+}
+
+/// An error for people; `program` is who says it.
+pub fn error_sentence(program: &str, message: &str) -> String {
+    format!("{program}: {}", plain::plain(message))
+}
+
+/// Puts a line on stderr.
+pub fn tell(line: &str) {
+    // Nobody is left to tell when stderr is closed too.
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// An error and what caused it, each said once: many a message has its cause's words in it already.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let (mut told, mut next) = (error.to_string(), error.source());
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !told.contains(&words) {
+            told = format!("{told}: {words}");
+        }
+        next = cause.source();
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{path} cannot be read: {source}; check it")]
+    struct Outer {
+        path: &'static str,
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = Outer { path: "/x", source: std::io::Error::other("gone") };
+        assert_eq!(chain(&error), "/x cannot be read: gone; check it");
+        let wrapped = anyhow::Error::from(error).context("starting");
+        assert_eq!(chain(wrapped.as_ref()), "starting: /x cannot be read: gone; check it");
+    }
+
+    #[test]
+    fn a_refused_command_line_is_plain_and_can_be_json() {
+        let why = "error: unexpected argument '\u{1b}[2J' found\n\nUsage: x\n";
+        assert!(!refusal(why, false).contains('\u{1b}'));
+        let told: Value = serde_json::from_str(&refusal(why, true)).unwrap();
+        assert_eq!(told["error"]["code"], "MalformedRequest");
+        assert_eq!(told["error"]["message"], "unexpected argument '\u{1b}[2J' found Usage: x");
+    }
+}
