@@ -17,6 +17,7 @@
 //! | `doctor` | none | `{"findings": [{"check", "status": "ok" or "warning" or "failed", "message"}]}` |
 
 mod client;
+mod seats;
 mod server;
 
 use std::path::PathBuf;
@@ -33,7 +34,7 @@ pub use server::{Call, Peer, Reply, bind, serve};
 pub const SOCKET: &str = "control.sock";
 /// The group that may read.
 pub const GROUP: &str = "fwupdate";
-/// Longest line of a request or an answer, in bytes.
+/// Longest line of an answer, in bytes.
 const LINE_LIMIT: usize = 256 * 1024;
 
 /// What can be asked.

@@ -15,15 +15,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Answer, ControlError, GROUP, LINE_LIMIT, Method, Request, SOCKET};
+use super::seats::{Seat, Seats};
+use super::{Answer, ControlError, GROUP, Method, Request, SOCKET};
 use crate::failure::{Code, Failure};
 
 /// How long a client may take to send a line, or to take one.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the agent may take to answer.
 const AGENT_PATIENCE: Duration = Duration::from_secs(120);
-/// Clients served at a time; more wait in the socket's queue.
-const CLIENTS: usize = 32;
+/// Longest line of a request, in bytes: far more than the largest `install`.
+const REQUEST_LIMIT: usize = 64 * 1024;
 
 /// Who asks, by the kernel's word (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,14 +130,19 @@ fn make_room(path: &Path) -> Result<(), ControlError> {
 }
 
 /// Serves clients until the agent drops the receiver of `calls`, or this future is dropped.
+///
+/// Whoever comes is let in, so that nobody can lock out root: who has too many connections loses an old one.
 pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
-    let mut clients = JoinSet::new();
+    let (mut clients, mut seats) = (JoinSet::new(), Seats::default());
     loop {
         tokio::select! {
             () = calls.closed() => return,
             Some(_) = clients.join_next() => {}
-            accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
-                Ok((stream, _)) => drop(clients.spawn(client(stream, calls.clone()))),
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| Ok((peer_of(&stream)?, stream))) {
+                Ok((peer, stream)) => {
+                    let seat = seats.take(peer.uid, peer.may_change());
+                    clients.spawn(client(stream, peer, seat, calls.clone()));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a local client could not be accepted");
                     // Out of file descriptors, most likely: they come back, but not at once.
@@ -147,15 +153,22 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
     }
 }
 
-async fn client(stream: UnixStream, calls: mpsc::Sender<Call>) {
-    if let Err(error) = converse(stream, &calls).await {
-        tracing::debug!(%error, "a local client was cut off");
+fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = stream.peer_cred()?;
+    Ok(Peer { uid: credentials.uid(), gid: credentials.gid() })
+}
+
+async fn client(stream: UnixStream, peer: Peer, seat: Seat, calls: mpsc::Sender<Call>) {
+    let served = tokio::select! {
+        served = converse(stream, peer, &seat, &calls) => served,
+        () = seat.lost() => Err(io::Error::new(ErrorKind::QuotaExceeded, "its user has too many connections")),
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, uid = peer.uid, "a local client was cut off");
     }
 }
 
-async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<()> {
-    let credentials = stream.peer_cred()?;
-    let peer = Peer { uid: credentials.uid(), gid: credentials.gid() };
+async fn converse(stream: UnixStream, peer: Peer, seat: &Seat, calls: &mpsc::Sender<Call>) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     while let Some(line) = timeout(CLIENT_PATIENCE, read_line(&mut reader)).await?? {
@@ -163,6 +176,7 @@ async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<
         if request.method == Method::Watch {
             return watch(request, peer, calls, &mut reader, &mut writer).await;
         }
+        let _busy = seat.busy();
         let answer = timeout(AGENT_PATIENCE, ask(request, peer, calls)).await;
         write(&mut writer, answer.unwrap_or_else(|_| Err(unanswered()))).await?;
     }
@@ -172,8 +186,8 @@ async fn converse(stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<
 /// The next line, `None` at the end.
 async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    reader.take((LINE_LIMIT as u64).saturating_add(1)).read_until(b'\n', &mut line).await?;
-    if line.len() > LINE_LIMIT {
+    reader.take((REQUEST_LIMIT as u64).saturating_add(1)).read_until(b'\n', &mut line).await?;
+    if line.len() > REQUEST_LIMIT {
         return Err(io::Error::new(ErrorKind::InvalidData, "a request is too long"));
     }
     Ok(Some(line).filter(|line| !line.is_empty()))

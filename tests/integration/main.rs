@@ -51,6 +51,8 @@ mod sdk;
 mod slow;
 /// One agent for a long time: nothing grows.
 mod soak;
+/// Local control, and the other users of the gateway.
+mod socket;
 /// A hundred thousand gateways against IoT Hub's limits.
 mod spread;
 /// An update that stands still in each of its phases.

@@ -89,6 +89,27 @@ async fn a_watcher_that_leaves_is_noticed() {
     server.await.unwrap();
 }
 
+#[tokio::test]
+async fn more_watchers_than_places_leave_room_for_whoever_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = bind(dir.path()).unwrap();
+    let (calls, mut queue) = mpsc::channel(16);
+    let server = tokio::spawn(serve(listener, calls));
+    let path = dir.path().join(SOCKET);
+    let (mut clients, mut watching) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let path = path.clone();
+        clients.push(blocking(move || Client::connect(&path).unwrap().watch().unwrap()).await);
+        watching.push(queue.recv().await.unwrap().reply);
+    }
+    for reply in &watching[..84] {
+        reply.closed().await;
+    }
+    assert!(watching[84..].iter().all(|reply| !reply.is_closed()), "the newest are served");
+    drop(queue);
+    server.await.unwrap();
+}
+
 /// Sends raw bytes and gives back all that is answered until the server closes.
 async fn raw(run: &Path, bytes: Vec<u8>) -> String {
     let mut stream = UnixStream::connect(run.join(SOCKET)).await.unwrap();
@@ -134,7 +155,8 @@ async fn a_request_without_end_is_cut_off() {
 async fn a_client_that_says_nothing_is_cut_off() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (calls, _queue) = mpsc::channel(1);
-    let error = converse(theirs, &calls).await.unwrap_err();
+    let (peer, seat) = (Peer { uid: 1, gid: 1 }, Seats::default().take(1, false));
+    let error = converse(theirs, peer, &seat, &calls).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     drop(ours);
 }

@@ -1,0 +1,68 @@
+//! What other users of the gateway can do to local control. As another user a test needs root; without it it says so
+//! and passes over.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{Setup, World};
+
+/// "nobody", who is neither root nor the user that runs the agent.
+const USER: u32 = 65_534;
+/// More than the agent serves.
+const WATCHERS: usize = 48;
+
+/// Kills what is left when the test ends.
+struct Watcher(Child);
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Lets everybody reach the socket, as an administrator would who puts a user in the group `fwupdate`.
+fn open_to_all(world: &World) {
+    let socket = world.gateway.socket();
+    let folders = socket.ancestors().skip(1).take_while(|folder| folder.starts_with(world.scratch()));
+    for path in folders.chain([socket.as_path()]) {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn idle_watchers_of_another_user_do_not_lock_out_root() {
+    let mut world = World::with(Setup::default()).await;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root to be another user");
+        return world.finish().await;
+    }
+    open_to_all(&world);
+    let ctl = world.scratch().join("fwupdatectl");
+    fs::copy(env!("CARGO_BIN_EXE_fwupdatectl"), &ctl).unwrap();
+    let watch = || {
+        let mut command = Command::new(&ctl);
+        command.args(["watch", "--json", "--socket"]).arg(world.gateway.socket()).uid(USER).gid(USER);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Watcher(command.spawn().unwrap())
+    };
+    let mut watchers: Vec<Watcher> = (0..WATCHERS).map(|_| watch()).collect();
+    // Those that lost their place to a newer one end; when all but the served ones did, all have been there.
+    let deadline = tokio::time::Instant::now() + crate::harness::LIMIT;
+    loop {
+        let ended = watchers.iter_mut().filter(|watcher| matches!(watcher.0.try_wait(), Ok(Some(_)))).count();
+        if ended >= WATCHERS - 16 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{ended} of {WATCHERS} gave way");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let status: Value = world.ctl_json(&["status"]).await;
+    assert_eq!(status["firmwareStatus"], "standBy");
+    assert_eq!(watchers.len(), WATCHERS);
+    world.finish().await;
+}
