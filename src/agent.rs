@@ -77,6 +77,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     let control = tokio::spawn(serve_control(opened.listener.take(), calls_in));
     let inbox = Inbox::new(events, calls);
     let (mut agent, hub_documents) = Agent::new(gateway.clone(), opened, inbox);
+    let awaited = &gateway.settings.awaited;
+    agent.publisher.view.awaits = (!awaited.is_empty()).then(|| awaited.join("; "));
     let (telemetry_in, telemetry) = mpsc::channel(EVENTS);
     if gateway.settings.cloud.is_some() && gateway.settings.report.telemetry {
         agent.publisher.tell_events(&agent.record, telemetry_in);
@@ -148,7 +150,12 @@ fn connect(
     shutdown: CancellationToken,
 ) -> Option<JoinHandle<()>> {
     let Some(cloud) = gateway.settings.cloud.clone() else {
-        tracing::warn!("no [cloud] is configured: only fwupdatectl can start an update");
+        match gateway.settings.awaited.is_empty() {
+            true => tracing::warn!("no [cloud] is configured: only fwupdatectl can start an update"),
+            false => tracing::warn!(
+                "no hub yet: until what the settings wait for is there, only fwupdatectl counts"
+            ),
+        }
         return None;
     };
     let (interval, clock) = (gateway.settings.report.interval, gateway.clock.clone());

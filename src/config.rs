@@ -40,6 +40,8 @@ pub struct Settings {
     pub report: Report,
     pub state: State,
     pub system: System,
+    /// What is set and does not count now, a sentence each: the agent goes on without it and looks again.
+    pub awaited: Vec<String>,
 }
 
 /// Whose certificates are believed, by the hub's connection and by downloads.

@@ -26,6 +26,8 @@ pub struct View {
     pub booted_version: Option<String>,
     /// Why no update can start, if so.
     pub degraded: Option<String>,
+    /// What is set and does not count yet, and why.
+    pub awaits: Option<String>,
     /// Between two steps of ten percent, for local watchers; `None`: the record's.
     pub progress: Option<Progress>,
     /// What the running operation waits for, while only a person can provide it.
@@ -124,6 +126,7 @@ fn agent(view: &View) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "bootedSlot": view.booted.map(|slot| slot.to_string()),
         "degraded": view.degraded,
+        "awaits": view.awaits,
     })
 }
 

@@ -75,6 +75,7 @@ const fn question(name: &'static str, weight: Weight, ask: fn(&Subject) -> Optio
 /// All of them, in the order in which they are printed.
 const QUESTIONS: &[Question] = &[
     question("agent", Weight::Advice, |subject| subject.agent_ended.clone().map(Answer::Fault)),
+    question("settings", Weight::Advice, cloud::awaited),
     question("running slot", Weight::Advice, slots::running),
     question("trial", Weight::Advice, slots::trial),
     question("boot environment", Weight::Vital, slots::environment),

@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Settings that cannot be used: starting again does not help (sysexits.h).
+/// Settings that only an edit can mend: starting again does not help (sysexits.h).
 const EX_CONFIG: u8 = 78;
+/// How often the settings are read again while something that they name is not there or no good yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long a reboot that was ordered may take to stop this process, before it is ordered again.
 const REBOOT_PATIENCE: Duration = Duration::from_secs(120);
 /// Pause after a reboot command that failed.
@@ -85,7 +87,7 @@ fn main() -> ExitCode {
                 usage::tell(&usage::error_sentence("fwupdated", &why));
             }
             note_end(&options, &error);
-            match error.is::<ConfigError>() {
+            match error.downcast_ref::<ConfigError>().is_some_and(|error| !error.may_pass()) {
                 true => ExitCode::from(EX_CONFIG),
                 false => ExitCode::FAILURE,
             }
@@ -178,6 +180,14 @@ fn start_logging() -> anyhow::Result<()> {
 }
 
 fn start(options: &Options) -> anyhow::Result<()> {
+    let settings = load(options)?;
+    // One thread waits; what computes or blocks has threads of its own while it does.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(options, settings))
+}
+
+/// Reads the settings, and says what is to be said about them.
+fn load(options: &Options) -> Result<Settings, ConfigError> {
     let Loaded { settings, warnings, sources } = config::load(options)?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -187,9 +197,7 @@ fn start(options: &Options) -> anyhow::Result<()> {
     }
     tracing::info!("fwupdated {} starts; settings from {}", env!("CARGO_PKG_VERSION"), listed(&sources));
     agent::note_end(&settings.system.run, None);
-    // One thread waits; what computes or blocks has threads of its own while it does.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(settings))
+    Ok(settings)
 }
 
 fn listed(sources: &[PathBuf]) -> String {
@@ -197,28 +205,64 @@ fn listed(sources: &[PathBuf]) -> String {
     if names.is_empty() { "no file".to_owned() } else { names.join(", ") }
 }
 
-/// Runs the agent, and again after a reboot that did not come about.
-async fn run(settings: Settings) -> anyhow::Result<()> {
+/// Runs the agent; again with new settings when something came that they waited for, and again after a reboot that did
+/// not come about.
+async fn run(options: &Options, mut settings: Settings) -> anyhow::Result<()> {
     let stop = stop_on_signals()?;
     while !stop.is_cancelled() {
-        let exit = agent::run(settings.clone(), stop.clone()).await?;
-        if exit == Exit::Stopped {
-            break;
-        }
-        let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
-            Ok(()) => REBOOT_PATIENCE,
-            Err(error) => {
-                tracing::error!("the reboot command failed and is tried again: {error:#}");
-                REBOOT_RETRY
+        let round = stop.child_token();
+        let agent = agent::run(settings.clone(), round.clone());
+        tokio::pin!(agent);
+        let exit = tokio::select! {
+            exit = &mut agent => exit?,
+            renewed = renewed(options, &settings) => {
+                tracing::info!("something came that the settings waited for: the agent goes on with it");
+                round.cancel();
+                settings = renewed;
+                agent.await?
             }
         };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = agent::while_alive(tokio::time::sleep(patience)) => {}
+        if exit == Exit::Reboot {
+            reboot(&settings, &stop).await;
         }
     }
     tracing::info!("fwupdated stops");
     Ok(())
+}
+
+/// Ends with other settings when something came, or went, that `settings` wait for.
+async fn renewed(options: &Options, settings: &Settings) -> Settings {
+    loop {
+        if settings.awaited.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let options = options.clone();
+        let found = tokio::task::spawn_blocking(move || config::load(&options)).await;
+        // What an edit broke meanwhile is the next start's to say.
+        let Ok(Ok(found)) = found else { continue };
+        if found.settings.awaited != settings.awaited {
+            for warning in found.warnings {
+                tracing::warn!("{warning}");
+            }
+            return found.settings;
+        }
+    }
+}
+
+/// Orders the reboot and waits for the signal that it brings; returns when it did not come about.
+async fn reboot(settings: &Settings, stop: &CancellationToken) {
+    let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
+        Ok(()) => REBOOT_PATIENCE,
+        Err(error) => {
+            tracing::error!("the reboot command failed and is tried again: {error}");
+            REBOOT_RETRY
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = agent::while_alive(tokio::time::sleep(patience)) => {}
+    }
 }
 
 fn stop_on_signals() -> anyhow::Result<CancellationToken> {

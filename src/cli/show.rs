@@ -58,12 +58,13 @@ pub fn headed_status(head: &str, document: &Value) -> String {
     out
 }
 
-/// What a person has to do something about, the first thing to read: why no update can start, and what the running
-/// one waits for.
+/// What a person has to do something about, the first thing to read: why no update can start, what the running one
+/// waits for, and what of the settings does not count yet.
 pub fn trouble(document: &Value) -> Vec<(&'static str, String)> {
     let found = [
         ("DEGRADED", text(document, "/fwupdate/agent/degraded")),
         ("WAITING", text(document, "/fwupdate/operation/waiting")),
+        ("AWAITS", text(document, "/fwupdate/agent/awaits")),
     ];
     found.into_iter().filter_map(|(label, why)| Some((label, why?))).collect()
 }

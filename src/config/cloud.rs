@@ -9,7 +9,7 @@ use super::connection::{self, ConnectionString};
 use super::error::{ConfigError, Warning};
 use super::fragments::{self, Environment};
 use super::inputs::Inputs;
-use super::load::{DAY, SECOND, absent};
+use super::load::{DAY, SECOND};
 use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Transport, dps};
 
 /// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
@@ -26,12 +26,13 @@ pub fn cloud(
     let transport = transport(inputs)?;
     let text = secret(inputs, "cloud.connection_string", |text| text.contains("SharedAccessKey="), warnings)?;
     let (place, auth) = match (text, dps::is_set(inputs)) {
-        (Some((file, text)), None) => known(inputs, file, &text)?,
+        (Some(secret), None) => known(inputs, &secret).map_err(|error| secret.blamed(error))?,
         (None, Some(_)) => dps::dps(inputs, transport, warnings)?,
-        (Some((file, _)), Some(key)) => {
+        (Some(secret), Some(key)) => {
             return Err(ConfigError::Conflict(format!(
-                "{key} in {} and the connection string in {file} are both set; keep one of them",
-                inputs.file(key)
+                "{key} in {} and the connection string in {} are both set; keep one of them",
+                inputs.file(key),
+                secret.file.display()
             )));
         }
         (None, None) => return no_place(inputs),
@@ -109,9 +110,12 @@ pub fn proxy(
         }
         let except = environment.no_proxy.iter().flat_map(|list| list.split(',')).map(str::to_owned);
         let Some(url) = &environment.https_proxy else { return Ok(Proxy::default()) };
-        return Proxy::new(url, except).map_err(|problem| {
-            ConfigError::Conflict(format!("the proxy in the environment variable HTTPS_PROXY {problem}"))
-        });
+        // The environment is shared by many programs, of which some can use what this one can't.
+        return Ok(Proxy::new(url, except).unwrap_or_else(|problem| {
+            let why = format!("the proxy in the environment variable HTTPS_PROXY {problem}");
+            warnings.push(Warning::Variable { why });
+            Proxy::default()
+        }));
     };
     if url == "none" {
         return Ok(Proxy::default());
@@ -138,9 +142,10 @@ fn no_place(inputs: &Inputs) -> Result<Option<Cloud>, ConfigError> {
     Ok(None)
 }
 
-fn known(inputs: &Inputs, file: String, text: &str) -> Result<(Place, Auth), ConfigError> {
-    let parsed =
-        connection::parse(text).map_err(|problem| ConfigError::ConnectionString { file, problem })?;
+fn known(inputs: &Inputs, secret: &Secret) -> Result<(Place, Auth), ConfigError> {
+    let file = || secret.file.display().to_string();
+    let parsed = connection::parse(&secret.text)
+        .map_err(|problem| ConfigError::ConnectionString { file: file(), problem })?;
     let auth = auth(inputs, &parsed)?;
     let ConnectionString { host, gateway, device_id, module_id, .. } = parsed;
     Ok((Place::Known(Seat { host, gateway, device_id, module_id }), auth))
@@ -166,6 +171,45 @@ pub fn certificate(inputs: &Inputs) -> Result<(Option<PathBuf>, Option<PathBuf>)
     Ok((inputs.path("cloud.certificate_file")?, inputs.path("cloud.key_file")?))
 }
 
+/// A text and the file that it stands in.
+pub struct Secret {
+    pub file: PathBuf,
+    pub text: String,
+    /// The setting that names the file, if the text does not stand in the settings.
+    key: Option<String>,
+}
+
+impl Secret {
+    /// An error of its text: other programs write the files that the settings only name.
+    pub fn blamed(&self, error: ConfigError) -> ConfigError {
+        match &self.key {
+            Some(key) => error.of(&self.file, key),
+            None => error,
+        }
+    }
+}
+
+/// The small file that the setting `key` names and another program writes: it may not be there yet, and a cut of power
+/// may leave it empty or full of zeros.
+pub fn content(file: &Path, key: &str) -> Result<String, ConfigError> {
+    let awaited = |problem: &str| ConfigError::Awaited {
+        file: file.to_owned(),
+        key: key.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let read = fragments::read_text(file, SECRET_LIMIT).map_err(|error| match error {
+        ConfigError::Read { source, .. } => awaited(&format!("cannot be read ({source})")),
+        other => awaited(&format!("is no good yet: {other}")),
+    })?;
+    let text = read.ok_or_else(|| awaited("is not there yet"))?;
+    match text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).is_empty() {
+        true => {
+            Err(awaited("is empty or all zeros, as a cut of power leaves it; it has to be written again"))
+        }
+        false => Ok(text),
+    }
+}
+
 /// The text of `path`, or of the file that `{path}_file` names, and the file that it stands in. `is_secret`: others
 /// should not be able to read it.
 pub fn secret(
@@ -173,9 +217,9 @@ pub fn secret(
     path: &str,
     is_secret: impl Fn(&str) -> bool,
     warnings: &mut Vec<Warning>,
-) -> Result<Option<(String, String)>, ConfigError> {
+) -> Result<Option<Secret>, ConfigError> {
     let file_path = format!("{path}_file");
-    let (file, text) = match (inputs.text(path)?, inputs.path(&file_path)?) {
+    let (file, text, key) = match (inputs.text(path)?, inputs.path(&file_path)?) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => {
             return Err(ConfigError::Conflict(format!(
@@ -184,17 +228,16 @@ pub fn secret(
                 inputs.file(&file_path)
             )));
         }
-        (Some(text), None) => (PathBuf::from(inputs.file(path)), text),
-        (None, Some(file)) => match fragments::read_text(&file, SECRET_LIMIT)? {
-            Some(text) => (file, text),
-            None => return Err(absent(file)),
-        },
+        (Some(text), None) => (PathBuf::from(inputs.file(path)), text, None),
+        (None, Some(file)) => {
+            let text = content(&file, &file_path)?;
+            (file, text, Some(file_path))
+        }
     };
-    let name = file.display().to_string();
     if is_secret(&text) && others_can_read(&file) {
-        warnings.push(Warning::Exposed { file: name.clone() });
+        warnings.push(Warning::Exposed { file: file.display().to_string() });
     }
-    Ok(Some((name, text)))
+    Ok(Some(Secret { file, text, key }))
 }
 
 /// Whether the file itself lets everybody read it.

@@ -7,9 +7,8 @@ use data_encoding::BASE64;
 use ring::hmac;
 
 use super::error::{ConfigError, Warning};
-use super::fragments;
 use super::inputs::Inputs;
-use super::load::{absent, needed};
+use super::load::needed;
 use super::{Auth, Dps, Place, Secret, Transport, cloud, connection};
 
 /// In the state folder: what the service assigned.
@@ -65,15 +64,14 @@ pub fn dps(
 
 fn registration_id(inputs: &Inputs) -> Result<String, ConfigError> {
     let (key, file_key) = ("cloud.dps.registration_id", "cloud.dps.registration_id_file");
-    let (id, named) = match (inputs.text(key)?, inputs.path(file_key)?) {
-        (Some(id), None) => (id, key),
-        (None, Some(file)) => match fragments::read_text(&file, 4096)? {
+    let (id, named, file) = match (inputs.text(key)?, inputs.path(file_key)?) {
+        (Some(id), None) => (id, key, None),
+        (None, Some(file)) => {
+            let text = cloud::content(&file, file_key)?;
             // The kernel ends the texts of a device tree with a zero byte.
-            Some(text) => {
-                (text.lines().next().unwrap_or_default().trim_matches(['\0', ' ']).to_owned(), file_key)
-            }
-            None => return Err(absent(file)),
-        },
+            let id = text.lines().next().unwrap_or_default().trim_matches(['\0', ' ']).to_owned();
+            (id, file_key, Some(file))
+        }
         (None, None) => return Err(inputs.wrong(key, "set, or cloud.dps.registration_id_file")),
         (Some(_), Some(_)) => {
             return Err(ConfigError::Conflict(format!("{key} and {file_key} are both set; keep one")));
@@ -84,8 +82,14 @@ fn registration_id(inputs: &Inputs) -> Result<String, ConfigError> {
     if id.len() <= ID_LIMIT && id.bytes().all(allowed) && ends_well {
         return Ok(id);
     }
-    Err(inputs
-        .wrong(named, "an id of at most 128 letters, digits and -._: that ends in a letter, a digit or -"))
+    let expected = "an id of at most 128 letters, digits and -._: that ends in a letter, a digit or -";
+    match file {
+        Some(file) => {
+            let problem = format!("is no good yet: it must hold {expected}");
+            Err(ConfigError::Awaited { file, key: named.to_owned(), problem })
+        }
+        None => Err(inputs.wrong(named, expected)),
+    }
 }
 
 fn auth(inputs: &Inputs, id: &str, warnings: &mut Vec<Warning>) -> Result<Auth, ConfigError> {
@@ -109,11 +113,15 @@ fn secret(
     path: &str,
     warnings: &mut Vec<Warning>,
 ) -> Result<Option<(Vec<u8>, String)>, ConfigError> {
-    let Some((file, text)) = cloud::secret(inputs, path, |_| true, warnings)? else { return Ok(None) };
-    let text = text.trim().to_owned();
+    let Some(secret) = cloud::secret(inputs, path, |_| true, warnings)? else { return Ok(None) };
+    let text = secret.text.trim().to_owned();
     match BASE64.decode(text.as_bytes()) {
         Ok(bytes) => Ok(Some((bytes, text))),
-        Err(_) => Err(ConfigError::Conflict(format!("{path} in {file} is not base64; copy it whole"))),
+        Err(_) => {
+            let file = secret.file.display();
+            let message = format!("{path} in {file} is not base64; copy it whole");
+            Err(secret.blamed(ConfigError::Conflict(message)))
+        }
     }
 }
 

@@ -35,12 +35,92 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
     }
     // The device's own layer lies where the layers below it say.
     let state = Inputs::merge(&fragments)?.need_path("state.dir")?;
-    for path in fragments::files_in(&state.join("conf.d"))? {
-        fragments.extend(Fragment::read(&path, Layer::Device, &mut warnings)?);
-        sources.push(path);
+    let own = own_layer(&state.join("conf.d"), &mut warnings);
+    sources.extend(own.iter().map(|fragment| PathBuf::from(&fragment.origin)));
+    let settings = with_own_layer(&fragments, own, &options.environment, &mut warnings)?;
+    let awaited = warnings.iter().filter_map(Warning::awaited).collect();
+    Ok(Loaded { settings: Settings { awaited, ..settings }, warnings, sources })
+}
+
+/// The files of the device's own layer that can be read. A program writes them, and a cut of power tears them: none of
+/// them may keep the agent from running.
+fn own_layer(dir: &Path, warnings: &mut Vec<Warning>) -> Vec<Fragment> {
+    let over = |path: &Path, error: ConfigError| passed_over(&path.display().to_string(), &error);
+    let paths = fragments::files_in(dir).unwrap_or_else(|error| {
+        warnings.push(over(dir, error));
+        Vec::new()
+    });
+    let mut found = Vec::new();
+    for path in paths {
+        match Fragment::read(&path, Layer::Device, warnings) {
+            Ok(fragment) => found.extend(fragment),
+            Err(error) => warnings.push(over(&path, error)),
+        }
     }
-    let settings = settings(&Inputs::merge(&fragments)?, &options.environment, &mut warnings)?;
-    Ok(Loaded { settings, warnings, sources })
+    found
+}
+
+/// Settings, and what is to be said about them.
+type Attempt = (Settings, Vec<Warning>);
+
+/// The settings with as much of the device's own layer as makes sense: all of it, else all but one file, else each file
+/// that makes sense beside those before it. The layers below it must make sense by themselves then.
+fn with_own_layer(
+    below: &[Fragment],
+    own: Vec<Fragment>,
+    environment: &Environment,
+    warnings: &mut Vec<Warning>,
+) -> Result<Settings, ConfigError> {
+    let attempt = |own: &[&Fragment]| -> Result<Attempt, ConfigError> {
+        let mut said = warnings.clone();
+        let all: Vec<Fragment> = below.iter().chain(own.iter().copied()).cloned().collect();
+        settings(&Inputs::merge(&all)?, environment, &mut said).map(|settings| (settings, said))
+    };
+    let all: Vec<&Fragment> = own.iter().collect();
+    let (found, over) = match attempt(&all) {
+        Ok(found) => (found, Vec::new()),
+        Err(error) => match all_but_one(&attempt, &all, &error).or_else(|| one_by_one(&attempt, &all)) {
+            Some(found) => found,
+            None => return Err(error),
+        },
+    };
+    *warnings = found.1;
+    warnings.extend(over);
+    Ok(found.0)
+}
+
+fn all_but_one(
+    attempt: impl Fn(&[&Fragment]) -> Result<Attempt, ConfigError>,
+    all: &[&Fragment],
+    error: &ConfigError,
+) -> Option<(Attempt, Vec<Warning>)> {
+    all.iter().enumerate().rev().find_map(|(left, fragment)| {
+        let others = all.iter().enumerate().filter(|(index, _)| *index != left).map(|(_, other)| *other);
+        let found = attempt(&others.collect::<Vec<_>>()).ok()?;
+        Some((found, vec![passed_over(&fragment.origin, error)]))
+    })
+}
+
+fn one_by_one(
+    attempt: impl Fn(&[&Fragment]) -> Result<Attempt, ConfigError>,
+    all: &[&Fragment],
+) -> Option<(Attempt, Vec<Warning>)> {
+    let (mut best, mut kept, mut over) = (attempt(&[]).ok()?, Vec::new(), Vec::new());
+    for fragment in all {
+        kept.push(*fragment);
+        match attempt(&kept) {
+            Ok(found) => best = found,
+            Err(error) => {
+                kept.pop();
+                over.push(passed_over(&fragment.origin, &error));
+            }
+        }
+    }
+    Some((best, over))
+}
+
+fn passed_over(file: &str, error: &ConfigError) -> Warning {
+    Warning::PassedOver { file: file.to_owned(), why: error.to_string() }
 }
 
 /// The part of the settings that the service's sandbox depends on.
@@ -75,7 +155,7 @@ fn system_layers(options: &Options) -> Result<Vec<(PathBuf, Layer)>, ConfigError
     Ok(paths)
 }
 
-pub(super) fn absent(path: PathBuf) -> ConfigError {
+fn absent(path: PathBuf) -> ConfigError {
     ConfigError::Read { path, source: std::io::ErrorKind::NotFound.into() }
 }
 
@@ -86,9 +166,16 @@ fn settings(
 ) -> Result<Settings, ConfigError> {
     require(inputs, warnings)?;
     let proxy = cloud::proxy(inputs, environment, warnings)?;
+    let cloud = cloud::cloud(inputs, &proxy, warnings).or_else(|error| match error {
+        ConfigError::Awaited { .. } => {
+            warnings.push(Warning::Awaited { why: error.to_string() });
+            Ok(None)
+        }
+        other => Err(other),
+    })?;
     Ok(Settings {
         compatible: needed(inputs.text("compatible")?, inputs, "compatible")?,
-        cloud: cloud::cloud(inputs, &proxy, warnings)?,
+        cloud,
         slots: slots(inputs)?,
         bootloader: bootloader(inputs)?,
         trust: trust(inputs)?,
@@ -107,6 +194,7 @@ fn settings(
             os_release: inputs.need_path("system.os_release")?,
             clock: inputs.path("system.clock")?,
         },
+        awaited: Vec::new(),
     })
 }
 

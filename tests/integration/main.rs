@@ -69,6 +69,8 @@ mod transport;
 mod tutorial;
 /// A good update, there and back.
 mod update;
+/// What is not there yet is waited for.
+mod waits;
 /// Hours in which nothing may be fetched.
 mod windows;
 /// What people read.

@@ -9,6 +9,15 @@ use crate::clock::{Clock, Origin};
 use crate::config::Auth;
 use crate::tls;
 
+/// What is set and does not count yet: a credential that is not there, a damaged file of the device's own layer.
+pub(super) fn awaited(subject: &Subject) -> Option<Answer> {
+    let awaited = &subject.gateway.settings.awaited;
+    Some(match awaited.is_empty() {
+        true => Answer::Well("all that is set counts".to_owned()),
+        false => Answer::Fault(awaited.join("; ")),
+    })
+}
+
 /// What the settings say of the hub can be used, and an image on trial is no one else than the old slot was.
 pub(super) fn settings(subject: &Subject) -> Option<Answer> {
     let before = subject.on_trial.as_ref().and_then(|on_trial| on_trial.before.as_ref()?.hub.clone());
@@ -46,7 +55,10 @@ pub(super) fn session(subject: &Subject) -> Option<Answer> {
     let live = subject.live.as_ref()?;
     let connected = *subject.gateway.cloud.borrow();
     let doubt = match &subject.gateway.settings.cloud {
-        None => Some("no [cloud] is configured".to_owned()),
+        None => Some(match subject.gateway.settings.awaited.first() {
+            Some(awaited) => format!("no session: {awaited}"),
+            None => "no [cloud] is configured".to_owned(),
+        }),
         Some(_) if connected => None,
         Some(_) => Some(match &live.no_session {
             Some(reason) => format!("no session: {reason}"),

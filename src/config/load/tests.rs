@@ -59,6 +59,15 @@ impl Machine {
         load(&self.options())
     }
 
+    /// What does not count as it is, of settings that are good otherwise.
+    fn awaited(&self) -> String {
+        let loaded = self.load().unwrap();
+        let [awaited] = &loaded.settings.awaited[..] else { panic!("{:?}", loaded.warnings) };
+        assert!(loaded.settings.cloud.is_none());
+        assert!(loaded.warnings.iter().any(Warning::fails_check));
+        awaited.clone()
+    }
+
     fn error(&self) -> String {
         self.load().unwrap_err().to_string()
     }
@@ -129,13 +138,12 @@ fn the_devices_own_layer_sets_identity_network_and_windows_and_nothing_else() {
             ["cloud.", "download.windows", "download.rate_limit", "download.max_bytes", "policy.windows"];
         let may = own.iter().any(|own| key.path.starts_with(own)) && key.path != "cloud.ca_file";
         match machine.load() {
-            Err(error) => assert!(may, "{}: {error}", key.path),
-            Ok(loaded) if may => {
-                assert!(loaded.warnings.is_empty() && key.path.starts_with("cloud."), "{}", key.path)
-            }
+            Err(error) => panic!("{}: {error}", key.path),
+            Ok(loaded) if may && loaded.warnings.is_empty() => assert!(key.path.starts_with("cloud.")),
             Ok(loaded) => {
                 let [warning] = &loaded.warnings[..] else { panic!("{}: {:?}", key.path, loaded.warnings) };
                 let text = warning.to_string();
+                assert_eq!(matches!(warning, Warning::PassedOver { .. }), may, "{text}");
                 assert!(text.contains(&file.display().to_string()) && warning.fails_check(), "{text}");
             }
         }
@@ -297,10 +305,95 @@ fn the_hub_by_a_file_that_holds_the_connection_string() {
     assert!(matches!(loaded.settings.cloud.unwrap().place, Place::Known(seat) if seat.device_id == "gw"));
     assert_eq!(loaded.warnings, []);
     fs::write(&secret, "HostName=h;c2VjcmV0").unwrap();
-    let error = machine.error();
-    assert!(error.contains(&secret.display().to_string()) && !error.contains("c2VjcmV0"), "{error}");
-    fs::remove_file(&secret).unwrap();
-    assert!(machine.error().contains("cannot be read"));
+    let awaited = machine.awaited();
+    assert!(awaited.contains(&secret.display().to_string()) && !awaited.contains("c2VjcmV0"), "{awaited}");
+}
+
+/// Each of these files may be written, or written whole, a moment later.
+#[test]
+fn a_credential_that_is_not_there_or_torn_is_waited_for() {
+    let machine = Machine::new();
+    let (file, folder) = (machine.path("given"), machine.path("folder"));
+    fs::create_dir(&folder).unwrap();
+    let dps = "[cloud.dps]\nid_scope = \"0ne1\"\n";
+    for settings in [
+        format!("[cloud]\nconnection_string_file = {file:?}"),
+        format!("{dps}registration_id = \"gw\"\nsymmetric_key_file = {file:?}"),
+        format!("{dps}registration_id = \"gw\"\ngroup_key_file = {file:?}"),
+        format!("{dps}registration_id_file = {file:?}\nsymmetric_key = \"c2VjcmV0\""),
+    ] {
+        machine.write("etc/fwupdate.toml", &format!("{LEAST}\n{settings}"));
+        fs::remove_file(&file).ok();
+        assert!(machine.awaited().contains("is not there yet"), "{settings}");
+        for torn in ["", "\n", "\0\0\0\0\0\0\0\0"] {
+            fs::write(&file, torn).unwrap();
+            assert!(machine.awaited().contains("empty or all zeros"), "{settings}");
+        }
+        for torn in [&b"\xff\xfe\xff"[..], b"HostName=h;Dev", b"!\0\0\0\0", &[b'!'; 9000]] {
+            fs::write(&file, torn).unwrap();
+            let awaited = machine.awaited();
+            assert!(awaited.contains(&file.display().to_string()) && awaited.contains("_file"), "{awaited}");
+        }
+        let at_a_folder = settings.replace(&format!("{file:?}"), &format!("{folder:?}"));
+        machine.write("etc/fwupdate.toml", &format!("{LEAST}\n{at_a_folder}"));
+        assert!(machine.awaited().contains("cannot be read"), "{at_a_folder}");
+    }
+}
+
+#[test]
+fn a_damaged_file_of_the_devices_own_layer_is_passed_over_and_its_siblings_count() {
+    let damaged: [&[u8]; 7] = [
+        b"[policy\nwindows",
+        &[0; 4096],
+        b"\xff\xfe",
+        b"[policy]\nwindows = [\"25:00-26:00\"]",
+        b"policy = 3",
+        b"[cloud]\nconnection_string = \"HostName=h;Dev\"",
+        b"[cloud.dps]\nid_scope = \"0ne1\"",
+    ];
+    for damaged in damaged {
+        let machine = with("");
+        machine.write("state/conf.d/10.toml", "[download]\nrate_limit = 8");
+        let file = machine.write("state/conf.d/20.toml", "");
+        fs::write(&file, damaged).unwrap();
+        machine.write("state/conf.d/30.toml", "[download]\nmax_bytes = 9");
+        let loaded = machine.load().unwrap();
+        let download = &loaded.settings.download;
+        assert_eq!((download.rate_limit, download.max_bytes), (Some(8), Some(9)));
+        let [warning @ Warning::PassedOver { .. }] = &loaded.warnings[..] else {
+            panic!("{:?}", loaded.warnings)
+        };
+        assert!(warning.to_string().contains("20.toml") && warning.fails_check(), "{warning}");
+        assert_eq!(loaded.settings.awaited, [warning.to_string()]);
+    }
+}
+
+#[test]
+fn what_makes_sense_of_several_damaged_files_counts() {
+    let machine = with("");
+    machine.write("state/conf.d/10.toml", "[download]\nrate_limit = -1");
+    machine.write("state/conf.d/20.toml", "[download]\nmax_bytes = 9");
+    machine.write("state/conf.d/30.toml", "[policy]\nwindows = 5");
+    machine.write("state/conf.d/40.toml", "torn");
+    let loaded = machine.load().unwrap();
+    assert_eq!((loaded.settings.download.max_bytes, loaded.settings.download.rate_limit), (Some(9), None));
+    assert_eq!(loaded.settings.awaited.len(), 3, "{:?}", loaded.warnings);
+    fs::remove_dir_all(machine.path("state/conf.d")).unwrap();
+    machine.write("state/conf.d", "no folder");
+    assert_eq!(machine.load().unwrap().settings.awaited.len(), 1);
+}
+
+/// Only a person mends these.
+#[test]
+fn mistakes_in_the_integrators_settings_stay_errors_whatever_the_device_says() {
+    for (text, word) in [("[policy\n", "not valid TOML"), ("[policy]\nwindows = 3", "policy.windows")] {
+        let machine = with(text);
+        machine.write("state/conf.d/10.toml", "torn");
+        let error = machine.load().unwrap_err();
+        assert!(error.to_string().contains(word) && !error.may_pass(), "{error}");
+    }
+    let error = with("[cloud]\nproxy = \"https://p\"").load().unwrap_err();
+    assert!(!error.may_pass(), "{error}");
 }
 
 #[test]
