@@ -94,7 +94,9 @@ fn shorten(value: &mut Value, limit: usize) {
     for (key, value) in fields {
         match (key.as_str(), value) {
             ("excerpt", Value::String(text)) => cut_front(text, limit),
-            ("uri" | "message" | "check" | "degraded" | "waiting", Value::String(text)) => cut(text, limit),
+            ("uri" | "message" | "check" | "degraded" | "awaits" | "waiting", Value::String(text)) => {
+                cut(text, limit)
+            }
             (_, value) => shorten(value, limit),
         }
     }

@@ -227,6 +227,7 @@ fn the_largest_report_is_one_small_patch() {
         booted: Some(Slot::A),
         booted_version: Some(flood()),
         degraded: Some(flood()),
+        awaits: Some(flood()),
         progress: Some(progress),
         waiting: Some(flood()),
         log_time: Some(LATE),
