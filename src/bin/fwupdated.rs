@@ -255,7 +255,7 @@ async fn reboot(settings: &Settings, stop: &CancellationToken) {
     let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
         Ok(()) => REBOOT_PATIENCE,
         Err(error) => {
-            tracing::error!("the reboot command failed and is tried again: {error}");
+            tracing::error!("the reboot command failed and is tried again: {error:#}");
             REBOOT_RETRY
         }
     };
