@@ -79,7 +79,7 @@ fn with_own_layer(
     let all: Vec<&Fragment> = own.iter().collect();
     let (found, over) = match attempt(&all) {
         Ok(found) => (found, Vec::new()),
-        Err(error) => match all_but_one(&attempt, &all, &error).or_else(|| one_by_one(&attempt, &all)) {
+        Err(error) => match all_but_one(attempt, &all, &error).or_else(|| one_by_one(attempt, &all)) {
             Some(found) => found,
             None => return Err(error),
         },
