@@ -231,6 +231,10 @@ pub struct Download {
     pub patience: Duration,
     /// A transfer that brings nothing for so long is broken off and retried.
     pub stall_timeout: Duration,
+    /// Bytes a second: what brings less counts as nothing.
+    pub min_rate: u64,
+    /// How long a server's refusal is asked about again, over other connections, before it is final.
+    pub final_after: Duration,
     /// Bytes per second; `None`: unlimited.
     pub rate_limit: Option<u64>,
     /// Byte budget of one operation unless the call brings its own.

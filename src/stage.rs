@@ -19,12 +19,15 @@ use crate::bundle::BundleError;
 use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 
+mod answer;
 mod buffer;
 mod by_digest;
 mod cost;
+mod doubt;
 mod fetch;
 mod hosts;
 mod ioctl;
+mod line;
 mod map;
 #[cfg(test)]
 mod map_tests;
@@ -36,6 +39,7 @@ mod parallel;
 pub mod parsers;
 mod patch;
 mod pipeline;
+mod range;
 mod route;
 mod scan;
 mod seed;
@@ -60,6 +64,8 @@ mod tests_on_faulty_media;
 mod tests_on_networks;
 #[cfg(test)]
 mod tests_on_patches;
+#[cfg(test)]
+mod tests_on_servers;
 mod verify;
 mod web;
 mod window;
@@ -150,8 +156,6 @@ pub enum StageError {
     Workspace { path: PathBuf, reason: String },
     #[error("staging was cancelled")]
     Cancelled,
-    #[error("the HTTP client cannot be made: {0}")]
-    Client(String),
     #[error("a staging thread stopped: {0}")]
     Thread(String),
 }
@@ -178,7 +182,7 @@ impl From<StageError> for Failure {
             Busy { .. } => Code::SlotBusy,
             Slot { .. } | Unusable { .. } => Code::SlotWriteFailed,
             Cancelled => Code::Cancelled,
-            Workspace { .. } | Client(_) | Thread(_) => Code::Internal,
+            Workspace { .. } | Thread(_) => Code::Internal,
         };
         Failure::new(code, message)
     }

@@ -231,7 +231,7 @@ impl Gateway {
     /// A client for downloads; made for each use, so that renewed certificates are seen.
     pub fn http(&self) -> Result<Http, Failure> {
         let tls = tls::client_config(&self.settings.trust.roots, None, &self.clock)?;
-        let http = Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone())?;
+        let http = Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone());
         Ok(http.on(self.clock.clone()))
     }
 

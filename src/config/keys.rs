@@ -54,6 +54,8 @@ pub const KEYS: &[Key] = &[
     key("trust.system_roots", "true"),
     key("download.patience", "\"1h\""),
     key("download.stall_timeout", "\"30s\""),
+    key("download.min_rate", "100"),
+    key("download.final_after", "\"3min\""),
     open("download.rate_limit"),
     open("download.max_bytes"),
     key("download.windows", "[]"),

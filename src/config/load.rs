@@ -300,6 +300,8 @@ fn download(inputs: &Inputs, proxy: Proxy) -> Result<Download, ConfigError> {
         proxy,
         patience: inputs.span("download.patience", SECOND, DAY.saturating_mul(30))?,
         stall_timeout: inputs.span("download.stall_timeout", SECOND, HOUR)?,
+        min_rate: needed(inputs.bytes("download.min_rate")?, inputs, "download.min_rate")?,
+        final_after: inputs.span("download.final_after", TICK, DAY)?,
         rate_limit: inputs.bytes("download.rate_limit")?,
         max_bytes: inputs.bytes("download.max_bytes")?,
         windows: inputs.windows("download.windows")?,

@@ -132,6 +132,8 @@ fn download(settings: &Settings) -> Table {
     let mut out = table([
         ("patience", show_duration(download.patience).into()),
         ("stall_timeout", show_duration(download.stall_timeout).into()),
+        ("min_rate", bytes(download.min_rate)),
+        ("final_after", show_duration(download.final_after).into()),
     ]);
     out.extend(download.rate_limit.map(|n| ("rate_limit".to_owned(), bytes(n))));
     out.extend(download.max_bytes.map(|n| ("max_bytes".to_owned(), bytes(n))));

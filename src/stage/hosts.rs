@@ -4,10 +4,13 @@
 //! becomes of a call.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use hyper_util::client::legacy::connect::dns::Name;
 use ipnet::IpNet;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tower_service::Service;
 use url::{Host, Url};
 
 use crate::config::Proxy;
@@ -213,10 +216,19 @@ pub(super) struct Refused {
 }
 
 /// Resolves names as the system does and drops the addresses that may not be reached.
+#[derive(Clone)]
 pub(super) struct Resolver(pub(super) Arc<Hosts>);
 
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let hosts = self.0.clone();
         Box::pin(async move {
             let host = name.as_str().trim_end_matches('.').to_ascii_lowercase();
@@ -227,7 +239,7 @@ impl Resolve for Resolver {
             if addresses.is_empty() {
                 return Err(Refused { host }.into());
             }
-            Ok(Box::new(addresses.into_iter()) as Addrs)
+            Ok(addresses.into_iter())
         })
     }
 }
@@ -336,8 +348,8 @@ mod tests {
             let proxy = Proxy::new("http://localhost:3128", [except.to_owned()]).unwrap();
             Arc::new(Hosts::new(&[], proxy))
         };
-        let resolver = Resolver(hosts(""));
-        assert!(resolver.resolve("localhost".parse().unwrap()).await.is_ok_and(|found| found.count() > 0));
+        let mut resolver = Resolver(hosts(""));
+        assert!(resolver.call("localhost".parse().unwrap()).await.is_ok_and(|found| found.count() > 0));
         let url = "https://LOCALHOST:8443/a".parse().unwrap();
         assert!(hosts("localhost").check(&url).is_err(), "directly");
         assert!(hosts("").check(&url).is_ok(), "whatever that name means to the proxy");
@@ -348,8 +360,8 @@ mod tests {
     async fn names_that_resolve_to_local_addresses_must_be_named() {
         let resolve = async |list: &[&str]| {
             let list: Vec<String> = list.iter().map(|s| s.to_string()).collect();
-            let resolver = Resolver(Arc::new(Hosts::new(&list, Proxy::default())));
-            resolver.resolve("localhost".parse().unwrap()).await.map(|found| found.count())
+            let mut resolver = Resolver(Arc::new(Hosts::new(&list, Proxy::default())));
+            resolver.call("localhost".parse().unwrap()).await.map(|found| found.count())
         };
         assert!(resolve(&[]).await.err().unwrap().is::<Refused>());
         assert!(resolve(&["*.host", "*.localhost"]).await.is_err());

@@ -1,5 +1,8 @@
-//! What an operation spends: body bytes on the wire, counted against its data budget and paced; and what its fetch
-//! waits for, while only a person can provide it.
+//! What an operation spends: bytes on the wire, counted against its data budget and paced; and what its fetch waits
+//! for.
+//!
+//! What an honest server sends beside a body (headers, a refusal now and then) is a share of a percent, and a budget is
+//! made from the sizes of files. So a small share is free; beyond it every byte that comes is counted, used or not.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,10 +12,17 @@ use tokio::time::Instant;
 
 use super::StageError;
 
-/// Counts the body bytes of one operation against its budget, and paces them.
+/// Bytes beside the bodies that are free, and the share of the bodies that is free on top, as one part in so many.
+const FREE: u64 = 16 * 1024;
+const FREE_SHARE: u64 = 16;
+
+/// Counts the bytes of one operation against its budget, and paces them.
 #[derive(Debug)]
 pub struct Meter {
-    spent: AtomicU64,
+    /// Those of bodies that are used.
+    body: AtomicU64,
+    /// All others: headers, refused answers, what comes in vain.
+    wasted: AtomicU64,
     limit: Option<u64>,
     rate: Option<u64>,
     /// When the next body byte may be read under `rate`.
@@ -25,12 +35,24 @@ impl Meter {
     /// second.
     pub fn new(spent: u64, limit: Option<u64>, rate: Option<u64>) -> Meter {
         let (free_at, waiting) = Default::default();
-        Meter { spent: AtomicU64::new(spent), limit, rate, free_at, waiting }
+        Meter { body: spent.into(), wasted: 0.into(), limit, rate, free_at, waiting }
     }
 
-    /// Body bytes received so far, earlier runs included.
+    /// Bytes received so far, earlier runs included: of bodies, and of all else what is more than is free.
     pub fn spent(&self) -> u64 {
-        self.spent.load(Ordering::Relaxed)
+        let body = self.body.load(Ordering::Relaxed);
+        let free = FREE.saturating_add(body / FREE_SHARE);
+        body.saturating_add(self.wasted.load(Ordering::Relaxed).saturating_sub(free))
+    }
+
+    /// Counts what came and was of no use.
+    pub(super) fn waste(&self, received: u64) {
+        self.wasted.fetch_add(received, Ordering::Relaxed);
+    }
+
+    /// The fewest bytes a second that can be asked of a server under this pace.
+    pub(super) fn least(&self, wanted: u64) -> u64 {
+        self.rate.map_or(wanted, |rate| wanted.min(rate / 2)).max(1)
     }
 
     /// Refuses a fetch of `more` bytes that the budget does not cover.
@@ -52,7 +74,7 @@ impl Meter {
     }
 
     pub(super) async fn count(&self, received: u64) {
-        self.spent.fetch_add(received, Ordering::Relaxed);
+        self.body.fetch_add(received, Ordering::Relaxed);
         let Some(rate) = self.rate.filter(|rate| *rate > 0) else { return };
         let until = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);

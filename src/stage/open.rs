@@ -32,42 +32,39 @@ pub async fn open(
     pin: Option<Digest>,
     workspace: &Workspace,
 ) -> Result<Bundle, StageError> {
-    let again = Remote::new(source.clone(), http, meter.clone())?;
-    match Bundle::open(Remote::new(source, http, meter)?, keys, required, pin, workspace).await {
-        Err(StageError::Changed { .. }) => Bundle::open(again, keys, required, pin, workspace).await,
-        done => done,
+    let remote = Remote::new(source, http, meter).await?;
+    let (manifest, layout) = remote.insist(|| read_manifest(&remote, keys, required, pin)).await?;
+    Ok(Bundle { remote, manifest, layout, workspace: workspace.clone() })
+}
+
+async fn read_manifest(
+    remote: &Remote,
+    keys: &TrustedKeys,
+    required: usize,
+    pin: Option<Digest>,
+) -> Result<(Manifest, Layout), StageError> {
+    let bytes = read_head(remote).await?;
+    let from = || remote.name().to_owned();
+    let malformed = |source| StageError::Bundle { from: from(), source };
+    let head = bundle::head(&bytes).map_err(malformed)?;
+    let found = Digest::of(head.manifest);
+    if let Some(pinned) = pin.filter(|pinned| *pinned != found) {
+        return Err(StageError::Pin { from: from(), found, pinned });
     }
+    let manifest = manifest::open(head.manifest, head.signatures, keys, required)
+        .map_err(|source| StageError::Manifest { from: from(), source })?;
+    let layout = head.layout(&manifest).map_err(malformed)?;
+    let need = layout.file_size();
+    if remote.size().is_some_and(|size| size < need) {
+        return Err(malformed(BundleError::Short { need }));
+    }
+    // Up to the index: what follows has digests of its own.
+    let length = usize::try_from(layout.index_span().start).unwrap_or(usize::MAX).min(bytes.len());
+    remote.remember(bytes.get(..length).unwrap_or_default(), need);
+    Ok((manifest, layout))
 }
 
 impl Bundle {
-    async fn open(
-        remote: Remote,
-        keys: &TrustedKeys,
-        required: usize,
-        pin: Option<Digest>,
-        workspace: &Workspace,
-    ) -> Result<Bundle, StageError> {
-        let bytes = read_head(&remote).await?;
-        let from = || remote.name().to_owned();
-        let malformed = |source| StageError::Bundle { from: from(), source };
-        let head = bundle::head(&bytes).map_err(malformed)?;
-        let found = Digest::of(head.manifest);
-        if let Some(pinned) = pin.filter(|pinned| *pinned != found) {
-            return Err(StageError::Pin { from: from(), found, pinned });
-        }
-        let manifest = manifest::open(head.manifest, head.signatures, keys, required)
-            .map_err(|source| StageError::Manifest { from: from(), source })?;
-        let layout = head.layout(&manifest).map_err(malformed)?;
-        let need = layout.file_size();
-        if remote.size().is_some_and(|size| size < need) {
-            return Err(malformed(BundleError::Short { need }));
-        }
-        // Up to the index: what follows has digests of its own.
-        let length = usize::try_from(layout.index_span().start).unwrap_or(usize::MAX).min(bytes.len());
-        remote.remember_head(bytes.get(..length).unwrap_or_default());
-        Ok(Bundle { remote, manifest, layout, workspace: workspace.clone() })
-    }
-
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -79,6 +76,10 @@ impl Bundle {
 
     /// Fetches and verifies the chunk list: the second step, after the manifest was accepted.
     pub async fn index(&self) -> Result<Index, StageError> {
+        self.remote.insist(|| self.read_index()).await
+    }
+
+    async fn read_index(&self) -> Result<Index, StageError> {
         let (span, size) = (self.layout.index_span(), self.manifest.image.index_size);
         let (list, mut end) = (self.workspace.list(size), Vec::new());
         let (mut range, mut at) = (self.remote.range(span.start, span.end), 0);

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-use super::{map, web};
+use super::{answer, map};
 use crate::manifest::Chunking;
 
 /// Header lines of an answer to a request for a range.
@@ -16,16 +16,16 @@ pub fn headers(lines: &str) -> bool {
     };
     let headers: HeaderMap = lines.lines().filter_map(pair).collect();
     let range = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    let range = range.and_then(web::content_range);
+    let range = range.and_then(answer::content_range);
     assert!(range.is_none_or(|(first, after, size)| first < after && size.is_none_or(|size| after <= size)));
     let links = [
         "https://host/fw?se=2026-01-01T00:00:00Z",
         "https://host/fw?X-Amz-Date=20260101T000000Z&X-Amz-Expires=9",
     ];
     for link in links.iter().filter_map(|link| Url::parse(link).ok()) {
-        tracing::trace!(expired = ?web::expired(&link, &headers));
+        tracing::trace!(expired = ?answer::expired(&link, &headers));
     }
-    web::retry_after(&headers).is_some() || range.is_some()
+    answer::retry_after(&headers).is_some() || range.is_some()
 }
 
 /// The chunks of the map at `path`.

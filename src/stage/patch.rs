@@ -63,10 +63,11 @@ impl Patch {
         let Some(span) = span(bundle.layout(), number, missing) else { return Ok(None) };
         let remote = bundle.remote();
         remote.afford(span.end - span.start)?;
-        let bytes = remote.read(span.start, span.end).await?;
-        let own = bundle.layout().patch_index(number, &bytes).map_err(|error| bundle.malformed(error))?;
-        let index = PatchIndex::parse(own.to_vec(), number, bundle.manifest(), &shared.index);
-        let patch = Patch::new(number, index.map_err(|error| bundle.malformed(error))?);
+        let index = tokio::select! {
+            index = remote.insist(|| read_index(bundle, shared, number, span.clone())) => index?,
+            () = cancel.cancelled() => return Err(StageError::Cancelled),
+        };
+        let patch = Patch::new(number, index);
         let (shared, origins, cancel) = (shared.clone(), origins.clone(), cancel.clone());
         let surveyed = tokio::task::spawn_blocking(move || {
             patch.survey(&shared, &origins, &cancel)?;
@@ -195,6 +196,18 @@ impl Patch {
     }
 }
 
+async fn read_index(
+    bundle: &Bundle,
+    shared: &Shared,
+    number: usize,
+    span: Range<u64>,
+) -> Result<PatchIndex, StageError> {
+    let bytes = bundle.remote().read(span.start, span.end).await?;
+    let own = bundle.layout().patch_index(number, &bytes).map_err(|error| bundle.malformed(error))?;
+    let index = PatchIndex::parse(own.to_vec(), number, bundle.manifest(), &shared.index);
+    index.map_err(|error| bundle.malformed(error))
+}
+
 /// Bytes of the plain blocks that would be fetched.
 pub(super) fn missing(index: &Index, origins: &Origins) -> u64 {
     let wanted = index.iter().zip(origins.iter()).filter(|(_, origin)| *origin == Origin::Fetch);
@@ -299,16 +312,17 @@ impl Patcher {
         Ok(lost)
     }
 
-    /// `false` if the seed changed since the frame was asked for.
+    /// `false` if the seed changed since the frame was asked for, or the frame is not what was signed.
     fn work(&mut self, job: &Job, before: &mut Buffer, out: &mut Buffer) -> Result<bool, StageError> {
         let seed = self.shared.seed.as_ref();
         let Some(prefix) = seed.and_then(|seed| prefix(seed, &job.frame, before)) else { return Ok(false) };
         let chunks: Vec<Chunk> = job.chunks.iter().map(|(_, chunk)| *chunk).collect();
         let length = chunks.iter().map(|chunk| chunk.length as usize).sum();
         let content = out.first_mut(length);
-        let unpacked = self.decoder.patch(&job.bytes, prefix, &chunks, content);
-        let from = &self.shared.name;
-        unpacked.map_err(|source| StageError::Bundle { from: from.clone(), source })?;
+        if let Err(error) = self.decoder.patch(&job.bytes, prefix, &chunks, content) {
+            tracing::warn!(url = self.shared.name, %error, "a part of the patch is of no use");
+            return Ok(false);
+        }
         let mut rest: &[u8] = content;
         // Neighbours are written together.
         for run in job.runs() {

@@ -5,18 +5,18 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::Pool;
+use super::buffer::{Gathered, Pool};
+use super::fetch::Wrong;
 use super::open::Bundle;
 use super::origins::{Origin, Origins};
 use super::seed::Seed;
 use super::sink::Sink;
-use super::worker::{self, Arrivals, Block, Group, Part};
+use super::worker::{self, Arrivals, Block, Group, Missed, Part};
 use super::{Progress, StageError, finished};
 use crate::bundle::{BundleError, Chunk, Index, LONGEST, Layout, Run, fetch_bytes, runs};
 
@@ -43,7 +43,8 @@ pub(super) struct Shared {
 
 /// Brings all chunks that are not in place to `sink`.
 ///
-/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `origins` and fetched then.
+/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `origins` and fetched then, as are those
+/// that came and were not what was signed: for a while, from whatever servers there are.
 pub(super) async fn transfer(
     bundle: &Bundle,
     shared: &Arc<Shared>,
@@ -51,27 +52,35 @@ pub(super) async fn transfer(
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
-    let missed = pass(bundle, shared, origins, sink, cancel).await?;
-    bundle.workspace().check()?;
-    if missed.is_empty() {
-        return Ok(());
-    }
-    // The pass brought all others to their places.
-    origins.replace(|_| true, Origin::InPlace);
-    origins.set_each(missed, Origin::Fetch);
-    let more = fetch_size(bundle.layout(), &shared.index, origins);
-    bundle.remote().afford(more)?;
-    if bundle.remote().is_metered() {
-        shared.progress.send_modify(|p| p.expected_download += more);
-    }
-    let missed = pass(bundle, shared, origins, sink, cancel).await?;
-    bundle.workspace().check()?;
-    match missed.first().and_then(|position| shared.index.get(*position)) {
-        None => Ok(()),
-        // Only what is in place was not fetched.
-        Some(chunk) => {
-            let error = std::io::Error::other("what was right before can't be read any more");
-            Err(sink.target.failed(chunk.offset, error))
+    let (mut wrong, mut least, mut lost) = (Wrong::default(), usize::MAX, false);
+    loop {
+        let missed = pass(bundle, shared, origins, sink, cancel).await?;
+        bundle.workspace().check()?;
+        let Some(first) = missed.chunks.first().and_then(|position| shared.index.get(*position)) else {
+            return Ok(());
+        };
+        if missed.chunks.len() < std::mem::replace(&mut least, missed.chunks.len()) {
+            wrong.is_less();
+        }
+        match missed.wrong {
+            Some(error) => tokio::select! {
+                again = wrong.again(bundle.remote(), error) => again?,
+                () = cancel.cancelled() => return Err(StageError::Cancelled),
+            },
+            // Only what is in place was not fetched.
+            None if lost => {
+                let error = std::io::Error::other("what was right before can't be read any more");
+                return Err(sink.target.failed(first.offset, error));
+            }
+            None => lost = true,
+        }
+        // The pass brought all others to their places.
+        origins.replace(|_| true, Origin::InPlace);
+        origins.set_each(missed.chunks, Origin::Fetch);
+        let more = fetch_size(bundle.layout(), &shared.index, origins);
+        bundle.remote().afford(more)?;
+        if bundle.remote().is_metered() {
+            shared.progress.send_modify(|p| p.expected_download += more);
         }
     }
 }
@@ -95,7 +104,7 @@ async fn pass(
     origins: &Origins,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
-) -> Result<Vec<usize>, StageError> {
+) -> Result<Missed, StageError> {
     let stop = cancel.child_token();
     let (jobs, queue) = mpsc::channel(QUEUE);
     let worker = {
@@ -197,7 +206,7 @@ impl Fetch<'_> {
     ) -> Result<(), StageError> {
         let (bundle, shared) = (self.bundle, self.shared);
         let mut range = bundle.remote().range(run.span.start, run.span.end);
-        let (mut at, mut bytes) = (run.span.start, Bytes::new());
+        let (mut at, mut bytes) = (run.span.start, Gathered::default());
         let (mut batch, mut group) = (Batch::new(), None);
         let first = run.chunks.first().map_or(0, |first| *first as usize);
         let mut chunks = (first..).zip(shared.index.from(first));
@@ -208,15 +217,16 @@ impl Fetch<'_> {
                 send(&line, &mut batch);
             }
             let span = bundle.layout().frame(&chunk);
+            bytes.expect((span.end - at) as usize);
             while at + (bytes.len() as u64) < span.end {
                 send(&line, &mut batch);
                 let next = range.next().await?;
                 let next = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
                 shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
-                bytes = if bytes.is_empty() { next } else { [bytes, next].concat().into() };
+                bytes.add(next);
             }
-            bytes.advance((span.start - at) as usize);
-            let bytes = bytes.split_to(chunk.frame_length as usize);
+            bytes.skip((span.start - at) as usize);
+            let bytes = bytes.take(chunk.frame_length as usize);
             at = span.end;
             let room = room.split(bytes.len()).ok_or_else(stopped)?;
             batch.push(Block { position, bytes, _room: room });

@@ -48,6 +48,22 @@ pub(super) enum Act {
     WrongRange,
     /// Serves, with this many bytes flipped at the end of the body.
     Flip(usize),
+    /// Serves, with these header lines on top.
+    With(String),
+    /// A 206 with this Content-Range.
+    Range(String),
+    /// A 206 of so many bytes at most.
+    Short(usize),
+    /// As a node of a pool for which the file has this tag.
+    Tag(String),
+    /// Byte by byte, each after so many milliseconds.
+    Trickle(u64),
+    /// In HTTP chunks of one byte.
+    Crumbs,
+    /// So many interim answers (103) of 1 KiB before the answer.
+    Interim(usize),
+    /// 200 with this text, as a portal on the way answers.
+    Page(String),
 }
 
 type Script = Box<dyn Fn(&Request) -> Act + Send + Sync>;
@@ -61,6 +77,8 @@ pub(super) struct Served {
     pub connections: AtomicU64,
     /// Body bytes sent.
     pub sent: AtomicU64,
+    /// All bytes sent, heads included.
+    pub wire: AtomicU64,
 }
 
 impl Served {
@@ -112,6 +130,7 @@ impl Server {
             requests: Mutex::default(),
             connections: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            wire: AtomicU64::new(0),
         });
         tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), served.clone()));
         Server { served, port, roots }
@@ -134,7 +153,7 @@ impl Server {
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         let allowed: Vec<String> = allowed.iter().map(|host| host.to_string()).collect();
-        let mut http = Http::new(tls, &allowed, download).unwrap();
+        let mut http = Http::new(tls, &allowed, download);
         http.first_pause = Duration::from_millis(2);
         http
     }
@@ -142,8 +161,9 @@ impl Server {
 
 pub(super) fn download() -> Download {
     let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
-    let (rate_limit, max_bytes, windows) = (None, None, Vec::new());
-    Download { proxy: Proxy::default(), patience, stall_timeout, rate_limit, max_bytes, windows }
+    let (min_rate, final_after) = (100, Duration::from_millis(50));
+    let (proxy, rate_limit, max_bytes, windows) = (Proxy::default(), None, None, Vec::new());
+    Download { proxy, patience, stall_timeout, min_rate, final_after, rate_limit, max_bytes, windows }
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
@@ -197,7 +217,10 @@ async fn answer(
 ) -> std::io::Result<()> {
     let file = served.file.lock().unwrap().clone();
     let size = file.len() as u64;
-    let etag = served.etag.lock().unwrap().clone();
+    let etag = match &act {
+        Act::Tag(tag) => Some(tag.clone()),
+        _ => served.etag.lock().unwrap().clone(),
+    };
     let modified = served.modified.lock().unwrap().clone();
     let mut head = String::new();
     etag.iter().for_each(|tag| head += &format!("ETag: {tag}\r\n"));
@@ -207,13 +230,23 @@ async fn answer(
             .is_some_and(|date| Some(date.to_owned()) != modified.map(|date| date.to_lowercase()));
     let (first, end) = request.range.map_or((0, size), |(first, end)| (first, end.min(size)));
     let act = match act {
-        Act::Serve if stale => Act::Status(412, String::new()),
-        Act::Serve if first >= end => Act::Status(416, String::new()),
+        Act::Serve | Act::Tag(_) if stale => Act::Status(412, String::new()),
+        Act::Serve | Act::Tag(_) if first >= end => Act::Status(416, String::new()),
         act => act,
     };
     if let Act::Status(status, lines) = &act {
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{lines}\r\n");
-        return stream.write_all(head.as_bytes()).await;
+        return put(stream, served, head.as_bytes()).await;
+    }
+    if let Act::Page(text) = &act {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+        return put(stream, served, head.as_bytes()).await;
+    }
+    if let Act::Interim(count) = act {
+        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(988));
+        for _ in 0..count {
+            put(stream, served, hint.as_bytes()).await?;
+        }
     }
     if let Act::Silent = act {
         return stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into()));
@@ -222,26 +255,52 @@ async fn answer(
         Act::Whole => file,
         _ => file[first as usize..end as usize].to_vec(),
     };
+    if let Act::Short(most) = act {
+        body.truncate(most);
+    }
+    if let Act::With(lines) = &act {
+        head += lines;
+    }
     let off = u64::from(matches!(act, Act::WrongRange));
     match act {
         Act::Whole => head.insert_str(0, "HTTP/1.1 200 OK\r\n"),
+        Act::Range(ref range) => {
+            head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\nContent-Range: {range}\r\n"));
+        }
         _ => {
+            let end = first + body.len() as u64;
             let range = format!("Content-Range: bytes {}-{}/{size}\r\n", first + off, end - 1);
             head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\n{range}"));
         }
     }
-    head += &format!("Content-Length: {}\r\n\r\n", body.len());
+    head += &match act {
+        Act::Crumbs => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
+        _ => format!("Content-Length: {}\r\n\r\n", body.len()),
+    };
     if let Act::Flip(count) = act {
         body.iter_mut().rev().take(count).for_each(|byte| *byte ^= 1);
     }
     if let Act::Cut(after) | Act::Stall(after) = act {
         body.truncate(after);
     }
-    stream.write_all(head.as_bytes()).await?;
+    put(stream, served, head.as_bytes()).await?;
+    if let Act::Trickle(pause) = act {
+        for byte in body {
+            put(stream, served, &[byte]).await?;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        return Ok(());
+    }
+    if let Act::Crumbs = act {
+        for part in body.chunks(4096) {
+            let crumbs: Vec<u8> = part.iter().flat_map(|byte| [b'1', 13, 10, *byte, 13, 10]).collect();
+            put(stream, served, &crumbs).await?;
+        }
+        return put(stream, served, b"0\r\n\r\n").await;
+    }
     // In small steps, so that a client that stops early is not counted for what it never took.
     for part in body.chunks(16 * 1024) {
-        stream.write_all(part).await?;
-        stream.flush().await?;
+        put(stream, served, part).await?;
         served.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
         *carried += part.len() as u64;
     }
@@ -250,6 +309,14 @@ async fn answer(
         Act::Stall(_) => stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into())),
         _ => Ok(()),
     }
+}
+
+/// Sends, and counts what was sent.
+async fn put(stream: &mut (impl AsyncWrite + Unpin), served: &Served, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await?;
+    served.wire.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+    Ok(())
 }
 
 /// An image, its bundle on a server, and a file-backed slot.
@@ -285,6 +352,12 @@ impl Bench {
         let keys = bundles::trust(1);
         let workspace = Workspace::on_disk(self.folder.path());
         open(Source::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None, &workspace).await
+    }
+
+    /// Where the payload begins in the bundle.
+    pub async fn payload(&self) -> u64 {
+        let meter = Meter::new(0, None, None);
+        self.open(&self.server.http(), meter).await.unwrap().layout().payload().start
     }
 
     /// Prepare and stage, as the agent does it.

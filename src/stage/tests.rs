@@ -182,7 +182,7 @@ async fn bursts_of_server_errors_are_waited_out() {
 }
 
 #[tokio::test]
-async fn what_cannot_get_better_ends_at_once() {
+async fn what_several_connections_say_for_a_while_is_final() {
     let bench = Bench::new(image(11, 1), 0).await;
     let cases = [
         (401, Code::Forbidden),
@@ -194,25 +194,28 @@ async fn what_cannot_get_better_ends_at_once() {
     for (status, expected) in cases {
         let before = bench.server.served.count();
         bench.server.served.script(move |_| Act::Status(status, String::new()));
+        let connections = bench.server.served.connections.load(Ordering::SeqCst);
         assert_eq!(code(bench.update().await), expected, "{status}");
-        assert_eq!(bench.server.served.count(), before + 1, "{status}");
+        let connections = bench.server.served.connections.load(Ordering::SeqCst) - connections;
+        let requests = bench.server.served.count() - before;
+        assert!(connections >= 2 && (2..40).contains(&requests), "{status}: {requests} on {connections}");
     }
     for act in [Act::Whole, Act::WrongRange] {
         let before = bench.server.served.count();
         bench.server.served.script(move |_| act.clone());
         assert_eq!(code(bench.update().await), Code::DownloadFailed);
-        assert_eq!(bench.server.served.count(), before + 1);
+        assert!(bench.server.served.count() > before + 1);
     }
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_trusted_is_not_tried_again() {
+async fn a_server_that_is_not_trusted_gets_no_request() {
     let bench = Bench::new(image(31, 1), 0).await;
     let stranger = Server::start(Vec::new()).await;
     let result = bench.update_with(&stranger.http(), None, free()).await;
     assert!(result.as_ref().unwrap_err().to_string().contains("ca_file"), "{result:?}");
     assert_eq!(code(result), Code::DownloadFailed);
-    assert_eq!(bench.server.served.connections.load(Ordering::SeqCst), 1);
+    assert!(bench.server.served.connections.load(Ordering::SeqCst) > 1);
     assert_eq!(bench.server.served.count(), 0);
 }
 
@@ -225,11 +228,19 @@ async fn patience_ends() {
     let http = bench.server.http_with(&["127.0.0.1"], rules.clone());
     assert_eq!(code(bench.update_with(&http, None, free()).await), Code::DownloadFailed);
     assert!(bench.server.served.count() >= 2);
-    // A server that asks for more patience than there is need not be waited for.
-    rules.patience = Duration::from_secs(3600);
-    bench.server.served.script(|_| Act::Status(503, "Retry-After: 7200\r\n".into()));
+    // A server that asks for more patience than there is gets all that there is, and is asked once more.
+    let before = bench.server.served.count();
+    bench.server.served.script(|_| Act::Status(503, "Retry-After: 86400\r\n".into()));
     let http = bench.server.http_with(&["127.0.0.1"], rules);
-    assert_eq!(code(bench.update_with(&http, None, free()).await), Code::DownloadFailed);
+    let error = bench.update_with(&http, None, free()).await.unwrap_err();
+    assert!(error.to_string().contains("the server answered 503; gave up after 0.4 s"), "{error}");
+    assert_eq!(bench.server.served.count() - before, 2);
+    bench.server.served.script(move |request| match request.number {
+        n if n == before + 2 => Act::Status(503, "Retry-After: 86400\r\n".into()),
+        _ => Act::Serve,
+    });
+    bench.update_with(&http, None, free()).await.unwrap();
+    bench.assert_complete();
 }
 
 #[tokio::test]
@@ -300,7 +311,11 @@ async fn loopback_must_be_named_even_behind_a_host_name() {
 #[tokio::test]
 async fn wrong_bytes_are_never_written() {
     let bench = Bench::new(image(15, 3), 0).await;
-    bench.server.served.script(|request| if request.number == 2 { Act::Flip(1) } else { Act::Serve });
+    let payload = bench.payload().await;
+    bench.server.served.script(move |request| match request.range {
+        Some((first, _)) if first >= payload => Act::Flip(1),
+        _ => Act::Serve,
+    });
     assert_eq!(code(bench.update().await), Code::DigestMismatch);
     bench.assert_not_loadable();
     let written = bench.written();
@@ -453,7 +468,7 @@ async fn a_local_file_is_a_source_too() {
 async fn the_rate_limit_paces() {
     let server = Server::start(vec![1; 60_000]).await;
     let meter = Arc::new(Meter::new(0, None, Some(200_000)));
-    let remote = fetch::Remote::new(Source::Http(server.url()), &server.http(), meter).unwrap();
+    let remote = fetch::Remote::new(Source::Http(server.url()), &server.http(), meter).await.unwrap();
     let start = std::time::Instant::now();
     assert_eq!(remote.read(0, 60_000).await.unwrap().len(), 60_000);
     assert!(start.elapsed() >= Duration::from_millis(280), "{:?}", start.elapsed());

@@ -1,24 +1,30 @@
-//! One attempt at one range over HTTPS: the request with its guards, the redirects, and what an answer means.
+//! One attempt at one range over HTTPS: the request with its guards and its redirects.
 
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Response, StatusCode};
-use time::format_description::well_known::{Rfc2822, Rfc3339};
-use time::macros::format_description;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::header;
+use hyper_util::client::legacy::Error as ClientError;
+use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::StageError;
+use super::answer::{Answer, Part, Trouble, Version, judge, passing};
+use super::doubt::Patience;
 use super::fetch::{Http, redact};
 use super::hosts::Refused;
+use super::line::{self, HttpClient};
+use super::meter::Meter;
 use super::route::Route;
 use crate::manifest::Digest;
+use crate::tls::Verdict;
 
 /// Hops that are followed.
 const REDIRECTS: usize = 5;
@@ -27,14 +33,20 @@ const REDIRECTS: usize = 5;
 pub(super) struct Web {
     pub http: Http,
     url: Url,
+    meter: Arc<Meter>,
     /// Connections, all of one network.
     line: Mutex<Line>,
     seen: Mutex<Seen>,
+    pub patience: Patience,
+    /// Bytes a second that a server must bring.
+    pub least: u64,
     /// Held while somebody finds out whether a changed file still is the same bundle.
     pub renewal: tokio::sync::Mutex<()>,
     pub renewals: AtomicU32,
     /// Length and digest of the bundle's first bytes, once they were verified.
     pub head: Mutex<Option<(u64, Digest)>>,
+    /// The size of the bundle by its signed manifest, which outranks what servers say.
+    pub size: OnceLock<u64>,
 }
 
 impl fmt::Debug for Web {
@@ -46,7 +58,9 @@ impl fmt::Debug for Web {
 
 /// A client whose connections are alive as far as is known.
 struct Line {
-    client: reqwest::Client,
+    client: HttpClient,
+    /// Counts the clients.
+    number: u64,
     /// How the latest answer came.
     route: Option<Route>,
 }
@@ -56,74 +70,45 @@ struct Line {
 pub(super) struct Seen {
     pub generation: u32,
     pub known: Option<Version>,
+    /// The servers behind this name tell versions apart where there is only one: digests alone decide.
+    pub unguarded: bool,
 }
 
-/// One version of a file, as its server tells versions apart.
-#[derive(Debug, Clone)]
-pub(super) struct Version {
-    /// Strong ones only: no other can guard a range.
-    etag: Option<HeaderValue>,
-    modified: Option<HeaderValue>,
-    pub size: Option<u64>,
+/// Which client is asked, and how it sees the network.
+#[derive(Clone)]
+struct Asked {
+    client: HttpClient,
+    number: u64,
+    route: Option<Route>,
 }
 
-impl Version {
-    fn of(headers: &HeaderMap, size: Option<u64>) -> Version {
-        let strong = |tag: &&HeaderValue| tag.as_bytes().first() == Some(&b'"');
-        let etag = headers.get(header::ETAG).filter(strong).cloned();
-        Version { etag, modified: headers.get(header::LAST_MODIFIED).cloned(), size }
-    }
-
-    /// Servers behind one name may disagree on dates, so an ETag outranks them.
-    fn is(&self, other: &Version) -> bool {
-        let same = match (&self.etag, &other.etag) {
-            (Some(one), Some(two)) => one == two,
-            _ => self.modified == other.modified,
-        };
-        same && self.size == other.size
-    }
-
-    /// The header that makes the server refuse (412) to answer from another version.
-    fn condition(&self) -> Option<(HeaderName, HeaderValue)> {
-        let by_tag = self.etag.clone().map(|tag| (header::IF_MATCH, tag));
-        by_tag.or_else(|| self.modified.clone().map(|date| (header::IF_UNMODIFIED_SINCE, date)))
-    }
-}
-
-/// What one attempt ended with.
-pub(super) enum Trouble {
-    Final(StageError),
-    /// Only a fresh link helps; the error is for the end of the patience.
-    Expired(StageError),
-    /// Worth another attempt, no sooner than `after`.
-    Passing {
-        reason: String,
-        after: Duration,
-    },
-    /// The server holds another version than that of this generation.
-    Changed(u32),
-}
-
-impl From<StageError> for Trouble {
-    fn from(error: StageError) -> Trouble {
-        Trouble::Final(error)
-    }
-}
-
-pub(super) fn passing(reason: impl Into<String>) -> Trouble {
-    Trouble::Passing { reason: reason.into(), after: Duration::ZERO }
+/// A range as it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub start: u64,
+    pub end: u64,
+    /// Whether it must be of the version that was seen first.
+    pub guarded: bool,
 }
 
 impl Web {
-    pub(super) fn new(http: Http, url: Url) -> Result<Web, StageError> {
+    pub(super) fn new(http: Http, url: Url, meter: Arc<Meter>) -> Web {
         let (seen, head) = (Mutex::default(), Mutex::default());
-        let line = Mutex::new(Line { client: http.client()?, route: None });
-        Ok(Web { http, url, line, seen, renewal: Default::default(), renewals: AtomicU32::new(0), head })
+        let line = Mutex::new(Line { client: line::client(&http, meter.clone()), number: 0, route: None });
+        let least = meter.least(http.download.min_rate);
+        let patience = Patience::new(http.download.patience, least);
+        let (renewal, renewals, size) = Default::default();
+        Web { http, url, meter, line, seen, patience, least, renewal, renewals, head, size }
     }
 
     /// How the latest answer came.
     pub(super) fn route(&self) -> Option<Route> {
         self.line().route
+    }
+
+    /// The number of the client that is asked now.
+    pub(super) fn number(&self) -> u64 {
+        self.line().number
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -147,7 +132,7 @@ impl Web {
             }
             // Twice, for what has arrived before the move may not have been read yet.
             if moved {
-                self.move_on(before)?;
+                self.replace(|line| line.route == before);
                 return Err(passing("the gateway has moved to another network"));
             }
             moved = before.is_some_and(|route| route.moved());
@@ -157,217 +142,179 @@ impl Web {
         }
     }
 
+    /// Goes on over connections that are none of those of client `number`.
+    pub(super) fn elsewhere(&self, number: u64) {
+        self.replace(|line| line.number == number);
+    }
+
     /// Whoever notices first makes a new client for all.
-    fn move_on(&self, before: Option<Route>) -> Result<(), StageError> {
+    fn replace(&self, old: impl Fn(&Line) -> bool) {
         let mut line = self.line();
-        if line.route == before {
-            *line = Line { client: self.http.client()?, route: None };
+        if old(&line) {
+            let (client, number) = (line::client(&self.http, self.meter.clone()), line.number + 1);
+            *line = Line { client, number, route: None };
         }
-        Ok(())
     }
 
     pub(super) fn seen(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Begins anew with whatever version there is; nothing of the bundle was verified yet.
+    pub(super) fn forget(&self) {
+        let generation = self.seen().generation.wrapping_add(1);
+        self.set_seen(Seen { generation, known: None, unguarded: true });
+    }
+
+    /// The bundle's first bytes were verified.
+    pub(super) fn is_verified(&self) -> bool {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     pub(super) fn set_seen(&self, seen: Seen) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
-    /// Asks for `start..end`, follows redirects, and returns an answer whose body begins at `start`.
-    pub(super) async fn ask(&self, name: &str, start: u64, end: u64) -> Result<Response, Trouble> {
+    /// Asks for a range, follows redirects, and returns an answer whose body begins at its start.
+    pub(super) async fn ask(&self, wanted: Wanted) -> Result<(Answer, Part), Trouble> {
         let seen = self.seen();
         let mut url = self.url.clone();
-        for _ in 0..=REDIRECTS {
+        for hop in 0..=REDIRECTS {
             let shown = redact(&url);
-            let denied = |reason| StageError::NotPermitted { url: shown.clone(), reason };
-            self.http.hosts.check(&url).map_err(denied)?;
-            let response = self.send(&url, &seen, start, end).await?;
-            if !response.status().is_redirection() {
-                return self.judge(response, seen, shown, start, end);
+            if let Err(reason) = self.http.hosts.check(&url) {
+                let denied = StageError::NotPermitted { url: shown, reason };
+                // What we were called with stays what it is; where a server leads to may be another place next time.
+                return Err(if hop == 0 { Trouble::Final(denied) } else { Trouble::Doubtful(denied) });
             }
-            url = redirected(&url, &response)?;
+            let answer = self.send(&url, &seen, wanted).await?;
+            if !answer.status().is_redirection() {
+                return self.accept(answer, &seen, &shown, wanted);
+            }
+            let to = redirected(&url, &answer);
+            answer.refuse();
+            url = to?;
         }
         let reason = format!("it was redirected more than {REDIRECTS} times");
-        Err(StageError::Download { url: name.to_owned(), reason }.into())
+        Err(Trouble::Doubtful(StageError::Download { url: redact(&self.url), reason }))
     }
 
-    async fn send(&self, url: &Url, seen: &Seen, start: u64, end: u64) -> Result<Response, Trouble> {
-        let (before, client) = {
+    async fn send(&self, url: &Url, seen: &Seen, wanted: Wanted) -> Result<Answer, Trouble> {
+        let asked = {
             let line = self.line();
-            (line.route, line.client.clone())
+            Asked { client: line.client.clone(), number: line.number, route: line.route }
         };
-        let mut request = client
-            .get(url.clone())
-            .header(header::ACCEPT_ENCODING, "identity")
-            .header(header::RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
-        if let Some((name, value)) = seen.known.as_ref().and_then(Version::condition) {
-            request = request.header(name, value);
-        }
-        match self.patiently(before, request.send()).await? {
+        let request = request(url, seen, wanted).map_err(|error| {
+            Trouble::Final(StageError::Download { url: redact(url), reason: error.to_string() })
+        })?;
+        match self.patiently(asked.route, asked.client.request(request)).await? {
             Ok(response) => {
-                self.line().route = response.remote_addr().and_then(Route::to);
-                Ok(response)
+                let answer = Answer::new(response, self.meter.clone());
+                let mut line = self.line();
+                if line.number == asked.number {
+                    let remote = answer.count().and_then(|count| count.remote);
+                    line.route = remote.and_then(Route::to);
+                }
+                drop(line);
+                Ok(answer)
             }
             Err(error) => Err(self.connect_trouble(url, seen, &error)),
         }
     }
 
-    /// A connection that failed is tried again, unless it never may or never can succeed.
-    fn connect_trouble(&self, url: &Url, seen: &Seen, error: &reqwest::Error) -> Trouble {
+    /// A connection that failed is tried again, unless it never may or, for all that is known, never can succeed.
+    fn connect_trouble(&self, url: &Url, seen: &Seen, error: &ClientError) -> Trouble {
         if let Some(refused) = find::<Refused>(error) {
-            return StageError::NotPermitted { url: redact(url), reason: refused.to_string() }.into();
+            let reason = refused.to_string();
+            return Trouble::Doubtful(StageError::NotPermitted { url: redact(url), reason });
         }
         // Once the server was known good, a foreign certificate is a portal on the way that will go away.
-        match find::<rustls::Error>(error) {
-            Some(rustls::Error::InvalidCertificate(fault)) if seen.known.is_none() && !is_of_time(fault) => {
-                let reason = format!("its certificate is not trusted ({fault}); add its CA to ca_file");
-                StageError::Download { url: redact(url), reason }.into()
-            }
-            _ => match self.http.proxy(url) {
-                Some(proxy) => passing(format!("through the proxy {proxy}: {}", chain(error))),
-                None => passing(chain(error)),
-            },
+        if let Some(rustls::Error::InvalidCertificate(fault)) = find::<rustls::Error>(error) {
+            let verdict = Verdict::new(fault, &self.http.clock);
+            let reason = format!("its certificate {verdict}");
+            return match seen.known.is_none() && !verdict.is_of_time() {
+                true => Trouble::Doubtful(StageError::Download { url: redact(url), reason }),
+                false => passing(reason),
+            };
+        }
+        match self.http.proxy(url) {
+            Some(proxy) => passing(format!("through the proxy {proxy}: {}", chain(error))),
+            None => passing(chain(error)),
         }
     }
 
-    /// What a status other than a redirect means.
-    fn judge(
-        &self,
-        response: Response,
-        seen: Seen,
-        url: String,
-        start: u64,
-        end: u64,
-    ) -> Result<Response, Trouble> {
-        let status = response.status();
-        let failed = |reason: String| Trouble::Final(StageError::Download { url: url.clone(), reason });
-        match status {
-            StatusCode::PARTIAL_CONTENT => self.accept(response, seen, start, end, failed),
-            StatusCode::OK => Err(failed("the server ignores byte ranges, which this update needs".into())),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let status = status.as_u16();
-                Err(match expired(&self.url, response.headers()) {
-                    Some(at) => Trouble::Expired(StageError::Expired { url, status, at }),
-                    None => StageError::Forbidden { url, status }.into(),
-                })
-            }
-            StatusCode::NOT_FOUND | StatusCode::GONE => {
-                Err(StageError::NotFound { url, reason: format!("the server answered {}", status.as_u16()) }
-                    .into())
-            }
-            StatusCode::PRECONDITION_FAILED => Err(Trouble::Changed(seen.generation)),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(busy(&response)),
-            _ if status.is_server_error() => Err(busy(&response)),
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err(failed("the file is shorter than a bundle of its kind must be".into()))
-            }
-            _ => Err(failed(format!("the server answered {}", status.as_u16()))),
-        }
-    }
-
-    /// A 206 is taken only if it is the range that was asked for, of the file that was seen first.
+    /// What an answer that leads nowhere else brings.
     fn accept(
         &self,
-        response: Response,
-        seen: Seen,
-        start: u64,
-        end: u64,
-        failed: impl Fn(String) -> Trouble,
-    ) -> Result<Response, Trouble> {
-        let headers = response.headers();
-        let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
-        if encoding.is_some_and(|encoding| encoding != b"identity") {
-            return Err(failed("the server compressed a byte range although asked not to".into()));
+        answer: Answer,
+        seen: &Seen,
+        shown: &str,
+        wanted: Wanted,
+    ) -> Result<(Answer, Part), Trouble> {
+        let guarded = wanted.guarded && !seen.unguarded;
+        let changed = Trouble::Changed(seen.generation);
+        if guarded && answer.status() == hyper::StatusCode::PRECONDITION_FAILED {
+            answer.refuse();
+            return Err(changed);
         }
-        let range = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-        let Some((first, after, size)) = range.and_then(content_range) else {
-            return Err(failed("the server answered a byte range without a valid Content-Range".into()));
+        let part = match judge(&answer, &self.url, shown, wanted.start, wanted.end) {
+            Ok(part) => part,
+            Err(trouble) => {
+                answer.refuse();
+                return Err(trouble);
+            }
         };
-        if first != start || after != size.map_or(end, |size| end.min(size)) {
-            let asked = format!("bytes {start}-{}", end.saturating_sub(1));
-            return Err(failed(format!(
-                "the server answered {} when asked for {asked}",
-                range.unwrap_or_default()
-            )));
+        match &seen.known {
+            Some(known) if guarded && !known.is(&part.version) => {
+                answer.refuse();
+                return Err(changed);
+            }
+            None if wanted.guarded => {
+                self.set_seen(Seen { known: Some(part.version.clone()), ..seen.clone() });
+            }
+            _ => {}
         }
-        let version = Version::of(headers, size);
-        match seen.known {
-            Some(known) if !known.is(&version) => return Err(Trouble::Changed(seen.generation)),
-            Some(_) => {}
-            None => self.set_seen(Seen { generation: seen.generation, known: Some(version) }),
-        }
-        Ok(response)
+        Ok((answer, part))
     }
+}
+
+fn request(
+    url: &Url,
+    seen: &Seen,
+    wanted: Wanted,
+) -> Result<Request<Empty<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut plain = url.clone();
+    plain.set_fragment(None);
+    // A URL that had a host has a place for these.
+    plain.set_username("").and_then(|()| plain.set_password(None)).ok();
+    let mut request = Request::get(plain.as_str())
+        .header(header::USER_AGENT, concat!("fwupdated/", env!("CARGO_PKG_VERSION")))
+        .header(header::ACCEPT, "*/*")
+        .header(header::ACCEPT_ENCODING, "identity")
+        .header(header::RANGE, format!("bytes={}-{}", wanted.start, wanted.end.saturating_sub(1)));
+    if !url.username().is_empty() || url.password().is_some() {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let login = line::basic(&decoded(url.username()), &decoded(url.password().unwrap_or_default()))?;
+        request = request.header(header::AUTHORIZATION, login);
+    }
+    let guard = seen.known.as_ref().filter(|_| wanted.guarded && !seen.unguarded);
+    if let Some((name, value)) = guard.and_then(Version::condition) {
+        request = request.header(name, value);
+    }
+    Ok(request.body(Empty::new())?)
 }
 
 /// Where a redirect leads.
-fn redirected(from: &Url, response: &Response) -> Result<Url, StageError> {
-    let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-    location.and_then(|text| from.join(text).ok()).ok_or_else(|| StageError::Download {
-        url: redact(from),
-        reason: format!("the server answered {} without a usable Location", response.status().as_u16()),
+fn redirected(from: &Url, answer: &Answer) -> Result<Url, Trouble> {
+    let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    location.and_then(|text| from.join(text).ok()).ok_or_else(|| {
+        let reason = format!("the server answered {} without a usable Location", answer.code());
+        Trouble::Doubtful(StageError::Download { url: redact(from), reason })
     })
 }
 
-/// `bytes FIRST-LAST/SIZE` (RFC 9110, 14.4) as first, one after last, and size unless it is `*`.
-pub(super) fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
-    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, after) = (first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
-    let size = match size {
-        "*" => None,
-        size => Some(size.parse().ok()?),
-    };
-    (first < after && size.is_none_or(|size| after <= size)).then_some((first, after, size))
-}
-
-/// When the link `url` expired, if it names such a time and the server's clock (ours, if it tells none) is past it:
-/// `se` of an Azure SAS token; `X-Amz-Date` and `X-Amz-Expires` of AWS Signature Version 4, `X-Goog-` of Google's.
-pub(super) fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
-    let query = |key: &str| {
-        url.query_pairs()
-            .find(|(name, _)| name.eq_ignore_ascii_case(key))
-            .map(|(_, value)| value.into_owned())
-    };
-    let signed_for = |vendor: &str| {
-        let format = format_description!("[year][month][day]T[hour][minute][second]Z");
-        let date = PrimitiveDateTime::parse(&query(&format!("X-{vendor}-Date"))?, format).ok()?;
-        let seconds = query(&format!("X-{vendor}-Expires"))?.parse::<u32>().ok()?;
-        date.assume_utc().checked_add(time::Duration::seconds(seconds.into()))
-    };
-    let azure = query("se").and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok());
-    let end = azure.or_else(|| signed_for("Amz")).or_else(|| signed_for("Goog"))?;
-    let now =
-        headers.get(header::DATE).and_then(|date| OffsetDateTime::parse(date.to_str().ok()?, &Rfc2822).ok());
-    (now.unwrap_or_else(OffsetDateTime::now_utc) >= end).then_some(end)
-}
-
-fn busy(response: &Response) -> Trouble {
-    let after = retry_after(response.headers()).unwrap_or_default();
-    Trouble::Passing { reason: format!("the server answered {}", response.status().as_u16()), after }
-}
-
-/// `Retry-After` in seconds, or as a date against the server's own clock: ours may be wrong.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = |text: &str| OffsetDateTime::parse(text, &Rfc2822).ok();
-    let now = date(headers.get(header::DATE)?.to_str().ok()?)?;
-    (date(text)? - now).try_into().ok()
-}
-
-/// A fault that our own clock may be to blame for.
-fn is_of_time(fault: &rustls::CertificateError) -> bool {
-    use rustls::CertificateError::*;
-    matches!(fault, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
-}
-
 /// Finds an error of type `E` among the causes of `error`.
-fn find<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
-    let mut next = std::error::Error::source(error);
+fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
+    let mut next = error.source();
     while let Some(inner) = next {
         if let Some(found) = inner.downcast_ref() {
             return Some(found);
@@ -379,84 +326,12 @@ fn find<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     None
 }
 
-/// The innermost reasons of an error, never its URL, which may carry a token.
-pub(super) fn chain(error: &reqwest::Error) -> String {
-    let mut reasons = Vec::new();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        reasons.push(inner.to_string());
-        source = inner.source();
-    }
-    if reasons.is_empty() { "the connection failed".into() } else { reasons.join(": ") }
+/// The innermost reasons of an error.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |inner| inner.source());
+    let reasons: Vec<String> = causes.map(ToString::to_string).collect();
+    if reasons.is_empty() { error.to_string() } else { reasons.join(": ") }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges_are_read_strictly() {
-        assert_eq!(content_range("bytes 0-9/10"), Some((0, 10, Some(10))));
-        assert_eq!(content_range("bytes 5-9/*"), Some((5, 10, None)));
-        let max = u64::MAX;
-        for bad in [
-            "",
-            "bytes */10",
-            "bytes 9-5/10",
-            "bytes 0-10/10",
-            "items 0-9/10",
-            "bytes 0-9",
-            "bytes -1-9/10",
-            &format!("bytes 0-{max}/*"),
-            &format!("bytes 0-{max}0/*"),
-        ] {
-            assert_eq!(content_range(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_a_link_whose_own_time_is_over_has_expired() {
-        let at = |query: &str, date: Option<&'static str>| {
-            let url = format!("https://h.example/b.fwb?{query}").parse().unwrap();
-            let date = date.map(|date| (header::DATE, HeaderValue::from_static(date)));
-            expired(&url, &date.into_iter().collect())
-        };
-        let noon = Some("Tue, 15 Nov 1994 12:00:00 GMT");
-        for over in [
-            "sv=2022-11-02&se=1994-11-15T11%3A59%3A59Z&sp=r&sig=x",
-            "X-Amz-Date=19941115T110000Z&X-Amz-Expires=3600&X-Amz-Signature=x",
-            "X-Goog-Date=19941115T110000Z&X-Goog-Expires=60",
-        ] {
-            assert!(at(over, noon).is_some(), "{over}");
-        }
-        for good in [
-            "se=1994-11-15T12%3A00%3A01Z&sig=x",
-            "X-Amz-Date=19941115T110000Z&X-Amz-Expires=3601",
-            "X-Amz-Date=19941115T110000Z",
-            "se=tomorrow",
-            "",
-        ] {
-            assert_eq!(at(good, noon), None, "{good}");
-        }
-        // Without the server's clock ours decides.
-        assert!(at("se=1994-11-15T11%3A59%3A59Z", None).is_some());
-        assert_eq!(at("se=9994-11-15T11%3A59%3A59Z", None), None);
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date_of_the_servers_clock() {
-        let after = |lines: &[(&'static str, &'static str)]| {
-            let pair = |(name, value): &(&'static str, &'static str)| {
-                (HeaderName::from_static(name), HeaderValue::from_static(value))
-            };
-            retry_after(&lines.iter().map(pair).collect())
-        };
-        assert_eq!(after(&[("retry-after", "120")]), Some(Duration::from_secs(120)));
-        let date = ("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(after(&[date, ("date", "Sun, 06 Nov 1994 08:49:07 GMT")]), Some(Duration::from_secs(30)));
-        // In the past, without the server's clock, or nonsense: no wish.
-        assert_eq!(after(&[date, ("date", "Sun, 06 Nov 1994 08:50:07 GMT")]), None);
-        assert_eq!(after(&[date]), None);
-        assert_eq!(after(&[("retry-after", "soon")]), None);
-    }
-}
+/// How long a server's wish for a pause is heeded: one answer must not stop an update for a day.
+pub(super) const LONGEST_WISH: Duration = Duration::from_secs(300);

@@ -134,18 +134,27 @@ fn side_by_side<'a>(parts: impl Iterator<Item = &'a Part>, mut next: u32, of: fn
     parts.take_while(joins).count()
 }
 
+/// What could not be brought to its place.
+#[derive(Debug, Default)]
+pub(super) struct Missed {
+    /// Positions of the chunks.
+    pub chunks: Vec<usize>,
+    /// What is wrong with what was fetched for some of them; the others are no longer where they were.
+    pub wrong: Option<StageError>,
+}
+
 /// Works until the queue ends. What is queued after a cancel is short and was paid for, so it is still written.
-/// Returns the chunks that could not be brought to their places; an error of the writer is a `stop` for those who
-/// wait for the network.
+/// Returns what could not be brought to its place; an error of the writer is a `stop` for those who wait for the
+/// network.
 pub(super) fn run(
     shared: &Shared,
     sink: &Sink,
     mut queue: mpsc::Receiver<Group>,
     stop: &CancellationToken,
-) -> Result<Vec<usize>, StageError> {
+) -> Result<Missed, StageError> {
     writer::beside(shared, sink, stop, |writer| {
         let (decoder, buffer) = (Decoder::new(), Buffer::new(shared.group));
-        let mut worker = Worker { shared, sink, writer, decoder, buffer, missed: Vec::new() };
+        let mut worker = Worker { shared, sink, writer, decoder, buffer, missed: Missed::default() };
         while let Some(group) = queue.blocking_recv() {
             worker.work(group)?;
         }
@@ -160,7 +169,7 @@ struct Worker<'a> {
     writer: &'a Writer,
     decoder: Decoder,
     buffer: Buffer,
-    missed: Vec<usize>,
+    missed: Missed,
 }
 
 impl Worker<'_> {
@@ -191,7 +200,7 @@ impl Worker<'_> {
                 };
                 let is_lost = |(n, part): &(usize, &Part)| *n < history || part.origin != Origin::InPlace;
                 let lost = rest.iter().enumerate().filter(is_lost);
-                self.missed.extend(lost.map(|(_, part)| part.position));
+                self.missed.chunks.extend(lost.map(|(_, part)| part.position));
                 return self.flush(&mut pending, start);
             }
             for part in run {
@@ -214,9 +223,11 @@ impl Worker<'_> {
                 let blocks: Vec<Block> = here.drain(..run.len().min(here.len())).collect();
                 let pairs = run.iter().zip(&blocks).map(|(part, block)| (part.chunk, &*block.bytes));
                 let unpacked = self.decoder.decode(&pairs.collect::<Vec<_>>(), history, rest);
-                let from = &self.shared.name;
-                unpacked.map_err(|source| StageError::Bundle { from: from.clone(), source })?;
-                true
+                let from = self.shared.name.clone();
+                let wrong = unpacked.err().map(|source| StageError::Bundle { from, source });
+                let right = wrong.is_none();
+                self.missed.wrong = self.missed.wrong.take().or(wrong);
+                right
             }
             // Those were brought before, or fetched since.
             Origin::Patch => false,

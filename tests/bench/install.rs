@@ -43,12 +43,14 @@ async fn install(arguments: &[String]) -> Result<()> {
     let download = Download {
         patience: hour,
         stall_timeout,
+        min_rate: 1,
+        final_after: stall_timeout,
         rate_limit: None,
         max_bytes: None,
         windows: Vec::new(),
         proxy: Proxy::default(),
     };
-    let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download)?;
+    let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download);
     let source = match bundle.starts_with("https:") {
         true => Source::Http(bundle.parse()?),
         false => Source::File(bundle.into()),

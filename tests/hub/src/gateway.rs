@@ -485,6 +485,8 @@ fn settings(dir: &Path, parts: &Parts) -> String {
     );
     let reboot = format!("[\"/bin/sh\", \"-c\", 'printf r > \"$0\"', {}]", at("power"));
     section("policy", &[("reboot_command", reboot)]);
+    // Nobody here waits for another node of a pool.
+    section("download", &[("final_after", "\"200ms\"".into())]);
     section("report", &[("interval", "\"1s\"".into())]);
     section("state", &[("dir", at("state"))]);
     section(
