@@ -404,7 +404,7 @@ impl Agent {
             let saved = self.save().await;
             saved.unwrap_or_else(|failure| tracing::warn!(%failure, "the time is not saved"));
         }
-        if self.publisher.is_postdated() {
+        if self.publisher.is_postdated() || self.publisher.view.clock != self.gateway.clock.learned_from() {
             self.publish();
         }
     }

@@ -75,6 +75,7 @@ pub struct Cloud {
     /// Life of a SAS token; renewed before it ends.
     pub token_ttl: Duration,
     pub reconnect: Reconnect,
+    pub time_server: TimeServer,
     /// Files that hold a secret: everybody could read them when the settings were read, or a private key.
     pub secrets: Vec<PathBuf>,
 }
@@ -84,6 +85,18 @@ impl Cloud {
     pub fn exposed(&self) -> Vec<&PathBuf> {
         self.secrets.iter().filter(|path| cloud::others_can_read(path)).collect()
     }
+}
+
+/// Who is asked for the time by HTTPS while nothing sets the clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TimeServer {
+    /// The hub, or the provisioning service before there is one.
+    Own,
+    Other {
+        host: String,
+        port: u16,
+    },
+    Nobody,
 }
 
 /// How long to wait before a new session with the hub: at random, and longer with each attempt.

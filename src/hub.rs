@@ -6,6 +6,7 @@
 
 pub mod backoff;
 mod connection;
+mod date;
 mod dial;
 mod dps;
 mod error;

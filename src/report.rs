@@ -28,6 +28,8 @@ pub struct View {
     pub degraded: Option<String>,
     /// What is set and does not count yet, and why.
     pub awaits: Option<String>,
+    /// Which server told the time that counts, while nothing sets the clock.
+    pub clock: Option<String>,
     /// Between two steps of ten percent, for local watchers; `None`: the record's.
     pub progress: Option<Progress>,
     /// What the running operation waits for, while only a person can provide it.
@@ -94,9 +96,10 @@ fn shorten(value: &mut Value, limit: usize) {
     for (key, value) in fields {
         match (key.as_str(), value) {
             ("excerpt", Value::String(text)) => cut_front(text, limit),
-            ("uri" | "message" | "check" | "degraded" | "awaits" | "waiting", Value::String(text)) => {
-                cut(text, limit)
-            }
+            (
+                "uri" | "message" | "check" | "degraded" | "awaits" | "clock" | "waiting",
+                Value::String(text),
+            ) => cut(text, limit),
             (_, value) => shorten(value, limit),
         }
     }
@@ -129,6 +132,7 @@ fn agent(view: &View) -> Value {
         "bootedSlot": view.booted.map(|slot| slot.to_string()),
         "degraded": view.degraded,
         "awaits": view.awaits,
+        "clock": view.clock.as_deref().map(|host| short(host, bounds::ID)),
     })
 }
 

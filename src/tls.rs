@@ -4,6 +4,7 @@
 //! whose real-time clock lost its battery would otherwise call every certificate "not yet valid" and never
 //! update again.
 
+mod proof;
 mod verdict;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
+pub use self::proof::Proof;
 pub use self::verdict::{Verdict, own_certificate};
 use crate::clock::Clock;
 use crate::config::Roots;

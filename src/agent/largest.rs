@@ -228,6 +228,7 @@ fn the_largest_report_is_one_small_patch() {
         booted_version: Some(flood()),
         degraded: Some(flood()),
         awaits: Some(flood()),
+        clock: Some(flood()),
         progress: Some(progress),
         waiting: Some(flood()),
         log_time: Some(LATE),

@@ -161,6 +161,7 @@ impl Agent {
             self.publisher.staging_since = None;
         }
         let saved = self.saved.clone();
+        self.publisher.view.clock = self.gateway.clock.learned_from();
         let staging = matches!(saved.phase, Phase::Staging { .. });
         self.publisher.view.progress = staging
             .then(|| Progress { eta_seconds: self.eta(saved.progress.percent), ..Progress::of(&saved) });

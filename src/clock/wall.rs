@@ -50,6 +50,8 @@ struct Inner {
 struct Known {
     saved: Option<Moment>,
     learned: Option<(Moment, String)>,
+    /// Why no time could be learned.
+    not_learned: Option<String>,
 }
 
 /// A wall-clock time, and when since boot it was.
@@ -125,7 +127,8 @@ impl Clock {
     /// What the record shall hold in place of `saved`: the time of a synchronised clock, be it later or earlier.
     pub fn worth_saving(&self, saved: i64) -> i64 {
         let (system, synchronised) = self.system();
-        if synchronised { system.max(build_time()).unix_timestamp() } else { saved }
+        // A second that has begun counts, or a report made in it would carry a later time than the next boot's.
+        if synchronised { system.max(build_time()).unix_timestamp().saturating_add(1) } else { saved }
     }
 
     /// Whether `saved` is so far from a synchronised clock that it should not wait for the next save.
@@ -136,7 +139,32 @@ impl Clock {
 
     /// `host` proved that it is `time` now.
     pub fn learn(&self, time: OffsetDateTime, host: &str) {
-        self.known().learned = Some((Moment::new(time), host.to_owned()));
+        let mut known = self.known();
+        known.learned = Some((Moment::new(time), host.to_owned()));
+        known.not_learned = None;
+    }
+
+    /// The host that told the time, while that counts.
+    pub fn learned_from(&self) -> Option<String> {
+        match self.origin().0 {
+            Origin::Learned(host) => Some(host),
+            _ => None,
+        }
+    }
+
+    /// Whether a server should be asked for the time: nobody keeps the clock right, and none has told it yet.
+    pub fn wants_time(&self) -> bool {
+        matches!(self.origin().0, Origin::System | Origin::Saved)
+    }
+
+    /// Nobody could be asked for the time, as this sentence says.
+    pub fn not_learned(&self, why: String) {
+        self.known().not_learned = Some(why);
+    }
+
+    /// Why no time could be learned, if it was tried.
+    pub fn why_not_learned(&self) -> Option<String> {
+        self.known().not_learned.clone()
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -157,10 +185,12 @@ fn judge(system: OffsetDateTime, synchronised: bool, known: &Known) -> (Origin, 
     if synchronised {
         return (Origin::Synchronised, system);
     }
+    let saved = known.saved.map(Moment::by_now);
     if let Some((moment, host)) = &known.learned {
-        return (Origin::Learned(host.clone()), moment.by_now());
+        let told = moment.by_now();
+        return (Origin::Learned(host.clone()), saved.map_or(told, |saved| told.max(saved)));
     }
-    let Some(saved) = known.saved.map(Moment::by_now) else { return (Origin::System, system) };
+    let Some(saved) = saved else { return (Origin::System, system) };
     let ahead = saved > system.saturating_add(time::Duration::seconds(AHEAD));
     (if ahead { Origin::Saved } else { Origin::System }, system.max(saved))
 }
@@ -245,7 +275,7 @@ mod tests {
         let bench = Bench::new(-100 * YEAR, true);
         let clock = &bench.1;
         assert_eq!(clock.now(), build_time());
-        assert_eq!(clock.worth_saving(0), BUILD_TIME);
+        assert_eq!(clock.worth_saving(0), BUILD_TIME + 1);
         clock.remember(-1);
         assert_eq!(clock.floor(), build_time());
         clock.remember(i64::MIN);

@@ -10,10 +10,12 @@ use super::error::{ConfigError, Warning};
 use super::fragments::{self, Environment};
 use super::inputs::Inputs;
 use super::load::{DAY, SECOND};
-use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Transport, dps};
+use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, TimeServer, Transport, dps};
 
 /// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
 const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(1177);
+/// Where HTTPS is spoken.
+const HTTPS: u16 = 443;
 /// Longest file that holds a single secret.
 const SECRET_LIMIT: u64 = 8192;
 
@@ -49,6 +51,7 @@ pub fn cloud(
         keep_alive: inputs.span("cloud.keep_alive", SECOND.saturating_mul(5), KEEP_ALIVE_LIMIT)?,
         token_ttl: inputs.span("cloud.token_ttl", SECOND.saturating_mul(3), DAY.saturating_mul(365))?,
         reconnect: reconnect(inputs)?,
+        time_server: time_server(inputs)?,
     }))
 }
 
@@ -79,6 +82,23 @@ fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
     let first = inputs.span("cloud.reconnect_first", SECOND, DAY)?;
     Ok(Reconnect { first, longest: inputs.span("cloud.reconnect_longest", first, DAY)? })
+}
+
+fn time_server(inputs: &Inputs) -> Result<TimeServer, ConfigError> {
+    let wrong = || inputs.wrong("cloud.time_server", "\"auto\", \"none\", \"host\" or \"host:port\"");
+    let text = inputs.text("cloud.time_server")?.unwrap_or_default();
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?),
+        None => (text.as_str(), HTTPS),
+    };
+    match host {
+        "auto" if port == HTTPS => Ok(TimeServer::Own),
+        "none" if port == HTTPS => Ok(TimeServer::Nobody),
+        host if connection::is_host(host) && !matches!(host, "auto" | "none") => {
+            Ok(TimeServer::Other { host: host.to_owned(), port })
+        }
+        _ => Err(wrong()),
+    }
 }
 
 fn transport(inputs: &Inputs) -> Result<Transport, ConfigError> {

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::units::{show_duration, show_window};
-use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, Transport, Window};
+use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, TimeServer, Transport, Window};
 
 /// `settings` as TOML that `load` would read, but for the device key, which shows as `***`.
 pub fn render(settings: &Settings) -> String {
@@ -55,6 +55,7 @@ fn cloud_table(cloud: &Cloud) -> Table {
         ("token_ttl", show_duration(cloud.token_ttl).into()),
         ("reconnect_first", show_duration(cloud.reconnect.first).into()),
         ("reconnect_longest", show_duration(cloud.reconnect.longest).into()),
+        ("time_server", time_server(&cloud.time_server).into()),
     ]);
     match &cloud.place {
         Place::Known(seat) => {
@@ -66,6 +67,14 @@ fn cloud_table(cloud: &Cloud) -> Table {
         out.extend(table([("certificate_file", path(certificate)), ("key_file", path(key))]));
     }
     out
+}
+
+fn time_server(server: &TimeServer) -> String {
+    match server {
+        TimeServer::Own => "auto".to_owned(),
+        TimeServer::Nobody => "none".to_owned(),
+        TimeServer::Other { host, port } => format!("{host}:{port}"),
+    }
 }
 
 fn transport(transport: Transport) -> &'static str {

@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use rumqttc::{EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +28,18 @@ use super::session::{CLOSE_WITHIN, Packets, Session, packets, say_goodbye};
 use super::telemetry::{Message, Telemetry};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
-use super::{Document, Event, identity};
+use super::{Document, Event, date, identity};
 use crate::clock::{self, Clock, Origin};
-use crate::config::{Cloud, Seat};
+use crate::config::{Cloud, Seat, TimeServer, Transport};
 use crate::reach::Memory;
 
 /// Least and longest pause before a request that the hub put off is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(100));
 
+/// Least and longest pause before a server is asked for the time again.
+const TIME_PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// By then a time service, if there is one, has set the clock.
+const SETTLED: Duration = Duration::from_secs(60);
 /// Reasons that are logged before there is a session again.
 const REASONS: usize = 32;
 
@@ -87,6 +92,13 @@ pub(super) struct Connection {
     /// The reason that was told last, and all that were logged since the last session.
     reason: Option<String>,
     logged: BTreeSet<String>,
+    /// When a server may be asked for the time again.
+    time_due: Instant,
+    time_pauses: Backoff,
+    /// How long a session stands before a server is asked for the time.
+    settled: Duration,
+    /// Who does that.
+    later: JoinSet<()>,
 }
 
 impl Connection {
@@ -117,6 +129,10 @@ impl Connection {
             online: false,
             reason: None,
             logged: BTreeSet::new(),
+            time_due: Instant::now(),
+            time_pauses: Backoff::new(TIME_PAUSES.0, TIME_PAUSES.1),
+            settled: SETTLED,
+            later: JoinSet::new(),
         }
     }
 
@@ -128,7 +144,12 @@ impl Connection {
             match end {
                 End::Stopped => break,
                 End::Renew => continue,
-                End::Lost(error) => self.lost(&error),
+                End::Lost(error) => {
+                    self.lost(&error);
+                    if error.may_be_the_clock() && !self.ask_the_time().await {
+                        break;
+                    }
+                }
             }
             let pause = self.backoff.next(fastrand::f64()).max(self.placement.patience());
             if !self.pause(pause).await {
@@ -150,6 +171,59 @@ impl Connection {
         }
         self.online = false;
         self.reason = Some(reason);
+    }
+
+    /// Learns the time from a server while nobody keeps the clock right. False: it is time to stop.
+    async fn ask_the_time(&mut self) -> bool {
+        let due = !self.clock.synchronised() && Instant::now() >= self.time_due;
+        let Some((host, port)) = self.time_server().filter(|_| due) else { return true };
+        self.time_due = clock::after(Instant::now(), self.time_pauses.next(fastrand::f64()));
+        let asked = tokio::select! {
+            asked = date::learn(&self.cloud, &host, port, &self.clock) => asked,
+            () = self.shutdown.cancelled() => return false,
+            () = self.outbox.deliver(&self.events) => return false,
+        };
+        if let Err(error) = asked {
+            if self.logged.insert(error.reason()) {
+                tracing::warn!("{error}");
+            }
+            self.clock.not_learned(error.to_string());
+        }
+        true
+    }
+
+    /// The same when a session has stood for a while, in which a time service could have set the clock: the hub may
+    /// be reached by a clock that is wrong, and a download's server not.
+    fn ask_the_time_later(&mut self) {
+        self.later.abort_all();
+        let Some((host, port)) = self.time_server().filter(|_| self.clock.wants_time()) else { return };
+        let (cloud, clock, settled) = (self.cloud.clone(), self.clock.clone(), self.settled);
+        self.later.spawn(async move {
+            tokio::time::sleep(settled).await;
+            if !clock.wants_time() {
+                return;
+            }
+            if let Err(error) = date::learn(&cloud, &host, port, &clock).await {
+                tracing::debug!("{error}");
+                clock.not_learned(error.to_string());
+            }
+        });
+    }
+
+    /// Who is asked for the time.
+    fn time_server(&self) -> Option<(String, u16)> {
+        match &self.cloud.time_server {
+            TimeServer::Nobody => None,
+            TimeServer::Other { host, port } => Some((host.clone(), *port)),
+            TimeServer::Own => {
+                let (host, port) = self.placement.host();
+                let port = match self.cloud.transport {
+                    Transport::WebSocket => port.unwrap_or(self.cloud.port),
+                    Transport::Mqtt => Transport::WebSocket.port(),
+                };
+                Some((host.to_owned(), port))
+            }
+        }
     }
 
     /// False: it is time to stop.
@@ -348,6 +422,7 @@ impl Connection {
         self.placement.reached();
         self.reason = None;
         self.logged.clear();
+        self.ask_the_time_later();
         if !self.online {
             self.online = true;
             tracing::info!("connected to {} as {}", session.seat.host, session.line.identity);

@@ -38,6 +38,7 @@ impl Agent {
         let mut connection =
             Connection::new(cloud, interval, clock, watched, sender, telemetry, shutdown.clone());
         connection.backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(20));
+        connection.settled = Duration::ZERO;
         let task = tokio::spawn(connection.run());
         Agent { documents, events, shutdown, task }
     }
@@ -397,4 +398,26 @@ async fn when_nobody_listens_any_more_it_sends_the_last_report_and_ends() {
     hub.answer(&patch, 204).await;
     assert_eq!(hub.read().await, Some(Packet::Disconnect));
     soon(agent.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_stands_while_nobody_keeps_the_clock_right_asks_for_the_time() {
+    let (server, time) = (Server::start().await, Server::start().await);
+    let clock = Clock::new(Some(server.path("clock")));
+    let mut cloud = server.cloud();
+    cloud.time_server = TimeServer::Other { host: "localhost".into(), port: time.port() };
+    // Both servers are vouched for.
+    let both = ["ca.pem"].map(|name| std::fs::read_to_string(server.path(name)).unwrap()).concat();
+    let both = both + &std::fs::read_to_string(time.path("ca.pem")).unwrap();
+    std::fs::write(server.path("ca.pem"), both).unwrap();
+    let mut agent = Agent::at(cloud, json!({}), clock.clone(), 16);
+    let mut hub = server.accept().await;
+    hub.welcome(&twin(json!({}), json!({}))).await;
+    agent.connected().await;
+    let answer = "HTTP/1.1 200 OK\r\nDate: Tue, 01 Jan 2030 00:00:00 GMT\r\n\r\n";
+    time.accept().await.answer_request(answer.as_bytes()).await;
+    while clock.wants_time() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(clock.now().year(), 2030);
 }

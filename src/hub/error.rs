@@ -33,6 +33,8 @@ pub enum HubError {
     Silent { address: String },
     #[error("the certificate of {address} {verdict}")]
     Untrusted { address: String, verdict: Verdict },
+    #[error("{address} told no time ({cause}): the clock stays as it is until a time service sets it")]
+    NoTime { address: String, cause: String },
     #[error("{address} refused this gateway's own certificate as {why}")]
     OwnCertificate { address: String, why: &'static str },
     #[error(
@@ -122,7 +124,17 @@ impl HubError {
     pub(super) fn reason(&self) -> String {
         match self {
             HubError::Untrusted { address, verdict } => format!("{address} {}", verdict.reason()),
+            HubError::NoTime { address, .. } => format!("no time from {address}"),
             other => other.to_string(),
+        }
+    }
+
+    /// A wrong clock may be the cause.
+    pub(super) fn may_be_the_clock(&self) -> bool {
+        match self {
+            HubError::Untrusted { verdict, .. } => verdict.is_of_time(),
+            HubError::Refused { .. } | HubError::DpsRefused { .. } => true,
+            _ => false,
         }
     }
 

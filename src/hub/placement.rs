@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::error::HubError;
-use super::provision;
+use super::{identity, provision};
 use crate::clock::{self, Clock};
 use crate::config::{Cloud, Dps, Place, Seat};
 use crate::reach::Memory;
@@ -47,6 +47,17 @@ impl Placement {
         match self {
             Placement::Known(seat) => Ok(seat.clone()),
             Placement::Assigned(assigned) => assigned.find(cloud, clock).await,
+        }
+    }
+
+    /// The host that is called next, and its port for WebSocket unless that is the hub's.
+    pub fn host(&self) -> (&str, Option<u16>) {
+        match self {
+            Placement::Known(seat) => (identity::address(seat), None),
+            Placement::Assigned(assigned) => match &assigned.seat {
+                Some(seat) => (identity::address(seat), None),
+                None => (&assigned.dps.endpoint, Some(assigned.dps.port)),
+            },
         }
     }
 

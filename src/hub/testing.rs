@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{Auth, Cloud, Place, Proxy, Seat, Secret, Transport};
+use crate::config::{Auth, Cloud, Place, Proxy, Seat, Secret, TimeServer, Transport};
 
 /// A test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -113,6 +113,7 @@ impl Server {
                 first: Duration::from_secs(1),
                 longest: Duration::from_secs(1),
             },
+            time_server: TimeServer::Nobody,
         }
     }
 
@@ -170,6 +171,16 @@ impl Peer {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Reads a request's head as HTTP has it, answers with these bytes, and closes.
+    pub async fn answer_request(mut self, answer: &[u8]) {
+        while !self.buffer.ends_with(b"\r\n\r\n") {
+            assert_ne!(soon(self.stream.read_buf(&mut self.buffer)).await.unwrap(), 0);
+        }
+        // Whoever has heard enough does not listen to the end.
+        let sent = self.stream.write_all(answer).await.is_ok() && self.stream.shutdown().await.is_ok();
+        tracing::debug!(sent, "answered");
     }
 
     pub async fn write(&mut self, packet: Packet) {

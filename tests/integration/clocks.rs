@@ -11,6 +11,13 @@ use tokio::time::Instant;
 
 use crate::harness::{LIMIT, Setup, World};
 
+/// The stand-in hub's HTTPS port is not 443.
+fn ask_the_hub(world: &World) {
+    let port = world.hub.https_addr().port();
+    let settings = format!("[cloud]\ntime_server = \"localhost:{port}\"\n");
+    world.gateway.configure("60-time", &settings).unwrap();
+}
+
 const YEAR: i64 = 365 * 86_400;
 const HOUR: i64 = 3600;
 
@@ -100,5 +107,59 @@ async fn a_floor_that_an_earlier_release_saved_in_the_far_future_is_lowered_by_a
     let id = world.update(json!({"fwPackageUri": world.hub.files_url("none.fwb")})).await;
     world.outcome(&id).await;
     assert!(saved(&world).is_some_and(is_now));
+    world.finish_disturbed().await;
+}
+
+/// Connects, installs and says whose time counts, with a clock that is so many seconds wrong and set by nobody.
+async fn goes_by_the_hub_s_time(offset: i64) {
+    let mut world = world(offset).await;
+    ask_the_hub(&world);
+    world.gateway.power_on().unwrap();
+    world.reported(|reported| reported["fwupdate"]["agent"]["clock"] == "localhost").await;
+    world.doctor_says("clock", "localhost says that it is").await;
+    world.doctor_says("hub", "session is open").await;
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    let told = world.twin()["logTime"].as_str().unwrap().to_owned();
+    let told = OffsetDateTime::parse(&told, &time::format_description::well_known::Rfc3339).unwrap();
+    assert!(is_now(told.unix_timestamp()), "{told}");
+    assert!(saved(&world).is_none_or(|time| time < now() - YEAR), "a time that nobody keeps right was saved");
+
+    // The clock is set after all.
+    world.gateway.set_clock(0, true).unwrap();
+    world.crash().await;
+    world.reported(|reported| reported["fwupdate"]["agent"].get("clock").is_none()).await;
+    until_saved(&world, is_now).await;
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert_eq!(log.matches("certificates and tokens go from now on").count(), 2, "once in each boot: {log}");
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_nobody_sets_and_that_is_decades_behind_is_made_up_for_by_the_hub_s_time() {
+    goes_by_the_hub_s_time(-50 * YEAR).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_nobody_sets_and_that_is_decades_ahead_is_made_up_for_by_the_hub_s_time() {
+    goes_by_the_hub_s_time(40 * YEAR).await;
+}
+
+#[tokio::test]
+async fn nobody_is_asked_for_the_time_if_the_setting_says_so_or_the_clock_is_synchronised() {
+    let mut world = world(-50 * YEAR).await;
+    world.gateway.configure("60-time", "[cloud]\ntime_server = \"none\"\n").unwrap();
+    world.gateway.power_on().unwrap();
+    world.doctor_says_of_the_hub("is not valid yet").await;
+    world.gateway.shut_down().await.unwrap();
+    // A synchronised clock is believed even where it is wrong: then certificates say so.
+    ask_the_hub(&world);
+    world.gateway.set_clock(40 * YEAR, true).unwrap();
+    world.gateway.power_on().unwrap();
+    world.doctor_says_of_the_hub("have the server's certificate renewed").await;
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert!(!log.contains("go from now on"), "{log}");
+    world.gateway.set_clock(0, true).unwrap();
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     world.finish_disturbed().await;
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fwupdate::clock::Clock;
-use fwupdate::config::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Secret, Transport};
+use fwupdate::config::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Secret, TimeServer, Transport};
 use fwupdate::hub::{self, Document};
 use fwupdate_hub::{Hub, Options};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -154,6 +154,7 @@ impl Fleet {
                 keep_alive: Duration::from_secs(240),
                 token_ttl: Duration::from_secs(3600),
                 reconnect: Reconnect { first, longest: LIMIT },
+                time_server: TimeServer::Nobody,
             };
             let (sender, mut events) = mpsc::channel(16);
             tokio::spawn(async move { while events.recv().await.is_some() {} });

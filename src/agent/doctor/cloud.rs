@@ -98,8 +98,9 @@ fn clock_doubt(clock: &Clock) -> Option<String> {
             shown(clock.system_time())
         ),
     };
+    let asked = clock.why_not_learned().map(|why| format!("; {why}")).unwrap_or_default();
     Some(format!(
-        "not synchronised: {why}; windows and notBefore wait until a time service (systemd-timesyncd, chrony) sets \
+        "not synchronised: {why}{asked}; windows and notBefore wait until a time service (systemd-timesyncd, chrony) sets \
          the clock"
     ))
 }

@@ -412,6 +412,21 @@ fn the_hub_by_certificate() {
 }
 
 #[test]
+fn who_is_asked_for_the_time() {
+    let cloud = |line: &str| with(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\n{line}"));
+    let set = |line: &str| cloud(line).load().unwrap().settings.cloud.unwrap().time_server;
+    assert_eq!(set(""), TimeServer::Own);
+    assert_eq!(set("time_server = \"none\""), TimeServer::Nobody);
+    let other = |port| TimeServer::Other { host: "time.example".into(), port };
+    assert_eq!(set("time_server = \"time.example\""), other(443));
+    assert_eq!(set("time_server = \"time.example:8443\""), other(8443));
+    for wrong in ["none:1", "time.example:0", "time.example:x", "https://time.example", "a b"] {
+        let error = cloud(&format!("time_server = {wrong:?}")).error();
+        assert!(error.contains("cloud.time_server") && error.contains("host:port"), "{wrong}: {error}");
+    }
+}
+
+#[test]
 fn config_on_the_command_line_replaces_the_system_layers() {
     let machine = with("");
     let state = machine.path("state").display().to_string();
