@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::confine::drop_in;
-pub use self::doctor::{examine_offline, note_end};
+pub use self::doctor::{config_doubts, examine_offline, note_end};
 use self::effects::blocking;
 use self::gateway::{Gateway, OsRelease, Sight};
 use self::inbox::{Inbox, Incoming};
@@ -92,7 +92,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     // The hub edge sends the newest report before it leaves.
     edges.cancel();
     if let Some(hub) = hub {
-        while_alive(hub).await.unwrap_or_else(|error| tracing::error!(%error, "the hub task ended badly"));
+        while_alive(hub).await.unwrap_or_else(|error| tracing::error!("the hub task ended badly: {error}"));
     }
     control.abort();
     // Its socket is free only when it is gone.
@@ -116,7 +116,7 @@ impl Opened {
         gateway.clock.remember(record.wall_clock);
         let sight = gateway.look();
         let listener = control::bind(&gateway.settings.system.run);
-        let listener = listener.inspect_err(|error| tracing::error!(%error, "no local control")).ok();
+        let listener = listener.inspect_err(|error| tracing::error!("no local control: {error}")).ok();
         Ok(Opened { store, record, sight, workshop: Workshop::open()?, listener })
     }
 }
@@ -130,7 +130,7 @@ fn load(store: &Store) -> Record {
             record
         }
         Err(error) => {
-            tracing::error!(%error, "starting from the boot environment alone");
+            tracing::error!("starting from the boot environment alone: {error}");
             Record::default()
         }
     }
@@ -279,7 +279,7 @@ impl Agent {
             let before = std::mem::replace(&mut self.record, next);
             match self.save().await {
                 Err(failure) if begins => {
-                    tracing::error!(%failure, "refused: the record cannot be saved");
+                    tracing::error!("refused: the record cannot be saved: {failure}");
                     self.record = before;
                     return self.publish();
                 }
@@ -287,7 +287,7 @@ impl Agent {
                     event = Event::SaveFailed(failure);
                     continue;
                 }
-                Err(failure) => tracing::error!(%failure, "going on without a record"),
+                Err(failure) => tracing::error!("going on without a record: {failure}"),
                 Ok(()) => {}
             }
             announce::change(&before, &self.record);
@@ -371,7 +371,7 @@ impl Agent {
     async fn rest(&mut self) {
         self.end_work().await;
         if let Err(failure) = self.save().await {
-            tracing::warn!(%failure, "leaving without saving the record");
+            tracing::warn!("leaving without saving the record: {failure}");
         }
     }
 
@@ -402,7 +402,7 @@ impl Agent {
         let must_save = self.unsaved.is_none() && self.gateway.clock.must_save(self.saved.wall_clock);
         if must_save {
             let saved = self.save().await;
-            saved.unwrap_or_else(|failure| tracing::warn!(%failure, "the time is not saved"));
+            saved.unwrap_or_else(|failure| tracing::warn!("the time is not saved: {failure}"));
         }
         if self.publisher.is_postdated() || self.publisher.view.clock != self.gateway.clock.learned_from() {
             self.publish();
@@ -424,7 +424,7 @@ impl Agent {
         }
         self.take_bytes();
         if let Err(failure) = self.save().await {
-            tracing::warn!(%failure, "the received bytes are not saved");
+            tracing::warn!("the received bytes are not saved: {failure}");
         }
     }
 

@@ -36,7 +36,7 @@ pub async fn sleep_until(deadline: Duration) {
     }
     if let Err(error) = wait_on_timer(deadline).await {
         // Without file descriptors left, tokio's clock serves; it only stands still during suspend.
-        tracing::warn!(%error, "no timer on CLOCK_BOOTTIME");
+        tracing::warn!("no timer on CLOCK_BOOTTIME: {error}");
         tokio::time::sleep(deadline.saturating_sub(boottime())).await;
     }
 }

@@ -23,6 +23,7 @@ pub use fragments::{Environment, Options};
 pub use load::{Board, Loaded, load, load_board, outside_slots};
 pub use proxy::{Proxy, Via};
 pub use render::render;
+pub use units::duration;
 
 /// Everything that an integrator can decide, validated.
 #[derive(Debug, Clone)]

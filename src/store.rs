@@ -70,7 +70,7 @@ impl Store {
         match store.prepare() {
             Ok(()) => {}
             Err(error @ StoreError::Locked(_)) => return Err(error),
-            Err(error) => tracing::warn!(%error, "the record can be read only"),
+            Err(error) => tracing::warn!("the record can be read only: {error}"),
         }
         Ok(store)
     }
@@ -135,7 +135,7 @@ impl Store {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a copy of the record cannot be read");
+                    tracing::warn!("a copy of the record cannot be read: {error}");
                     fault = Some(error);
                 }
             }

@@ -3,6 +3,7 @@
 
 mod board;
 mod cloud;
+mod medium;
 mod offline;
 mod slots;
 mod state;
@@ -80,6 +81,8 @@ const QUESTIONS: &[Question] = &[
     question("trial", Weight::Advice, slots::trial),
     question("boot environment", Weight::Vital, slots::environment),
     question("spare slot", Weight::Vital, slots::spare),
+    question("slot sizes", Weight::Advice, medium::sizes),
+    question("read-only media", Weight::Compared, medium::read_only),
     question("fallback", Weight::Advice, slots::fallback),
     question("signing keys", Weight::Vital, trust::keys),
     question("board", Weight::Vital, trust::board),
@@ -91,13 +94,31 @@ const QUESTIONS: &[Question] = &[
     question("credentials", Weight::Advice, cloud::credentials),
     question("clock", Weight::Advice, cloud::clock),
     question("state folder", Weight::Compared, state::outside),
+    question("state medium", Weight::Compared, medium::lasting),
     question("state access", Weight::Vital, state::access),
     question("trial record", Weight::Vital, state::same_folder),
     question("record", Weight::Advice, state::saved),
     question("reboot command", Weight::Vital, board::reboot_command),
+    question("dead-man", Weight::Compared, medium::dead_man),
     question("hardware watchdog", Weight::Advice, board::watchdog),
     question("quarantine", Weight::Advice, state::quarantine),
 ];
+
+/// What `--check-config` asks beyond the settings themselves: of the machine that they are checked on.
+const OF_SETTINGS: [&str; 4] = ["slot sizes", "read-only media", "state medium", "dead-man"];
+
+/// The faults and doubts that settings have on this machine, before any agent runs; true for a fault.
+pub fn config_doubts(settings: crate::config::Settings) -> Vec<(bool, String)> {
+    let subject = Subject::new(Arc::new(Gateway::new(settings)), Record::default());
+    let asked = QUESTIONS.iter().filter(|question| OF_SETTINGS.contains(&question.name));
+    let answers = asked.filter_map(|question| Some((question.name, (question.ask)(&subject)?)));
+    let doubts = answers.filter_map(|(name, answer)| match answer {
+        Answer::Well(_) => None,
+        Answer::Doubt(why) => Some((false, format!("{name}: {why}"))),
+        Answer::Fault(why) => Some((true, format!("{name}: {why}"))),
+    });
+    doubts.collect()
+}
 
 /// What the questions are asked about. They read files and devices, so they block.
 pub(super) struct Subject {

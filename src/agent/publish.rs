@@ -176,7 +176,7 @@ impl Agent {
         if report::is_step(self.record.progress, staged) {
             self.note_progress();
             if let Err(failure) = self.save().await {
-                tracing::warn!(%failure, "the progress is not saved");
+                tracing::warn!("the progress is not saved: {failure}");
             }
             return self.publish();
         }

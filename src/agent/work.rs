@@ -171,7 +171,7 @@ impl Agent {
         while let Some(Running { task, cancel, then }) = self.work.take() {
             cancel.cancel();
             if let Err(error) = self.meanwhile(task).await {
-                tracing::error!(%error, "an effect ended badly");
+                tracing::error!("an effect ended badly: {error}");
             }
             self.take_bytes();
             if let Some(event) = then {

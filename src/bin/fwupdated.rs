@@ -95,12 +95,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Leaves the reason where `fwupdatectl doctor` finds it. Settings that cannot be used name no runtime folder, and
-/// doctor finds out by itself what is wrong with them.
+/// Leaves the reason where `fwupdatectl doctor` finds it; settings that cannot be used name no other runtime folder.
 fn note_end(options: &Options, error: &anyhow::Error) {
-    if let Ok(loaded) = config::load(options) {
-        agent::note_end(&loaded.settings.system.run, Some(&usage::chain(error.as_ref())));
-    }
+    let run = match config::load(options) {
+        Ok(loaded) => loaded.settings.system.run,
+        Err(_) if options.main_required => return,
+        Err(_) => PathBuf::from("/run/fwupdate"),
+    };
+    agent::note_end(&run, Some(&usage::chain(error.as_ref())));
 }
 
 /// What the generator asks for at boot.
@@ -130,31 +132,35 @@ fn check_config(options: &Options, json: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let warnings = warnings(&loaded);
     let settings = config::render(&loaded.settings);
     if json {
-        print!("{}", plain::json_lines(&checked(&loaded, &settings)));
+        print!("{}", plain::json_lines(&checked(&loaded, &settings, &warnings)));
     } else {
         loaded
             .sources
             .iter()
             .for_each(|file| println!("# read {}", plain::plain(&file.display().to_string())));
         print!("{}", plain::lines(&settings));
-        let warnings = loaded.warnings.iter();
-        warnings.for_each(|warning| usage::tell(&usage::error_sentence("fwupdated", &warning.to_string())));
+        warnings.iter().for_each(|(_, why)| usage::tell(&usage::error_sentence("fwupdated", why)));
     }
-    match loaded.warnings.iter().any(|warning| warning.fails_check()) {
+    match warnings.iter().any(|(fails, _)| *fails) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     }
 }
 
+/// What is to be said of the settings by themselves and on this machine, and whether the check fails by it.
+fn warnings(loaded: &Loaded) -> Vec<(bool, String)> {
+    let own = loaded.warnings.iter().map(|warning| (warning.fails_check(), warning.to_string()));
+    own.chain(agent::config_doubts(loaded.settings.clone())).collect()
+}
+
 /// What `--check-config` found, for scripts.
-fn checked(loaded: &Loaded, settings: &str) -> serde_json::Value {
+fn checked(loaded: &Loaded, settings: &str, warnings: &[(bool, String)]) -> serde_json::Value {
     let settings: toml::Table = settings.parse().unwrap_or_default();
-    let warnings = loaded.warnings.iter();
-    let warnings: Vec<_> = warnings
-        .map(|warning| json!({"message": warning.to_string(), "failsCheck": warning.fails_check()}))
-        .collect();
+    let warnings: Vec<_> =
+        warnings.iter().map(|(fails, why)| json!({"message": why, "failsCheck": fails})).collect();
     json!({"sources": loaded.sources, "settings": settings, "warnings": warnings})
 }
 

@@ -138,7 +138,7 @@ impl Medium {
         // Half of a redundant environment is enough; storage that answers nothing is not a lost environment.
         match unreadable.pop() {
             Some(error) if copies.is_empty() => return Err(error),
-            Some(error) => tracing::warn!(%error, "one copy of the boot environment cannot be read"),
+            Some(error) => tracing::warn!("one copy of the boot environment cannot be read: {error}"),
             None => {}
         }
         let second = match copies.as_slice() {

@@ -144,7 +144,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
                     clients.spawn(client(stream, peer, seat, calls.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a local client could not be accepted");
+                    tracing::warn!("a local client could not be accepted: {error}");
                     // Out of file descriptors, most likely: they come back, but not at once.
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }

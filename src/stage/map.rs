@@ -49,7 +49,10 @@ pub(super) fn read(path: &Path, rules: &Chunking, mut note: impl FnMut(ChunkDige
     };
     read().unwrap_or_else(|error| {
         if error.kind() != ErrorKind::NotFound {
-            tracing::warn!(path = %path.display(), %error, "the chunk map can't be read; the slot is scanned instead");
+            tracing::warn!(
+                "the chunk map can't be read; the slot is scanned instead: {}: {error}",
+                path.display()
+            );
         }
         false
     })
@@ -78,7 +81,7 @@ pub(super) fn keep(path: &Path, index: &Index, rules: &Chunking) {
 pub(super) fn forget(path: &Path) {
     match fs::remove_file(path).and_then(|()| sync_folder(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "an old chunk map stays");
+            tracing::warn!("an old chunk map stays: {}: {error}", path.display());
         }
         _ => {}
     }
@@ -133,7 +136,10 @@ impl Draft {
             sync_folder(&self.path)
         });
         if let Err(error) = kept {
-            tracing::warn!(path = %self.path.display(), %error, "no chunk map is kept; the slot will be scanned");
+            tracing::warn!(
+                "no chunk map is kept; the slot will be scanned: {}: {error}",
+                self.path.display()
+            );
             forget(&beside);
         }
     }

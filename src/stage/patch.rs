@@ -252,7 +252,9 @@ async fn number(
         if cancel.is_cancelled() {
             return Err(StageError::Cancelled);
         }
-        Ok(found.inspect_err(|error| tracing::warn!(%error, "the booted slot can't be read")).unwrap_or(None))
+        Ok(found
+            .inspect_err(|error| tracing::warn!("the booted slot can't be read: {error}"))
+            .unwrap_or(None))
     });
     finished(identified).await
 }

@@ -50,7 +50,9 @@ impl Scan<'_> {
             if let Some((block, error)) = lost {
                 // The seed only saves bytes; an unreadable place costs some.
                 let before = block * u64::from(BLOCK);
-                tracing::warn!(before, %error, "the booted slot can't be read everywhere");
+                tracing::warn!(
+                    "the booted slot can't be read everywhere, here before byte {before}: {error}"
+                );
             }
             Ok(())
         })?

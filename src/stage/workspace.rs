@@ -49,7 +49,10 @@ impl Workspace {
         let file = match reserved {
             Some((Ok(file), _)) => Some(file),
             Some((Err(error), folder)) => {
-                tracing::warn!(folder = %folder.display(), size, %error, "no room for a list, it stays in memory");
+                tracing::warn!(
+                    "no room in {} for a list of {size} bytes, it stays in memory: {error}",
+                    folder.display()
+                );
                 None
             }
             None => None,

@@ -87,7 +87,7 @@ pub async fn stage(
 /// A seed only saves bytes: without one everything is fetched.
 fn open_seed(path: &Path) -> Option<Seed> {
     Seed::open(path)
-        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "the booted slot can't be read"))
+        .inspect_err(|error| tracing::warn!("the booted slot can't be read: {}: {error}", path.display()))
         .ok()
 }
 

@@ -21,6 +21,8 @@ mod debian;
 mod desired;
 /// Loop devices under the gateway's slots.
 mod devices;
+/// What `fwupdatectl doctor` finds.
+mod doctor;
 /// Each fault of the way to the hub, in each phase of an update.
 mod faults;
 /// A hub, a gateway and releases for one test. Start reading here.

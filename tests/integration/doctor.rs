@@ -1,0 +1,174 @@
+//! `fwupdatectl doctor`: with the agent, without it, and on a trial.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use fwupdate_hub::firmware::Slot;
+use serde_json::{Value, json};
+
+use crate::devices::{self, Mount};
+use crate::harness::{DEVICE, LIMIT, Setup, World};
+
+/// Status and message of a finding; panics without it.
+fn finding(doctor: &Value, check: &str) -> (String, String) {
+    let all = doctor["findings"].as_array().unwrap_or_else(|| panic!("{doctor}"));
+    let found = all.iter().find(|f| f["check"] == check).unwrap_or_else(|| panic!("{check}: {doctor}"));
+    let text = |name: &str| found[name].as_str().unwrap().to_owned();
+    (text("status"), text("message"))
+}
+
+async fn doctor(world: &mut World) -> Value {
+    world.ctl_json(&["doctor"]).await
+}
+
+/// Where no agent answers.
+fn offline(world: &World) -> (Output, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fwupdatectl"));
+    command.args(["doctor", "--json", "--config"]).arg(world.gateway.settings_file());
+    let output = command.arg("--socket").arg(world.gateway.socket()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    (output, found)
+}
+
+/// The agent runs again, and is connected.
+async fn starts(world: &mut World) {
+    world.gateway.restart_agent().await.unwrap();
+    assert!(world.hub.wait_connected(DEVICE, true, LIMIT).await, "{}", world.gateway.log());
+}
+
+#[tokio::test]
+async fn without_the_agent_doctor_asks_its_questions_all_the_same() {
+    let mut world = World::new().await;
+    world.gateway.shut_down().await.unwrap();
+    let (output, found) = offline(&world);
+    assert_eq!(output.status.code(), Some(1));
+    let (status, message) = finding(&found, "agent");
+    assert!(status == "failed" && message.contains("does not run"), "{message}");
+    for check in ["running slot", "boot environment", "spare slot", "signing keys", "hub settings"] {
+        assert_eq!(finding(&found, check).0, "ok", "{check}: {found}");
+    }
+    // Settings that cannot be used are why it does not run.
+    let file = world.gateway.settings_file();
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("kind = \"uboot\"", "kind = \"lilo\"")).unwrap();
+    let (output, found) = offline(&world);
+    assert_eq!(output.status.code(), Some(1));
+    let (status, message) = finding(&found, "agent");
+    assert!(status == "failed" && message.contains("lilo"), "{message}");
+    fs::write(&file, text).unwrap();
+    starts(&mut world).await;
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn without_the_agent_doctor_repeats_why_it_ended() {
+    let mut world = World::new().await;
+    world.gateway.shut_down().await.unwrap();
+    // Somebody else holds the record: the agent cannot run.
+    let state = fs::File::open(world.gateway.dir().join("state")).unwrap();
+    let held = nix::fcntl::Flock::lock(state, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    world.gateway.start_agent().unwrap();
+    let ended = world.gateway.wait_reboot_requested(LIMIT).await.unwrap_err();
+    assert!(format!("{ended:#}").contains("ended by itself"), "{ended:#}");
+    let (_, found) = offline(&world);
+    let (_, message) = finding(&found, "agent");
+    assert!(message.contains("it ended with: ") && message.contains("state"), "{message}");
+    drop(held);
+    starts(&mut world).await;
+    world.kill().await;
+    let (_, found) = offline(&world);
+    let (_, message) = finding(&found, "agent");
+    assert!(!message.contains("it ended with"), "it started since: {message}");
+    starts(&mut world).await;
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn on_a_trial_doctor_names_the_failing_check_and_the_way_back() {
+    let mut world = World::new().await;
+    let go = world.scratch().join("go");
+    world.gateway.add_check("90-wait", &format!("#!/bin/sh\n[ -e '{}' ]\n", go.display())).unwrap();
+    let release = world.release("2.0.0");
+    let id = world.update(json!({"fwPackageUri": release.url})).await;
+    world.phase("trying").await;
+    world
+        .until_shown(&["doctor"], |shown| {
+            let (status, message) = finding(shown, "fallback");
+            assert!(status == "ok" && message.contains("slot A is proven"), "{status}: {message}");
+            finding(shown, "trial").1.contains("required.d/90-wait fails")
+        })
+        .await;
+    assert_eq!(world.twin()["fwupdate"]["slots"]["A"]["state"], "proven");
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert_eq!(log.matches("the health check required.d/90-wait fails: ").count(), 1, "once: {log}");
+    fs::write(go, "").unwrap();
+    assert_eq!(world.outcome(&id).await["result"], "committed");
+    let found = doctor(&mut world).await;
+    assert!(found["findings"].as_array().unwrap().iter().all(|f| f["check"] != "trial"), "{found}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_slot_from_the_factory_keeps_its_version_when_it_is_left() {
+    let mut world = World::new().await;
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    let slots = &world.twin()["fwupdate"]["slots"];
+    assert_eq!(slots["A"], json!({"version": "1.0.0", "state": "proven"}));
+    let answer = world.call("firmwareRollback", json!({})).await;
+    let id = answer.payload["operationId"].as_str().unwrap().to_owned();
+    let last = world.outcome(&id).await;
+    assert_eq!((&last["result"], &last["toVersion"]), (&"committed".into(), &"1.0.0".into()), "{last}");
+    assert_eq!(world.booted(), Slot::A);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn doctor_warns_of_an_exposed_credential_unequal_slots_and_no_watchdog() {
+    let mut world = World::with(Setup { on: false, ..Setup::default() }).await;
+    let secret = world.gateway.dir().join("state/connection");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    let slot = fs::OpenOptions::new().write(true).open(world.gateway.slot(Slot::B)).unwrap();
+    slot.set_len(crate::harness::SLOT * 2).unwrap();
+    world.switch_on().await;
+    let found = doctor(&mut world).await;
+    for (check, word) in [
+        ("credentials", secret.display().to_string()),
+        ("slot sizes", "make them equal".to_owned()),
+        ("hardware watchdog", "docs/watchdog.md".to_owned()),
+    ] {
+        let (status, message) = finding(&found, check);
+        assert!(status == "warning" && message.contains(&word), "{check}: {status}: {message}");
+    }
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let watchdog = world.gateway.dir().join("sys/class/watchdog/watchdog0");
+    fs::create_dir_all(&watchdog).unwrap();
+    fs::write(watchdog.join("state"), "inactive\n").unwrap();
+    let found = doctor(&mut world).await;
+    assert_eq!(finding(&found, "credentials").0, "ok");
+    assert!(finding(&found, "hardware watchdog").1.contains("RuntimeWatchdogSec"));
+    fs::write(watchdog.join("state"), "active\n").unwrap();
+    assert_eq!(finding(&doctor(&mut world).await, "hardware watchdog").0, "ok");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_state_folder_in_memory_is_found_before_an_update_loses_it() {
+    if !devices::root("a_state_folder_in_memory_is_found_before_an_update_loses_it") {
+        return;
+    }
+    let mut world = World::with(Setup { on: false, ..Setup::default() }).await;
+    let _state = Mount::ram("1m", &world.gateway.dir().join("state"));
+    let mut check = Command::new(env!("CARGO_BIN_EXE_fwupdated"));
+    let output =
+        check.arg("--check-config").arg("--config").arg(world.gateway.settings_file()).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("lies in memory"), "{told}");
+    world.switch_on().await;
+    let (status, message) = finding(&doctor(&mut world).await, "state medium");
+    assert!(status == "failed" && message.contains("lies in memory"), "{message}");
+    world.finish().await;
+}
