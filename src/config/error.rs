@@ -14,6 +14,8 @@ pub enum ConfigError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is larger than {limit} bytes; it does not look like the right file", path.display())]
     TooLarge { path: PathBuf, limit: u64 },
+    #[error("{} cannot be read: it is in {found} and not in UTF-8; save it as UTF-8", path.display())]
+    Encoding { path: PathBuf, found: String },
     #[error("{} is not valid TOML (line {line}): {detail}", path.display())]
     Syntax { path: PathBuf, line: usize, detail: String },
     #[error("{key} in {file} must be {expected}, not {found}")]

@@ -176,7 +176,7 @@ impl Check<'_> {
         }
         // A quoted "a.b" is one name in TOML and must not pass for the path a.b.
         if name.contains('.') || !(keys::is_known(path) || keys::is_section(path)) {
-            self.warnings.push(Warning::UnknownKey { key, file, nearest: keys::nearest(path) });
+            self.warnings.push(unknown(path.to_owned(), file, &value));
             return Ok(None);
         }
         match value {
@@ -196,6 +196,18 @@ impl Check<'_> {
             Layer::Trusted => false,
             Layer::DropIn => path == "trust" || path.starts_with("trust."),
             Layer::Device => (keys::is_known(path) || keys::is_section(path)) && !keys::is_devices_own(path),
+        }
+    }
+}
+
+/// Names what is not known by all that was written of it: of `[slot.a]` not only the `slot`.
+fn unknown(key: String, file: String, value: &toml::Value) -> Warning {
+    let only = value.as_table().filter(|table| table.len() == 1).and_then(|table| table.iter().next());
+    match only {
+        Some((name, inner)) if inner.is_table() => unknown(format!("{key}.{name}"), file, inner),
+        _ => {
+            let nearest = keys::nearest(&key, value.is_table());
+            Warning::UnknownKey { key, file, nearest }
         }
     }
 }
@@ -221,12 +233,33 @@ pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError>
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed)?,
     };
-    let mut text = String::new();
-    file.take(limit.saturating_add(1)).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 > limit {
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
         return Err(ConfigError::TooLarge { path: path.to_owned(), limit });
     }
-    Ok(Some(text))
+    let found = decode(bytes).map_err(|found| ConfigError::Encoding { path: path.to_owned(), found })?;
+    Ok(Some(found))
+}
+
+/// The text of a file, which some editors begin with a byte order mark; else what it is in place of UTF-8.
+fn decode(bytes: Vec<u8>) -> Result<String, String> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err("UTF-16".to_owned());
+    }
+    // Without the mark: every other byte of plain letters is zero.
+    let zeros = bytes.iter().filter(|byte| **byte == 0).count();
+    if zeros > 0 && zeros < bytes.len() && zeros >= bytes.len() / 3 {
+        return Err("UTF-16, or torn".to_owned());
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
+        Err(error) => {
+            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            let line = good.iter().filter(|byte| **byte == b'\n').count().saturating_add(1);
+            Err(format!("an older encoding, such as Latin-1 or Windows-1252 (line {line})"))
+        }
+    }
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -140,42 +140,39 @@ pub fn is_section(path: &str) -> bool {
     KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// The known key that `path` most likely meant, if one is near.
-pub fn nearest(path: &str) -> Option<&'static str> {
-    let names = KEYS.iter().map(|k| k.path).chain(sections());
-    let (distance, name) = names.map(|name| (likeness(path, name), name)).min()?;
-    (distance <= 3).then_some(name)
+/// What `path` most likely meant, if anything is near: a section for a table, else a key.
+pub fn nearest(path: &str, is_table: bool) -> Option<&'static str> {
+    let path = normal(path);
+    let names: Vec<&str> = match is_table {
+        true => sections().collect(),
+        false => KEYS.iter().map(|key| key.path).chain(sections()).collect(),
+    };
+    let (distance, name) = names.into_iter().map(|name| (unlikeness(&path, name), name)).min()?;
+    (distance <= (path.len() / 2).clamp(2, 3)).then_some(name)
 }
 
-/// The sections, for "did you mean".
+/// As people and other programs write names.
+fn normal(path: &str) -> String {
+    path.chars().take(128).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
+}
+
+/// Every section, the outer ones, too.
 fn sections() -> impl Iterator<Item = &'static str> {
-    KEYS.iter().filter_map(|k| k.path.rsplit_once('.').map(|(section, _)| section))
+    KEYS.iter().flat_map(|key| key.path.match_indices('.').filter_map(|(end, _)| key.path.get(..end)))
 }
 
-/// How far apart two key paths are; a key that only stands in the wrong section counts as near.
-fn likeness(path: &str, name: &'static str) -> usize {
+/// How far apart two paths are, in signs to change; a right name in a wrong section counts as near.
+fn unlikeness(path: &str, name: &'static str) -> usize {
     fn last(path: &str) -> &str {
         path.rsplit('.').next().unwrap_or(path)
     }
-    let whole = edit_distance(path, name);
-    if last(path) == last(name) { whole.min(3) } else { whole }
-}
-
-/// Levenshtein distance in characters, with one row of memory.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().take(128).enumerate() {
-        let mut next = vec![i.saturating_add(1)];
-        for (pair, cb) in row.windows(2).zip(&b) {
-            let &[diagonal, above] = pair else { continue };
-            let left = next.last().copied().unwrap_or(0);
-            let changed = diagonal.saturating_add(usize::from(ca != *cb));
-            next.push(changed.min(above.min(left).saturating_add(1)));
-        }
-        row = next;
+    let whole = strsim::damerau_levenshtein(path, name);
+    match strsim::damerau_levenshtein(last(path), last(name)) {
+        // One sign is no name to go by: the slots are called a and b.
+        0 if last(path).len() > 1 => whole.min(2),
+        1 if last(path).len() > 4 => whole.min(3),
+        _ => whole,
     }
-    row.last().copied().unwrap_or(0)
 }
 
 /// The defaults as a settings file, the lowest layer.
@@ -195,20 +192,44 @@ mod tests {
     }
 
     #[test]
-    fn edit_distance_counts_insertions_deletions_and_changes() {
-        assert_eq!(edit_distance("", "abc"), 3);
-        assert_eq!(edit_distance("abc", ""), 3);
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!(edit_distance("same", "same"), 0);
+    fn the_nearest_key_is_a_typo_away_or_the_same_word_elsewhere() {
+        for (written, meant) in [
+            ("compatable", "compatible"),
+            ("Compatible", "compatible"),
+            ("bootloader.trys", "bootloader.tries"),
+            ("bootloader.tires", "bootloader.tries"),
+            ("tries", "bootloader.tries"),
+            ("health.tries", "bootloader.tries"),
+            ("cloud.keep-alive", "cloud.keep_alive"),
+            ("cloud.conection_string_file", "cloud.connection_string_file"),
+            ("slot.a.device", "slots.a.device"),
+            ("slots.b.devise", "slots.b.device"),
+            ("policy.aproval", "policy.approval"),
+        ] {
+            assert_eq!(nearest(written, false), Some(meant), "{written}");
+        }
+        assert_eq!(nearest("something.else.entirely", false), None);
+        assert_eq!(nearest("x", false), None);
     }
 
     #[test]
-    fn the_nearest_key_is_a_typo_away_or_the_same_word_elsewhere() {
-        assert_eq!(nearest("compatable"), Some("compatible"));
-        assert_eq!(nearest("bootloader.trys"), Some("bootloader.tries"));
-        assert_eq!(nearest("tries"), Some("bootloader.tries"));
-        assert_eq!(nearest("helth"), Some("health"));
-        assert_eq!(nearest("something.else.entirely"), None);
+    fn the_nearest_section_is_a_section() {
+        for (written, meant) in [
+            ("helth", "health"),
+            ("slot", "slots"),
+            ("slot.a", "slots.a"),
+            ("slots_b", "slots.b"),
+            ("slots.A", "slots.a"),
+            ("dps", "cloud.dps"),
+            ("cloud.dsp", "cloud.dps"),
+            ("Bootloader", "bootloader"),
+            ("boot_loader", "bootloader"),
+            ("downloads", "download"),
+        ] {
+            assert_eq!(nearest(written, true), Some(meant), "{written}");
+        }
+        assert_eq!(nearest("slots.c", true), Some("slots.a"), "as near as b");
+        assert_eq!(nearest("webserver", true), None);
     }
 
     #[test]

@@ -225,9 +225,22 @@ pub(super) fn needed<T>(value: Option<T>, inputs: &Inputs, path: &str) -> Result
     value.ok_or_else(|| inputs.wrong(path, "set"))
 }
 
+const OF_PARTITION: &str = "PARTUUID=ID or PARTLABEL=NAME, which are the partition's (`blkid` shows them), for UUID \
+                            and LABEL are the file system's and go with each update";
+
+/// A name that an image brings along: both slots may have it, and the next update has another.
+fn of_file_system(device: &str) -> bool {
+    let device = device.to_ascii_lowercase();
+    let names = ["uuid=", "label=", "/dev/disk/by-uuid/", "/dev/disk/by-label/"];
+    names.iter().any(|name| device.starts_with(name))
+}
+
 fn slots(inputs: &Inputs) -> Result<Slots, ConfigError> {
     let slot = |path: &str| -> Result<String, ConfigError> {
         let device = needed(inputs.text(path)?, inputs, path)?;
+        if of_file_system(&device) {
+            return Err(inputs.wrong(path, OF_PARTITION));
+        }
         let label = ["PARTLABEL=", "PARTUUID="].iter().find_map(|prefix| device.strip_prefix(prefix));
         if label.map_or(device.starts_with('/'), |name| !name.is_empty() && !name.contains('/')) {
             return Ok(device);

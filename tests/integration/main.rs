@@ -29,6 +29,8 @@ mod faults;
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.
 mod house;
+/// Signing keys are rotated, and a stolen one is shut out.
+mod keys;
 /// Holds up the agent's next write to a file.
 mod lease;
 /// What the cloud may not ask for.

@@ -441,6 +441,51 @@ fn config_on_the_command_line_replaces_the_system_layers() {
 }
 
 #[test]
+fn a_misspelt_section_is_told_by_its_whole_name() {
+    let machine = with("[slot.a]\ndevice = \"/dev/x\"\n[cloud.dsp]\nid_scope = \"x\"");
+    let texts: Vec<_> = machine.load().unwrap().warnings.iter().map(ToString::to_string).collect();
+    for (written, meant) in [("slot.a", "slots.a"), ("cloud.dsp", "cloud.dps")] {
+        let told = |text: &String| {
+            text.starts_with(&format!("unknown key {written} in"))
+                && text.ends_with(&format!("did you mean {meant}?"))
+        };
+        assert!(texts.iter().any(told), "{texts:?}");
+    }
+}
+
+#[test]
+fn a_slot_is_named_by_its_partition_and_not_by_what_an_image_brings_along() {
+    for device in
+        ["UUID=1234-ABCD", "LABEL=root", "uuid=1", "/dev/disk/by-uuid/1234", "/dev/disk/by-label/root"]
+    {
+        let machine = with("");
+        machine.write("etc/fwupdate.d/10.toml", &format!("slots.a.device = {device:?}"));
+        let error = machine.error();
+        assert!(error.contains("PARTUUID=") && error.contains("slots.a.device"), "{device}: {error}");
+    }
+}
+
+#[test]
+fn files_of_other_systems_editors_are_read_or_named() {
+    let text = "[download]\r\npatience = \"2h\"\r\n";
+    let machine = with("");
+    let file = "etc/fwupdate.d/10.toml";
+    machine.write(file, &format!("\u{feff}{text}"));
+    assert_eq!(machine.load().unwrap().settings.download.patience, 7200 * SECOND);
+    let wide = |order: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(order).collect::<Vec<u8>>();
+    for (content, found) in [
+        ([vec![0xff, 0xfe], wide(u16::to_le_bytes)].concat(), "UTF-16"),
+        ([vec![0xfe, 0xff], wide(u16::to_be_bytes)].concat(), "UTF-16"),
+        (wide(u16::to_le_bytes), "UTF-16"),
+        (b"# caf\xe9\n".to_vec(), "Latin-1 or Windows-1252 (line 1)"),
+    ] {
+        fs::write(machine.path(file), content).unwrap();
+        let error = machine.error();
+        assert!(error.contains(found) && error.contains("10.toml") && error.contains("UTF-8"), "{error}");
+    }
+}
+
+#[test]
 fn files_that_are_no_settings_are_refused() {
     let machine = with("");
     machine.write("etc/fwupdate.d/10.toml", &"#".repeat(2 << 20));
