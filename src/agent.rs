@@ -14,6 +14,7 @@ mod gateway;
 mod inbox;
 #[cfg(test)]
 mod largest;
+mod privileged;
 mod publish;
 mod systemd;
 mod work;
@@ -27,11 +28,12 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::confine::drop_in;
+pub use self::confine::{Confinement, confine};
 pub use self::doctor::{config_doubts, examine_offline, note_end};
 use self::effects::blocking;
 use self::gateway::{Gateway, OsRelease, Sight};
 use self::inbox::{Inbox, Incoming};
+pub use self::privileged::{order_reboot, serve_root};
 use self::publish::Publisher;
 use self::systemd::Watchdog;
 pub use self::systemd::{stopping, while_alive};

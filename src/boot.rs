@@ -16,7 +16,7 @@ use crate::config::BootloaderKind;
 use crate::failure::{Code, Failure};
 use crate::slot::BootEnv;
 
-pub use detect::{Detected, booted};
+pub use detect::{Detected, booted, named};
 pub use grub::Grub;
 pub use uboot::Uboot;
 

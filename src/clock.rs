@@ -18,6 +18,17 @@ pub use wall::{Clock, Origin};
 /// The longest time that anything is put off.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
+/// How often the kernel is asked about its clock.
+const ASK: Duration = Duration::from_secs(10);
+
+/// Returns once the kernel counts its clock as synchronised.
+pub fn await_kernel() -> io::Result<()> {
+    while !kernel::is_synchronised()? {
+        std::thread::sleep(ASK);
+    }
+    Ok(())
+}
+
 /// Time since boot, suspend included.
 pub fn boottime() -> Duration {
     // Linux has had this clock since 2.6.39: the call has no way to fail.

@@ -4,6 +4,7 @@
 
 mod checks;
 mod command;
+mod privileged;
 mod systemd;
 
 use std::collections::BTreeSet;
@@ -15,10 +16,14 @@ use tokio::sync::watch;
 
 use crate::config::Health;
 use crate::failure::{Code, Evidence, Failure};
+use crate::root::RootError;
 use crate::slot::Slot;
 
+pub use privileged::perform;
 pub use systemd::Systemd;
 
+/// Units ordered before it that it requires are checks.
+const BOOT_COMPLETE: &str = "boot-complete.target";
 /// Search path of checks.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of a check's output in the evidence.
@@ -76,6 +81,10 @@ pub enum HealthError {
     NoSystemd,
     #[error("{} gave no answer: {detail}; check that systemd is well", command.display())]
     Systemctl { command: PathBuf, detail: String },
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error("root does not do this: {0}")]
+    Refused(String),
     #[error("the folder {} cannot be read: {source}; check its permissions", path.display())]
     Folder { path: PathBuf, source: std::io::Error },
     #[error("{} is not an executable file; run `chmod +x` on it or take it out of the folder", path.display())]
@@ -216,14 +225,14 @@ impl<'a> Trial<'a> {
         for unit in &self.settings.units {
             self.unit(unit).await?;
         }
-        if self.context.systemd.systemd_run.is_some() {
+        if self.context.systemd.root.is_some() {
             self.boot_complete().await?;
         }
         if self.settings.no_new_failed_units {
             self.no_new_failures().await?;
         }
-        for check in checks::list(&self.settings.checks_dir.join("required.d")) {
-            let check = check.map_err(|error| Failed::error("required.d", &error))?;
+        for check in checks::list(&self.settings.checks_dir.join(checks::REQUIRED)) {
+            let check = check.map_err(|error| Failed::error(checks::REQUIRED, &error))?;
             self.start(&check.name);
             checks::run(&check, self.settings.check_timeout, self.context).await?;
         }
@@ -261,11 +270,11 @@ impl<'a> Trial<'a> {
     /// Units that must have run before `boot-complete.target` are health checks too (bootup(7)): starting it runs
     /// those that have not succeeded yet.
     async fn boot_complete(&mut self) -> Result<(), Failed> {
-        const TARGET: &str = "boot-complete.target";
+        const TARGET: &str = BOOT_COMPLETE;
         self.start(TARGET);
         let systemd = &self.context.systemd;
         let error = |error| Failed::error(TARGET, &error);
-        systemd.start(TARGET).await.map_err(error)?;
+        systemd.boot_complete().await.map_err(error)?;
         let Some(state) = systemd.not_active(TARGET).await.map_err(error)? else { return Ok(()) };
         let units = systemd.failed_units().await.map_err(error)?;
         let Some(first) = units.first() else {
@@ -298,13 +307,13 @@ impl<'a> Trial<'a> {
 
     /// What is only wanted runs once, when all that is required has passed.
     async fn wanted(&mut self) {
-        for check in checks::list(&self.settings.checks_dir.join("wanted.d")) {
+        for check in checks::list(&self.settings.checks_dir.join(checks::WANTED)) {
             let result = match check {
                 Ok(check) => {
                     self.start(&check.name);
                     checks::run(&check, self.settings.check_timeout, self.context).await
                 }
-                Err(error) => Err(Failed::error("wanted.d", &error)),
+                Err(error) => Err(Failed::error(checks::WANTED, &error)),
             };
             if let Err(failed) = result {
                 self.note(&failed.check, failed.why);

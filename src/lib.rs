@@ -32,6 +32,7 @@ pub mod health;
 pub mod hub;
 pub mod memory;
 pub mod reach;
+pub mod root;
 #[allow(clippy::arithmetic_side_effects)]
 pub mod stage;
 pub mod store;

@@ -1,17 +1,20 @@
 //! The agent's program: arguments, settings, logging, signals and the reboot. Everything else is the library's.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
 use fwupdate::agent::{self, Exit};
+use fwupdate::boot;
 use fwupdate::cli::plain::{self, PlainLog};
 use fwupdate::cli::{log, usage};
+use fwupdate::clock;
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
 use fwupdate::failure::Failure;
+use nix::unistd::Group;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -44,9 +47,15 @@ struct Args {
     /// agent runs
     #[arg(long, conflicts_with = "check_config")]
     doctor: bool,
-    /// Print what the settings add to the sandbox of fwupdate.service, and exit
-    #[arg(long, hide = true, conflicts_with = "check_config")]
-    unit_drop_in: bool,
+    /// Write what the settings add to the sandbox of fwupdate.service: units and udev's rules; and exit
+    #[arg(long, hide = true, num_args = 2, value_names = ["UNITS", "RULES"], conflicts_with = "check_config")]
+    generate: Option<Vec<PathBuf>>,
+    /// Do as root what the agent asks for over the connection that is the standard input, and exit
+    #[arg(long, hide = true, conflicts_with_all = ["check_config", "generate"])]
+    root_verb: bool,
+    /// Make FILE once the kernel counts its clock as synchronised, and exit
+    #[arg(long, hide = true, value_name = "FILE", conflicts_with_all = ["check_config", "generate", "root_verb"])]
+    await_clock: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -67,8 +76,14 @@ fn main() -> ExitCode {
         print!("{}", plain::json_lines(&agent::examine_offline(&options)));
         return ExitCode::SUCCESS;
     }
-    if args.unit_drop_in {
-        return unit_drop_in(&options);
+    if let Some([units, rules]) = args.generate.as_deref() {
+        return report(generate(&options, units, rules));
+    }
+    if let Some(mark) = &args.await_clock {
+        return report(clock::await_kernel().map_err(Into::into).and_then(|()| write(mark, "")));
+    }
+    if args.root_verb {
+        return root_verb(&options);
     }
     if let Err(error) = start_logging() {
         usage::tell(&usage::error_sentence(
@@ -105,19 +120,45 @@ fn note_end(options: &Options, error: &anyhow::Error) {
     agent::note_end(&run, Some(&usage::chain(error.as_ref())));
 }
 
-/// What the generator asks for at boot.
-fn unit_drop_in(options: &Options) -> ExitCode {
-    let board = config::load_board(options).map_err(|error| error.to_string());
-    match board.and_then(|board| agent::drop_in(&board).map_err(|failure| failure.message)) {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(why) => {
-            usage::tell(&usage::error_sentence("fwupdated", &why));
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            usage::tell(&usage::error_sentence("fwupdated", &format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the generator asks for at boot. Settings that cannot be used leave nothing that allows anything.
+fn generate(options: &Options, units: &Path, rules: &Path) -> anyhow::Result<()> {
+    write(rules, "")?;
+    let board = config::load_board(options)?;
+    let booted = boot::named(&std::fs::read_to_string("/proc/cmdline")?);
+    let fstab = std::fs::read_to_string("/etc/fstab").unwrap_or_default();
+    let group = Group::from_name("fwupdate-agent").ok().flatten().map(|group| group.gid.as_raw());
+    let made = agent::confine(&board, booted, &fstab, group)?;
+    write(&units.join("fwupdate.service.d/50-settings.conf"), &made.service)?;
+    for (unit, text) in &made.mounts {
+        write(&units.join(format!("{unit}.d/50-fwupdate.conf")), text)?;
+    }
+    write(rules, &made.rules)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    std::fs::write(path, text).with_context(|| path.display().to_string())
+}
+
+/// What `fwupdate-root@.service` runs. An agent that breaks off is no failure of a unit.
+fn root_verb(options: &Options) -> ExitCode {
+    let board = config::load_board(options).map_err(|error| error.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    if let Err(error) = runtime.and_then(|runtime| runtime.block_on(agent::serve_root(board))) {
+        usage::tell(&usage::error_sentence("fwupdated", &format!("the agent broke off: {error}")));
+    }
+    ExitCode::SUCCESS
 }
 
 fn check_config(options: &Options, json: bool) -> ExitCode {
@@ -258,10 +299,10 @@ async fn renewed(options: &Options, settings: &Settings) -> Settings {
 
 /// Orders the reboot and waits for the signal that it brings; returns when it did not come about.
 async fn reboot(settings: &Settings, stop: &CancellationToken) {
-    let patience = match agent::while_alive(order_reboot(&settings.policy.reboot_command)).await {
+    let patience = match agent::while_alive(agent::order_reboot(&settings.policy.reboot_command)).await {
         Ok(()) => REBOOT_PATIENCE,
         Err(error) => {
-            tracing::error!("the reboot command failed and is tried again: {error:#}");
+            tracing::error!("the reboot command failed and is tried again: {error}");
             REBOOT_RETRY
         }
     };
@@ -284,17 +325,4 @@ fn stop_on_signals() -> anyhow::Result<CancellationToken> {
         token.cancel();
     });
     Ok(stop)
-}
-
-async fn order_reboot(command: &[String]) -> anyhow::Result<()> {
-    let Some((program, arguments)) = command.split_first() else {
-        bail!("policy.reboot_command is empty");
-    };
-    tracing::info!("rebooting: {}", command.join(" "));
-    let status =
-        tokio::process::Command::new(program).args(arguments).status().await.context(program.clone())?;
-    if !status.success() {
-        bail!("{program} ended with {status}");
-    }
-    Ok(())
 }

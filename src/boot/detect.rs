@@ -38,6 +38,14 @@ pub fn booted(kernel: &Kernel, slots: &[(Slot, PathBuf); 2]) -> Result<Detected,
     Ok(Detected { slot, reason, trial: cmdline.trial, env_lost: cmdline.env_lost, boot_id })
 }
 
+/// The slot that a kernel command line names, if it names one alone.
+pub fn named(cmdline: &str) -> Option<Slot> {
+    match CommandLine::parse(cmdline).slots.as_slice() {
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => first.parse().ok(),
+        _ => None,
+    }
+}
+
 fn read(path: &Path) -> Result<String, DeviceError> {
     let failed = |source: io::Error| DeviceError::Io { path: path.to_owned(), source };
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(failed)

@@ -21,6 +21,9 @@ const BUILD_TIME: i64 = later(option_env!("SOURCE_DATE_EPOCH"), FIRST_RELEASE);
 
 /// systemd-timesyncd touches it once a server answered.
 const TIMESYNC: &str = "/run/systemd/timesync/synchronized";
+/// Made by `fwupdate-clock.service` once the kernel counts its clock as synchronised: the agent's sandbox shuts out the
+/// setting of the clock, and the question with it.
+const KERNEL: &str = "/run/fwupdate-clock";
 /// How far the saved time may lag behind a synchronised clock, seconds: it is worth one write a day.
 const STALE: i64 = 86_400;
 /// How far it may be ahead: no longer than two clocks of one system differ.
@@ -176,7 +179,9 @@ impl Clock {
         let time = OffsetDateTime::now_utc();
         match &self.0.simulated {
             Some(file) => simulated(file, time),
-            None => (time, is_synchronised(kernel::is_synchronised().ok(), Path::new(TIMESYNC))),
+            None => {
+                (time, is_synchronised(kernel::is_synchronised().ok(), [TIMESYNC, KERNEL].map(Path::new)))
+            }
         }
     }
 }
@@ -196,8 +201,10 @@ fn judge(system: OffsetDateTime, synchronised: bool, known: &Known) -> (Origin, 
 }
 
 /// timesyncd's mark outlives hours without a network, after which the kernel no longer vouches for its clock.
-fn is_synchronised(kernel: Option<bool>, timesync: &Path) -> bool {
-    kernel == Some(true) || timesync.exists()
+fn is_synchronised(kernel: Option<bool>, marks: [&Path; 2]) -> bool {
+    let [timesync, told] = marks;
+    // Root's word counts where the kernel cannot be asked.
+    kernel.unwrap_or_else(|| told.exists()) || timesync.exists()
 }
 
 /// Whoever simulates a machine writes the file anew at each change; one that cannot be read changes nothing.
@@ -312,12 +319,16 @@ mod tests {
     #[test]
     fn the_kernel_or_timesyncd_s_mark_says_that_it_is_synchronised() {
         let dir = tempfile::tempdir().unwrap();
-        let mark = dir.path().join("synchronized");
-        assert!(is_synchronised(Some(true), &mark), "any daemon");
-        assert!(!is_synchronised(Some(false), &mark), "no daemon");
-        assert!(!is_synchronised(None, &mark), "the sandbox refuses the question");
+        let [mark, told] = ["synchronized", "told"].map(|name| dir.path().join(name));
+        let is_synchronised = |kernel| is_synchronised(kernel, [&mark, &told]);
+        assert!(is_synchronised(Some(true)), "any daemon");
+        assert!(!is_synchronised(Some(false)), "no daemon");
+        assert!(!is_synchronised(None), "the sandbox refuses the question");
+        fs::write(&told, "").unwrap();
+        assert!(is_synchronised(None), "root asked in its place");
+        assert!(!is_synchronised(Some(false)), "what the kernel says itself is newer");
         fs::write(&mark, "").unwrap();
-        assert!(is_synchronised(Some(false), &mark) && is_synchronised(None, &mark));
+        assert!(is_synchronised(Some(false)) && is_synchronised(None));
     }
 
     #[test]

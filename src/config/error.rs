@@ -10,7 +10,7 @@ use crate::failure::{Code, Failure};
 /// Why no settings could be made. No message holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{} cannot be read: {source}; check that it exists and may be read", path.display())]
+    #[error("{} cannot be read: {source}; check that it exists, and that the user fwupdate may read it", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is larger than {limit} bytes; it does not look like the right file", path.display())]
     TooLarge { path: PathBuf, limit: u64 },

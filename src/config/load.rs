@@ -123,12 +123,14 @@ fn passed_over(file: &str, error: &ConfigError) -> Warning {
     Warning::PassedOver { file: file.to_owned(), why: error.to_string() }
 }
 
-/// The part of the settings that the service's sandbox depends on.
+/// The part of the settings that the service's sandbox depends on, and what root does for the agent.
 #[derive(Debug)]
 pub struct Board {
     pub slots: Slots,
     pub bootloader: Bootloader,
     pub state: State,
+    pub health: Health,
+    pub reboot_command: Vec<String>,
 }
 
 /// Reads the board from the system layers alone: early in boot nothing else is mounted, so that neither
@@ -142,7 +144,13 @@ pub fn load_board(options: &Options) -> Result<Board, ConfigError> {
     let inputs = Inputs::merge(&fragments)?;
     require(&inputs, &warnings)?;
     let state = State { dir: inputs.need_path("state.dir")? };
-    Ok(Board { slots: slots(&inputs)?, bootloader: bootloader(&inputs)?, state })
+    Ok(Board {
+        slots: slots(&inputs)?,
+        bootloader: bootloader(&inputs)?,
+        state,
+        health: health(&inputs)?,
+        reboot_command: policy(&inputs)?.reboot_command,
+    })
 }
 
 fn system_layers(options: &Options) -> Result<Vec<(PathBuf, Layer)>, ConfigError> {

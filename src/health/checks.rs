@@ -1,13 +1,19 @@
 //! The integrator's executables in `required.d` and `wanted.d`.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use tokio::process::Command;
 
 use super::{Context, EXCERPT_LIMIT, Failed, HealthError, PATH, command, excerpt};
+use crate::root::{self, Finished, Verb};
+
+/// Below `health.checks_dir`: checks that must pass, and checks whose failures are only logged.
+pub const REQUIRED: &str = "required.d";
+pub const WANTED: &str = "wanted.d";
 
 /// One executable; its name is `required.d/10-network`.
 #[derive(Debug)]
@@ -56,12 +62,17 @@ fn check(dir: &Path, path: PathBuf) -> Result<Check, HealthError> {
 
 /// Runs one check with a clean environment; it passes by exit code 0 within `limit`.
 pub async fn run(check: &Check, limit: Duration, context: &Context) -> Result<(), Failed> {
-    let finished = match command::run(prepare(check, limit, context), limit, EXCERPT_LIMIT).await {
-        Ok(finished) => finished,
-        Err(source) => {
-            return Err(Failed::error(&check.name, &HealthError::Start { path: check.path.clone(), source }));
-        }
+    let request = root::Check {
+        name: check.name.clone(),
+        slot: context.slot,
+        version: context.version.clone(),
+        operation: context.operation.clone(),
     };
+    let finished = match &context.systemd.root {
+        Some(socket) => root::ask(socket, &Verb::Check(request), limit).await.map_err(HealthError::from),
+        None => start(check, limit, &request).await,
+    };
+    let finished = finished.map_err(|error| Failed::error(&check.name, &error))?;
     let why = match finished.status {
         Some(status) if status.success() => return Ok(()),
         Some(status) => format!("it ended with {status}"),
@@ -70,37 +81,39 @@ pub async fn run(check: &Check, limit: Duration, context: &Context) -> Result<()
     Err(Failed::new(&check.name, why, excerpt(&finished.output)))
 }
 
-fn prepare(check: &Check, limit: Duration, context: &Context) -> Command {
-    let slot = context.slot.to_string();
-    let variables = [
-        ("FWUPDATE_SLOT", slot.as_str()),
-        ("FWUPDATE_VERSION", context.version.as_str()),
-        ("FWUPDATE_OPERATION", context.operation.as_str()),
-    ];
-    let Some(systemd_run) = &context.systemd.systemd_run else {
-        let mut command = Command::new(&check.path);
-        command.env_clear().env("PATH", PATH).envs(variables).current_dir("/");
-        return command;
-    };
-    in_unit(systemd_run, check, limit, &variables)
+/// Runs it as a child of this process.
+pub async fn start(check: &Check, limit: Duration, request: &root::Check) -> Result<Finished, HealthError> {
+    let mut command = Command::new(&check.path);
+    command.env_clear().env("PATH", PATH).envs(request.variables()).current_dir("/");
+    let started = command::run(command, limit, EXCERPT_LIMIT).await;
+    started.map_err(|source| HealthError::Start { path: check.path.clone(), source })
 }
 
-/// The check in a transient unit: what is forbidden to the agent does not bind the integrator's code. The unit
-/// ends with the agent; killing systemd-run alone does not end it, so that it has a time limit of its own.
-fn in_unit(systemd_run: &Path, check: &Check, limit: Duration, variables: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(systemd_run);
-    command
-        .args(["--quiet", "--collect", "--wait", "--pipe", "--service-type=exec"])
-        .arg(format!("--description=Health check {} of a firmware trial", check.name))
-        .arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()))
-        .args(["--property=KillSignal=SIGKILL", "--property=WorkingDirectory=/"])
-        .arg("--property=BindsTo=fwupdate.service")
-        .arg(format!("--setenv=PATH={PATH}"))
-        .args(variables.iter().map(|(name, value)| format!("--setenv={name}={value}")))
-        .arg("--")
-        .arg(&check.path);
-    if std::env::var_os("PATH").is_none() {
-        command.env("PATH", PATH);
+/// The check of that name: a file in one of the two folders that nobody but root can have made or changed.
+pub fn of_root(dir: &Path, name: &str) -> Result<Check, HealthError> {
+    let refused = |why: &str| HealthError::Refused(format!("{name:?} {why}"));
+    let (folder, file) = name.split_once('/').ok_or_else(|| refused("is no check"))?;
+    let plain = !file.is_empty() && !file.starts_with('.') && !file.ends_with('~') && !file.contains('/');
+    if !plain || ![REQUIRED, WANTED].contains(&folder) {
+        return Err(refused("is no check"));
     }
-    command
+    let path = dir.join(folder).join(file);
+    let real = path.canonicalize().map_err(|source| HealthError::Folder { path, source })?;
+    if let Some(place) = real.ancestors().find(|place| !is_roots(place)) {
+        return Err(refused(&format!(
+            "is not run: others than root can change {0}; run `chown root {0}` and `chmod go-w {0}`",
+            place.display()
+        )));
+    }
+    check(&dir.join(folder), real).map(|check| Check { name: name.to_owned(), ..check })
+}
+
+/// Belongs to root (or to whom this process runs as), and others may not write it; in a sticky folder they cannot
+/// replace what is not theirs.
+fn is_roots(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|meta| {
+        let mode = meta.permissions().mode();
+        [0, geteuid().as_raw()].contains(&meta.uid())
+            && (mode & 0o022 == 0 || meta.is_dir() && mode & 0o1000 != 0)
+    })
 }

@@ -12,16 +12,10 @@ use nix::unistd::{Pid, pipe2};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use crate::root::Finished;
+
 /// Most bytes read after the command ended, when a child it left behind goes on writing.
 const DRAIN_LIMIT: usize = 1 << 20;
-
-/// How a command ended, with the end of its output (stdout and stderr, in the order written).
-#[derive(Debug)]
-pub struct Finished {
-    /// `None`: it ran out of time and was killed.
-    pub status: Option<ExitStatus>,
-    pub output: Vec<u8>,
-}
 
 /// Runs `command` in a process group of its own for at most `limit`, keeping the last `keep` bytes.
 ///

@@ -1,4 +1,5 @@
-//! What systemd says of its units, by `systemctl`.
+//! What systemd says of its units, by `systemctl`: a child of the agent, or of root where the agent has a user of its
+//! own. Root needs no D-Bus for it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,8 +7,9 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use super::command::{self, Finished};
-use super::{HealthError, PATH, excerpt};
+use super::command;
+use super::{BOOT_COMPLETE, HealthError, PATH, excerpt};
+use crate::root::{self, Finished, Verb};
 
 /// systemctl waits 25 s for the bus by itself.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -18,31 +20,23 @@ const OUTPUT_LIMIT: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct Systemd {
     pub systemctl: PathBuf,
-    /// Starts each check in a unit of its own, outside the agent's sandbox. `None`: the agent is no service
-    /// itself, and its checks are its children.
-    pub systemd_run: Option<PathBuf>,
+    /// Where root is asked to start checks and `systemctl`. `None`: the agent is no service with a user of its own,
+    /// and these are its children.
+    pub root: Option<PathBuf>,
     /// Exists on a machine that systemd booted: sd_booted(3).
     pub booted: PathBuf,
 }
 
 impl Default for Systemd {
     fn default() -> Systemd {
-        // Set for a service of Type=notify.
-        let service = std::env::var_os("NOTIFY_SOCKET").is_some();
-        Systemd {
-            systemctl: "systemctl".into(),
-            systemd_run: service.then(|| "systemd-run".into()),
-            booted: "/run/systemd/system".into(),
-        }
+        Systemd { systemctl: "systemctl".into(), root: root::socket(), booted: "/run/systemd/system".into() }
     }
 }
 
 impl Systemd {
     /// The units that have failed.
     pub async fn failed_units(&self) -> Result<BTreeSet<String>, HealthError> {
-        let args =
-            ["list-units", "--state=failed", "--all", "--plain", "--no-legend", "--full", "--no-pager"];
-        let finished = self.ask(&args, &[]).await?;
+        let finished = self.ask(Verb::FailedUnits).await?;
         if !finished.status.is_some_and(|s| s.success()) {
             return Err(self.failed(excerpt(&finished.output)));
         }
@@ -52,7 +46,7 @@ impl Systemd {
 
     /// The unit's state when it is not `active`, such as `failed`, `activating` or `inactive`.
     pub async fn not_active(&self, unit: &str) -> Result<Option<String>, HealthError> {
-        let finished = self.ask(&["is-active"], &[unit]).await?;
+        let finished = self.ask(Verb::UnitState(unit.to_owned())).await?;
         let state = excerpt(&finished.output).trim().to_owned();
         match finished.status {
             Some(status) if status.success() => Ok(None),
@@ -61,23 +55,32 @@ impl Systemd {
         }
     }
 
-    /// Starts a unit, and waits until it was started or could not be.
-    pub async fn start(&self, unit: &str) -> Result<(), HealthError> {
-        self.ask(&["start"], &[unit]).await.map(drop)
+    /// Starts `boot-complete.target`, and waits until it was started or could not be.
+    pub async fn boot_complete(&self) -> Result<(), HealthError> {
+        self.ask(Verb::BootComplete).await.map(drop)
     }
 
     /// What `systemctl status` tells of a unit, for the evidence; empty when it tells nothing.
     pub async fn status(&self, unit: &str) -> String {
-        let args = ["status", "--no-pager", "--full", "--lines=10"];
-        self.ask(&args, &[unit]).await.map(|finished| excerpt(&finished.output)).unwrap_or_default()
+        let told = self.ask(Verb::UnitStatus(unit.to_owned())).await;
+        told.map(|finished| excerpt(&finished.output)).unwrap_or_default()
     }
 
-    async fn ask(&self, args: &[&str], units: &[&str]) -> Result<Finished, HealthError> {
+    /// Whether the unit has failed.
+    pub async fn has_failed(&self, unit: &str) -> bool {
+        self.failed_units().await.is_ok_and(|units| units.contains(unit))
+    }
+
+    /// By root, or by a child of this process.
+    pub async fn ask(&self, verb: Verb) -> Result<Finished, HealthError> {
         if !self.booted.exists() {
             return Err(HealthError::NoSystemd);
         }
+        if let Some(socket) = &self.root {
+            return Ok(root::ask(socket, &verb, LIMIT).await?);
+        }
         let mut command = Command::new(&self.systemctl);
-        command.args(args).arg("--").args(units).env("LC_ALL", "C").env("SYSTEMD_COLORS", "0");
+        command.args(arguments(&verb)).env("LC_ALL", "C").env("SYSTEMD_COLORS", "0");
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", PATH);
         }
@@ -86,5 +89,15 @@ impl Systemd {
 
     fn failed(&self, detail: String) -> HealthError {
         HealthError::Systemctl { command: self.systemctl.clone(), detail }
+    }
+}
+
+/// What `systemctl` is asked for.
+fn arguments(verb: &Verb) -> Vec<&str> {
+    match verb {
+        Verb::UnitState(unit) => vec!["is-active", "--", unit],
+        Verb::UnitStatus(unit) => vec!["status", "--no-pager", "--full", "--lines=10", "--", unit],
+        Verb::BootComplete => vec!["start", "--", BOOT_COMPLETE],
+        _ => vec!["list-units", "--state=failed", "--all", "--plain", "--no-legend", "--full", "--no-pager"],
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
+use crate::root::Verb;
 
 /// A gateway's checks folder and its systemd.
 struct Gateway {
@@ -25,18 +26,6 @@ is-active) state=$(cat "$here/$3"); echo "$state"; [ "$state" = active ] ;;
 status) echo "journal of $6" ;;
 start) echo "$3" >> "$here/started" ;;
 esac
-"#;
-
-/// Does what its options say, and keeps them in the file `units`.
-const SYSTEMD_RUN: &str = r#"#!/bin/sh
-echo "$*" >> "$(dirname "$0")/units"
-clean="env -i"
-while [ "$1" != -- ]; do
-    case "$1" in --setenv=*) clean="$clean ${1#--setenv=}" ;; --property=WorkingDirectory=*) cd "${1##*=}" ;; esac
-    shift
-done
-shift
-exec $clean "$@"
 "#;
 
 impl Gateway {
@@ -60,7 +49,7 @@ impl Gateway {
             version: "1.5.0".into(),
             operation: "op-1".into(),
             baseline: Some(BTreeSet::new()),
-            systemd: Systemd { systemctl, systemd_run: None, booted: root.path().to_owned() },
+            systemd: Systemd { systemctl, root: None, booted: root.path().to_owned() },
         };
         Gateway { root, settings, context, cloud: watch::channel(false).0 }
     }
@@ -302,18 +291,28 @@ async fn a_session_that_comes_ends_the_wait_at_once() {
     assert!(matches!(&result[..], [Progress::Failing { check, .. }] if check == "cloud"));
 }
 
-/// The agent as a service under systemd.
+/// The agent as a service with a user of its own, and root, whom it asks.
 fn service() -> Gateway {
     let mut gateway = Gateway::new();
-    let systemd_run = gateway.path("systemd-run");
-    write_script(&systemd_run, SYSTEMD_RUN);
-    gateway.context.systemd.systemd_run = Some(systemd_run);
     fs::write(gateway.path("boot-complete.target"), "active").unwrap();
+    let socket = gateway.path("root");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let (settings, systemd) = (gateway.settings.clone(), gateway.context.systemd.clone());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (settings, systemd) = (settings.clone(), systemd.clone());
+            tokio::spawn(crate::root::serve(stream, |verb| async move {
+                perform(verb, &settings, &systemd).await.map_err(|error| error.to_string())
+            }));
+        }
+    });
+    gateway.context.systemd.root = Some(socket);
     gateway
 }
 
 #[tokio::test]
-async fn a_service_runs_its_checks_in_units_that_end_with_it() {
+async fn a_service_has_its_checks_run_by_root() {
     let gateway = service();
     let log = gateway.path("log").display().to_string();
     gateway.check(
@@ -325,14 +324,97 @@ async fn a_service_runs_its_checks_in_units_that_end_with_it() {
     let expected =
         format!("FWUPDATE_OPERATION=op-1\nFWUPDATE_SLOT=B\nFWUPDATE_VERSION=1.5.0\nPATH={PATH}\n/\n");
     assert_eq!(seen, expected);
-    let unit = fs::read_to_string(gateway.path("units")).unwrap();
-    for option in ["--wait", "--collect", "RuntimeMaxSec=60000ms", "BindsTo=fwupdate.service"] {
-        assert!(unit.contains(option), "{unit}");
-    }
     gateway.check("required.d/10-a", "echo no modem; exit 4");
     let (failure, _) = gateway.fails(1).await;
     assert!(failure.message.contains("exit status: 4"), "{}", failure.message);
     assert_eq!(evidence(&failure), ("required.d/10-a", "no modem\n"));
+}
+
+#[tokio::test]
+async fn roots_check_ends_with_the_agent_that_asked() {
+    let gateway = service();
+    let (started, lives) = (gateway.path("hangs"), gateway.path("lives"));
+    assert!(std::process::Command::new("mkfifo").arg(&lives).status().unwrap().success());
+    gateway.check(
+        "required.d/10",
+        &format!("exec 3> {}; touch {}; sleep 1000", lives.display(), started.display()),
+    );
+    // Its other end is closed when the check is gone.
+    let mut end = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&lives).unwrap();
+    let deadline = async {
+        while !started.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let result = run(&gateway.settings, &gateway.context, gateway.cloud.subscribe(), deadline, |_| ()).await;
+    let failure = result.unwrap_err();
+    assert_eq!(evidence(&failure).0, "required.d/10", "{}", failure.message);
+    let mut byte = [0];
+    let gone = tokio::io::AsyncReadExt::read(&mut end, &mut byte);
+    assert_eq!(tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it lives on").unwrap(), 0);
+}
+
+/// What the agent could ask for if it were taken over.
+#[tokio::test]
+async fn root_runs_the_integrators_checks_and_nothing_else() {
+    let gateway = service();
+    let socket = gateway.context.systemd.root.clone().unwrap();
+    let ask = async |verb| crate::root::ask(&socket, &verb, Duration::from_secs(60)).await;
+    let check = |name: &str, version: &str| {
+        let (name, version) = (name.to_owned(), version.to_owned());
+        Verb::Check(crate::root::Check { name, slot: Slot::A, version, operation: "op".into() })
+    };
+    gateway.check("required.d/10", "echo fine");
+    gateway.check("required.d/sub/10", "exit 0");
+    gateway.check("other.d/10", "exit 0");
+    gateway.check("required.d/20-writable", "exit 0");
+    let writable = gateway.settings.checks_dir.join("required.d/20-writable");
+    fs::set_permissions(&writable, fs::Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink(gateway.path("absent"), gateway.settings.checks_dir.join("required.d/30"))
+        .unwrap();
+    assert_eq!(ask(check("required.d/10", "1")).await.unwrap().output, b"fine\n");
+    for name in [
+        "",
+        "10",
+        "/bin/sh",
+        "required.d/",
+        "required.d/..",
+        "required.d/../other.d/10",
+        "other.d/10",
+        "required.d/sub/10",
+        "required.d/.hidden",
+        "required.d/absent",
+        "required.d/20-writable",
+        "required.d/30",
+        "required.d//10",
+        "../required.d/10",
+    ] {
+        let refused = ask(check(name, "1")).await;
+        assert!(matches!(refused, Err(RootError::Refused(_))), "{name}: {refused:?}");
+    }
+    for version in ["1\nLD_PRELOAD=/x", "\u{1b}[m", &"9".repeat(600)] {
+        let refused = ask(check("required.d/10", version)).await;
+        assert!(matches!(refused, Err(RootError::Refused(_))), "{version:?}: {refused:?}");
+    }
+    fs::write(gateway.path("failed"), "modem.service loaded failed failed A modem\n").unwrap();
+    assert_eq!(
+        ask(Verb::UnitStatus("modem.service".into())).await.unwrap().output,
+        b"journal of modem.service\n"
+    );
+    for unit in ["ssh.service", "--all", "*", "", "a b", "../x"] {
+        let refused = ask(Verb::UnitStatus(unit.into())).await;
+        assert!(matches!(refused, Err(RootError::Refused(_))), "{unit}: {refused:?}");
+    }
+    assert!(matches!(ask(Verb::UnitState("-H".into())).await, Err(RootError::Refused(_))));
+    assert!(matches!(ask(Verb::Reboot).await, Err(RootError::Refused(_))), "not health's business");
+}
+
+#[tokio::test]
+async fn without_root_the_failure_says_whom_to_look_at() {
+    let mut gateway = Gateway::new();
+    gateway.context.systemd.root = Some(gateway.path("nowhere"));
+    let (failure, _) = gateway.fails(1).await;
+    assert!(failure.message.contains("systemctl status fwupdate-root.socket"), "{}", failure.message);
 }
 
 #[tokio::test]

@@ -316,6 +316,11 @@ fn open_file(path: &Path) -> Result<Kind, StageError> {
         let (url, reason) = (path.display().to_string(), error.to_string());
         match error.kind() {
             io::ErrorKind::NotFound => StageError::NotFound { url, reason },
+            // The agent has a user of its own.
+            io::ErrorKind::PermissionDenied => {
+                let reason = format!("{reason}: the user that the agent runs as must be able to read it");
+                StageError::Download { url, reason }
+            }
             _ => StageError::Download { url, reason },
         }
     };

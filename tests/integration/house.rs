@@ -20,7 +20,7 @@ const CORE: [&str; 11] = [
     "slot",
 ];
 /// Settings, and what several edges need of the system.
-const GROUND: [&str; 6] = ["clock", "config", "device", "memory", "reach", "tls"];
+const GROUND: [&str; 7] = ["clock", "config", "device", "memory", "reach", "root", "tls"];
 const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];
 /// What a core without I/O and without a clock never says.
 const IMPURE: [&str; 8] =

@@ -11,6 +11,7 @@ part() {
     local log=$results/$1.${2//[^a-z0-9]/-}
     if target/debug/fwupdate-vm --deb target/debian/fwupdate-agent.deb --bootloader "$1" $2 > "$log" 2>&1; then
         echo "ok      $1: $2"
+        grep -E '^(allowed|refused) ' "$log"
     else
         echo "FAILED  $1: $2"
         cat "$log"
@@ -23,10 +24,11 @@ for bootloader in uboot grub; do
         part $bootloader "replay --prefixes 200 --boots 1"
         part $bootloader "power-cut --cuts 6"
         part $bootloader "failures check-fails"
+        test $bootloader = uboot || part $bootloader sandbox
     } &
 done
 wait
 
 failed=$(find "$results" -name '*.failed' | wc -l)
-echo "test result: $([ "$failed" -eq 0 ] && echo ok || echo FAILED). $((6 - failed)) passed; $failed failed"
+echo "test result: $([ "$failed" -eq 0 ] && echo ok || echo FAILED). $((7 - failed)) passed; $failed failed"
 [ "$failed" -eq 0 ]

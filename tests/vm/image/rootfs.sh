@@ -52,7 +52,8 @@ echo 0123456789abcdef0123456789abcdef > "$root/etc/machine-id"
 chroot "$root" systemctl --quiet enable vm-shell.service systemd-networkd.service
 chroot "$root" systemctl --quiet set-default multi-user.target
 # What this machine has no use for: each unit and rule costs every boot some time of an emulated processor.
-chroot "$root" systemctl --quiet mask getty@tty1.service serial-getty@ttyS0.service apt-daily.timer \
+# No D-Bus: the agent needs none.
+chroot "$root" systemctl --quiet mask dbus.service dbus.socket getty@tty1.service serial-getty@ttyS0.service apt-daily.timer \
     apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-networkd-wait-online.service systemd-random-seed.service systemd-update-utmp.service \
     systemd-update-utmp-runlevel.service systemd-rfkill.socket dev-hugepages.mount dev-mqueue.mount \

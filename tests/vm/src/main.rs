@@ -11,6 +11,7 @@ mod images;
 mod machine;
 mod powercut;
 mod replay;
+mod sandbox;
 mod site;
 mod story;
 
@@ -50,6 +51,8 @@ enum What {
     },
     /// A boot environment that is torn, lost or cannot be written; a proven slot without kernel.
     Environment,
+    /// Try, from inside the agent's sandbox, what a process that was taken over would try.
+    Sandbox,
     /// Replay every write of one update to prefixes, and examine the disk after each.
     Replay {
         #[arg(long, default_value_t = 1000)]
@@ -104,6 +107,7 @@ async fn run(args: Args) -> Result<()> {
     match args.what {
         What::Story => story::run(&workshop).await,
         What::Failures { only } => failures::run(&workshop, &only).await,
+        What::Sandbox => sandbox::run(&workshop).await,
         What::Environment => environment::run(&workshop).await,
         What::Replay { prefixes, boots, seed } => replay::run(&workshop, prefixes, boots, seed).await,
         What::PowerCut { cuts, seed, table } => powercut::run(&workshop, cuts, seed, table.as_deref()).await,

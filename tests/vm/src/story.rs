@@ -47,6 +47,8 @@ pub async fn tell(site: &mut Site, releases: &[Release; 2]) -> Result<()> {
         kernel = new_kernel;
         journal(site).await?;
         ensure!(site.machine.shell("test -e /run/fwupdate/proven").await.is_ok(), "the dead-man is armed");
+        let deadman = site.machine.shell("systemctl is-active fwupdate-deadman.timer || true").await?;
+        ensure!(deadman.trim() == "inactive", "after the commit the dead-man's timer is {deadman}");
     }
     let wanted = ["standBy", "downloading", "applying", "completed", "downloading", "applying", "completed"];
     let statuses = site.statuses();
