@@ -134,7 +134,7 @@ pub fn head(bytes: &[u8]) -> Result<Head<'_>, BundleError> {
     let (manifest, at) = small_member(bytes, 0, manifest, MANIFEST_CAP)?;
     let (signatures, at) = small_member(bytes, at, signatures, SIGNATURES_CAP)?;
     let index_size = tar::parse(slice(bytes, at, tar::BLOCK)?, index)?;
-    let index_offset = (at + tar::BLOCK) as u64;
+    let index_offset = at.saturating_add(tar::BLOCK) as u64;
     Ok(Head { manifest, signatures, index_offset, index_size })
 }
 
@@ -152,9 +152,10 @@ fn small_member<'a>(
         return Err(BundleError::Size { member, found: size, expected: cap as u64, rule });
     };
     let padded = length.next_multiple_of(tar::BLOCK);
-    let (content, padding) = slice(bytes, at + tar::BLOCK, padded)?.split_at(length);
+    let start = at.saturating_add(tar::BLOCK);
+    let (content, padding) = slice(bytes, start, padded)?.split_at(length);
     zeros(padding, member)?;
-    Ok((content, at + tar::BLOCK + padded))
+    Ok((content, start.saturating_add(padded)))
 }
 
 fn slice(bytes: &[u8], at: usize, length: usize) -> Result<&[u8], BundleError> {
@@ -255,7 +256,7 @@ impl Layout {
     /// What a device fetches before the payload: its first request, and the index with the header behind it.
     pub fn head_bytes(&self) -> u64 {
         let first = FIRST_READ.min(self.file_size()).max(self.index.start);
-        first.saturating_add(self.payload.start - self.index.start)
+        first.saturating_add(self.payload.start.saturating_sub(self.index.start))
     }
 
     /// The size of the whole file.
@@ -304,7 +305,7 @@ fn between<'a>(
     own: (&'static str, &Range<u64>),
     next: (&'static str, &Range<u64>),
 ) -> Result<&'a [u8], BundleError> {
-    let length = usize::try_from(own.1.end - own.1.start).unwrap_or(usize::MAX);
+    let length = usize::try_from(own.1.end.saturating_sub(own.1.start)).unwrap_or(usize::MAX);
     let content = slice(bytes, 0, length)?;
     after(bytes.get(length..).unwrap_or_default(), own, next)?;
     Ok(content)
@@ -316,14 +317,14 @@ fn after(
     (member, place): (&'static str, &Range<u64>),
     (next, next_place): (&'static str, &Range<u64>),
 ) -> Result<(), BundleError> {
-    let padding = (tar::padded(place.end) - place.end) as usize;
+    let padding = tar::padded(place.end).saturating_sub(place.end) as usize;
     zeros(slice(bytes, 0, padding)?, member)?;
     signed_size(slice(bytes, padding, tar::BLOCK)?, next, next_place)
 }
 
 /// The header of `member` must give the size of `place`.
 fn signed_size(header: &[u8], member: &'static str, place: &Range<u64>) -> Result<(), BundleError> {
-    let (found, expected) = (tar::parse(header, member)?, place.end - place.start);
+    let (found, expected) = (tar::parse(header, member)?, place.end.saturating_sub(place.start));
     if found != expected {
         return Err(BundleError::Size { member, found, expected, rule: "signed" });
     }

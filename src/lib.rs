@@ -12,7 +12,6 @@ pub mod config;
 
 // Core: pure; no tokio, no file system, no clock.
 pub mod bounds;
-#[allow(clippy::arithmetic_side_effects)]
 pub mod bundle;
 pub mod command;
 pub mod desired;

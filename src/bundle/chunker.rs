@@ -45,29 +45,30 @@ impl Chunker {
             return None;
         }
         let (min, average, max) = (min / BLOCK, average / BLOCK, max / BLOCK);
-        Some(Chunker { min, max, threshold: u64::MAX / u64::from(average - min), length: 0, zeros: 0 })
+        let threshold = u64::MAX.checked_div(u64::from(average.saturating_sub(min)))?;
+        Some(Chunker { min, max, threshold, length: 0, zeros: 0 })
     }
 
     /// Takes the next block, of 4096 bytes. When a chunk is complete, returns its length in bytes; what the
     /// caller holds beyond that length already belongs to the next chunk.
     pub fn push(&mut self, block: &[u8]) -> Option<u32> {
         let blocks = if is_zero(block) { self.zero() } else { self.data(block) };
-        blocks.map(|blocks| blocks * BLOCK)
+        blocks.map(|blocks| blocks.saturating_mul(BLOCK))
     }
 
     /// The length in bytes of what remains when the image is over.
     pub fn finish(&mut self) -> Option<u32> {
         let rest = self.restart(0, 0);
-        (rest > 0).then_some(rest * BLOCK)
+        (rest > 0).then_some(rest.saturating_mul(BLOCK))
     }
 
     fn zero(&mut self) -> Option<u32> {
-        self.length += 1;
-        self.zeros += 1;
+        self.length = self.length.saturating_add(1);
+        self.zeros = self.zeros.saturating_add(1);
         if self.zeros < self.length && self.zeros == ZERO_RUN {
             // The data before it ends here.
             let run = self.zeros;
-            return Some(self.restart(run, run) - run);
+            return Some(self.restart(run, run).saturating_sub(run));
         }
         (self.length == self.max).then(|| self.restart(0, 0))
     }
@@ -76,7 +77,7 @@ impl Chunker {
         if self.length > 0 && self.zeros == self.length {
             return Some(self.restart(1, 0));
         }
-        self.length += 1;
+        self.length = self.length.saturating_add(1);
         self.zeros = 0;
         let cut = self.length >= self.min && hash(block) < self.threshold;
         (cut || self.length == self.max).then(|| self.restart(0, 0))

@@ -17,7 +17,7 @@ pub const BLOCK_HEADER: usize = 3;
 /// Most bytes that a chunk of `length` bytes may have in the payload: stored as it is.
 pub fn frame_bound(length: u32, first: bool) -> u64 {
     let header = if first { FRAME_HEADER } else { 0 };
-    u64::from(length) + (BLOCK_HEADER + header) as u64
+    u64::from(length).saturating_add(BLOCK_HEADER.saturating_add(header) as u64)
 }
 
 /// The header of a frame with `length` bytes of content (RFC 8878, 3.1.1.1): one segment, its size in four
@@ -49,7 +49,7 @@ impl Decoder {
     ) -> Result<(), BundleError> {
         let Some((first, _)) = run.first() else { return Ok(()) };
         let bad = |chunk: &Chunk, reason| BundleError::Chunk { offset: chunk.offset, reason };
-        if first.offset - first.group_offset != history.len() as u64 {
+        if first.offset.checked_sub(first.group_offset) != Some(history.len() as u64) {
             return Err(bad(first, "what lies before it is missing"));
         }
         let length: u64 = run.iter().map(|(chunk, _)| u64::from(chunk.length)).sum();
@@ -58,14 +58,14 @@ impl Decoder {
         }
         let packed: usize = run.iter().map(|(_, bytes)| bytes.len()).sum();
         self.frame.clear();
-        self.frame.reserve_exact(packed + FRAME_HEADER);
+        self.frame.reserve_exact(packed.saturating_add(FRAME_HEADER));
         self.frame.extend_from_slice(&frame_header(length as u32));
         for (at, (chunk, bytes)) in run.iter().enumerate() {
             let block = block_of(chunk, bytes).map_err(|reason| bad(chunk, reason))?;
             let start = self.frame.len();
             self.frame.extend_from_slice(block);
             if let Some(flags) = self.frame.get_mut(start) {
-                *flags = *flags & !1 | u8::from(at + 1 == run.len());
+                *flags = *flags & !1 | u8::from(at.saturating_add(1) == run.len());
             }
         }
         // A context keeps its prefix for as long as it lives.

@@ -14,11 +14,12 @@ const VERSION: u32 = 1;
 const HEADER: usize = 16;
 const RECORD: usize = 20;
 const STRIDE: usize = 256;
+const RECORD_BYTES: u64 = RECORD as u64;
 
 /// How many chunks an index of `size` bytes lists; `None` if no index has that size.
 pub fn chunks_in(size: u64) -> Option<u64> {
     let records = size.checked_sub(HEADER as u64)?;
-    (records > 0 && records % RECORD as u64 == 0).then_some(records / RECORD as u64)
+    (records > 0 && records % RECORD_BYTES == 0).then_some(records / RECORD_BYTES)
 }
 
 /// Where the bytes of an index are.
@@ -110,13 +111,15 @@ impl Index {
 
     /// The position of the chunk that has byte `offset` of the image.
     pub fn position(&self, offset: u64) -> usize {
-        let first = self.marks.partition_point(|sums| sums.offset <= offset).saturating_sub(1) * STRIDE;
-        first + self.from(first).take_while(|chunk| chunk.offset + u64::from(chunk.length) <= offset).count()
+        let first =
+            self.marks.partition_point(|sums| sums.offset <= offset).saturating_sub(1).saturating_mul(STRIDE);
+        let before = |chunk: &Chunk| chunk.offset.saturating_add(u64::from(chunk.length)) <= offset;
+        first.saturating_add(self.from(first).take_while(before).count())
     }
 
     /// The chunks from `position` on.
     pub fn from(&self, position: usize) -> Chunks<'_> {
-        let first = position - position % STRIDE;
+        let first = position.saturating_sub(position % STRIDE);
         let sums = self.marks.get(position / STRIDE).copied();
         // Beyond the end there is none.
         let next = if sums.is_some() { first } else { self.len() };
@@ -142,7 +145,7 @@ impl Index {
 
     /// Whether the chunk is zeros throughout: nobody needs to fetch it.
     pub fn is_zero(&self, chunk: &Chunk) -> bool {
-        let blocks = (chunk.length / self.block) as usize;
+        let blocks = chunk.length.checked_div(self.block).unwrap_or(0) as usize;
         blocks.checked_sub(1).and_then(|last| self.zeros.get(last)) == Some(&chunk.digest)
     }
 }
@@ -156,7 +159,7 @@ fn hash(bytes: &dyn Keeper) -> Option<Digest> {
     use sha2::Digest as _;
     let (mut hash, mut block) = (sha2::Sha256::new(), vec![0; STRIDE * RECORD]);
     for at in (0..bytes.size()).step_by(block.len()) {
-        let length = (bytes.size() - at).min(block.len() as u64) as usize;
+        let length = bytes.size().saturating_sub(at).min(block.len() as u64) as usize;
         let part = block.get_mut(..length).filter(|_| length > 0)?;
         if !bytes.read(part, at) {
             return None;
@@ -209,7 +212,7 @@ fn zero_digests(block: u32, max: u32) -> Vec<ChunkDigest> {
     use sha2::Digest as _;
     let zeros = vec![0; block as usize];
     let mut hash = sha2::Sha256::new();
-    (0..max / block)
+    (0..max.checked_div(block).unwrap_or(0))
         .map(|_| {
             hash.update(&zeros);
             ChunkDigest::from(Digest(hash.clone().finalize().into()))
@@ -241,8 +244,8 @@ impl<'a> Chunks<'a> {
         if self.read.is_empty() {
             let mut block = [0; STRIDE * RECORD];
             let left = count(self.bytes).saturating_sub(self.next);
-            let part = block.get_mut(..left.min(STRIDE) * RECORD)?;
-            if !self.bytes.read(part, (HEADER + self.next * RECORD) as u64) {
+            let part = block.get_mut(..left.min(STRIDE).saturating_mul(RECORD))?;
+            if !self.bytes.read(part, HEADER.saturating_add(self.next.saturating_mul(RECORD)) as u64) {
                 return None;
             }
             let records = part.chunks_exact(RECORD).rev();
@@ -260,17 +263,17 @@ impl Iterator for Chunks<'_> {
     fn next(&mut self) -> Option<Chunk> {
         let record = self.record()?;
         let (sizes, digest) = word(&record)?;
-        let (length, frame_length) = ((sizes >> 24) * BLOCK, sizes & 0x00ff_ffff);
+        let (length, frame_length) = ((sizes >> 24).saturating_mul(BLOCK), sizes & 0x00ff_ffff);
         let digest = ChunkDigest(digest.try_into().ok()?);
         let Sums { offset, frame_offset, .. } = self.sums;
-        let number = |offset| offset / u64::from(self.group);
+        let number = |offset: u64| offset.checked_div(u64::from(self.group));
         if number(offset) != number(self.sums.group_offset) {
             self.sums.group_offset = offset;
         }
         let group_offset = self.sums.group_offset;
-        self.next += 1;
-        self.sums.offset += u64::from(length);
-        self.sums.frame_offset += u64::from(frame_length);
+        self.next = self.next.saturating_add(1);
+        self.sums.offset = offset.saturating_add(u64::from(length));
+        self.sums.frame_offset = frame_offset.saturating_add(u64::from(frame_length));
         Some(Chunk { offset, group_offset, length, frame_offset, frame_length, digest })
     }
 }
@@ -301,7 +304,7 @@ impl IndexWriter {
         let sizes = (length / BLOCK) << 24 | frame_length;
         self.bytes.extend_from_slice(&sizes.to_le_bytes());
         self.bytes.extend_from_slice(&digest.0);
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     /// Bytes so far.

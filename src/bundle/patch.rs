@@ -55,7 +55,8 @@ impl PatchFrame {
 
     /// Bytes of its prefix.
     pub fn prefix_length(&self) -> usize {
-        self.blocks.iter().map(|range| (range.end - range.start) as usize * BLOCK as usize).sum()
+        let blocks = self.blocks.iter().map(|range| range.end.saturating_sub(range.start) as usize);
+        blocks.fold(0, usize::saturating_add).saturating_mul(BLOCK as usize)
     }
 
     /// Whether it is shorter than the plain blocks of those of its chunks that are `missing`.
@@ -112,13 +113,13 @@ fn check(bytes: &[u8], patch: &Patch, index: &Index) -> Result<(), &'static str>
             return Err("a frame has impossible chunks");
         }
         let blocks = frame.blocks.last().map_or(0, |range| range.end);
-        if u64::from(blocks) > patch.base_size / u64::from(BLOCK) {
+        if u64::from(blocks) > patch.base_size.checked_div(u64::from(BLOCK)).unwrap_or(0) {
             return Err("a frame wants blocks that its base does not have");
         }
         if frame.length == 0 || frame.length as usize > output {
             return Err("a frame has an impossible length");
         }
-        end = frame.offset + u64::from(frame.length);
+        end = frame.offset.saturating_add(u64::from(frame.length));
     }
     match frames.left == 0 && frames.rest.is_empty() {
         false => Err("it can't be read to its end"),
@@ -184,8 +185,8 @@ impl Iterator for Reader<'_> {
 
     fn next(&mut self) -> Option<PatchFrame> {
         let left = self.left.checked_sub(1)?;
-        let chunks = self.ranges(self.chunk, OUTPUT_CAP / BLOCK as usize)?;
-        let blocks = self.ranges(0, PREFIX_CAP / BLOCK as usize)?;
+        let chunks = self.ranges(self.chunk, OUTPUT_CAP.div_ceil(BLOCK as usize))?;
+        let blocks = self.ranges(0, PREFIX_CAP.div_ceil(BLOCK as usize))?;
         let length = self.number()?;
         let (prefix, rest) = self.rest.split_first_chunk::<DIGEST>()?;
         let frame = PatchFrame { offset: self.offset, length, prefix: PrefixDigest(*prefix), chunks, blocks };
@@ -232,7 +233,7 @@ impl PatchIndexWriter {
             return false;
         }
         self.chunk = frame.chunks.last().map_or(self.chunk, |range| range.end);
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         true
     }
 

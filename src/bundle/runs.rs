@@ -38,7 +38,7 @@ pub fn join<T>(spans: impl Iterator<Item = (T, Range<u64>)>) -> impl Iterator<It
         let (first, mut whole) = spans.next()?;
         let mut parts = vec![first];
         let joins = |whole: &Range<u64>, span: &Range<u64>| {
-            span.start.saturating_sub(whole.end) <= GAP && span.end - whole.start <= LONGEST
+            span.start.saturating_sub(whole.end) <= GAP && span.end.saturating_sub(whole.start) <= LONGEST
         };
         while let Some((part, span)) = spans.next_if(|(_, span)| joins(&whole, span)) {
             whole.end = span.end;
@@ -50,7 +50,9 @@ pub fn join<T>(spans: impl Iterator<Item = (T, Range<u64>)>) -> impl Iterator<It
 
 /// Bytes of the requests that `runs` makes.
 pub fn fetch_bytes(index: &Index, layout: &Layout, missing: impl FnMut(usize, &Chunk) -> bool) -> u64 {
-    runs(index, layout, missing).map(|run| run.span.end - run.span.start).sum()
+    runs(index, layout, missing)
+        .map(|run| run.span.end.saturating_sub(run.span.start))
+        .fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub fn build(name: &str, size: u64, mtime: u64) -> Option<[u8; BLOCK]> {
     ];
     let mut header = Vec::with_capacity(BLOCK);
     for (width, text) in fields {
-        let end = header.len() + width;
+        let end = header.len().saturating_add(width);
         header.extend_from_slice(text);
         header.resize(end, 0);
     }
@@ -65,7 +65,7 @@ pub(super) fn parse(header: &[u8], member: &'static str) -> Result<u64, BundleEr
     if header.get(..NAME) != Some(&name) {
         return Err(bad("the name there is another one"));
     }
-    let number = |at| header.get(at..at + 11).and_then(parse_octal);
+    let number = |at: usize| header.get(at..at.saturating_add(11)).and_then(parse_octal);
     let (size, mtime) = number(124).zip(number(136)).ok_or_else(|| bad("its size or time is no number"))?;
     let canonical = build(member, size, mtime).ok_or_else(|| bad("its header is out of range"))?;
     if canonical != header {
@@ -76,7 +76,7 @@ pub(super) fn parse(header: &[u8], member: &'static str) -> Result<u64, BundleEr
 
 fn parse_octal(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0u64, |number, digit| match digit {
-        b'0'..=b'7' => Some(number * 8 + u64::from(digit - b'0')),
+        b'0'..=b'7' => number.checked_mul(8)?.checked_add(u64::from(digit & 7)),
         _ => None,
     })
 }
