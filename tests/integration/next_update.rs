@@ -98,6 +98,11 @@ async fn an_image_without_its_hub_goes_back() {
     let none = settings(&world, &[(&connection, "")]);
     goes_back(&mut world, "2.0.0", &[("fwupdate.toml", &none)], "hub settings", "gw at").await;
 
+    // A credential that lay in the old slot is not in the new one.
+    let absent = world.gateway.root().join("etc/connection-string").display().to_string();
+    let lost = settings(&world, &[(&connection, &format!("connection_string_file = {absent:?}"))]);
+    goes_back(&mut world, "2.0.2", &[("fwupdate.toml", &lost)], "hub settings", "connection-string").await;
+
     // Somebody else, and nobody would notice.
     let text = fs::read_to_string(world.gateway.dir().join("state/connection")).unwrap();
     let other = text.replace("DeviceId=gw;", "DeviceId=gv;");
@@ -110,7 +115,7 @@ async fn an_image_without_its_hub_goes_back() {
     let changes: Vec<(&str, &str)> = changes.iter().map(|(from, to)| (*from, to.as_str())).collect();
     let strange = settings(&world, &changes);
     let etc = [("fwupdate.toml", strange.as_str()), ("connection", &other)];
-    goes_back(&mut world, "2.0.1", &etc, "hub settings", "gv at").await;
+    goes_back(&mut world, "2.0.3", &etc, "hub settings", "gv at").await;
     world.finish_disturbed().await;
 }
 

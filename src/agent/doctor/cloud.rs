@@ -22,9 +22,11 @@ pub(super) fn awaited(subject: &Subject) -> Option<Answer> {
 pub(super) fn settings(subject: &Subject) -> Option<Answer> {
     let before = subject.on_trial.as_ref().and_then(|on_trial| on_trial.before.as_ref()?.hub.clone());
     let Some(cloud) = &subject.gateway.settings.cloud else {
+        let awaited = subject.gateway.settings.awaited.join("; ");
+        let lacks = if awaited.is_empty() { "it has no [cloud]".to_owned() } else { awaited };
         let why = format!(
-            "the old slot was {} at its hub, and this image has no hub settings: it could not be reached any \
-             more; add [cloud] to the image, or keep it in the state folder's conf.d",
+            "the old slot was {} at its hub, and this image could not be reached there: {lacks}; what outlives \
+             both slots (credentials, conf.d) belongs into the state folder",
             before?
         );
         return Some(Answer::Fault(why));
