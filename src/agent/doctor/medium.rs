@@ -85,6 +85,8 @@ enum Kind {
     Disk,
 }
 
+// The kernel's type is narrower on 32 bits.
+#[allow(clippy::useless_conversion)]
 fn kind(dir: &Path) -> Option<Kind> {
     let found = statfs(dir).ok()?.filesystem_type();
     Some(match found {
