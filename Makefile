@@ -39,7 +39,7 @@ explore: ## the crash explorer with one more fault of each kind (minutes)
 mutants: ## breaks the machine's rules one at a time; the explorer must notice each (minutes)
 	@tests/mutants.py
 
-size: ## size of the daemon, and its memory when idle
+size: ## size of the daemon, and its memory and wake-ups when idle
 	@tests/size.sh
 
 -include make/*.mk

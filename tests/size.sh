@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The daemon's size, and its memory when idle: connected to the local hub, with nothing to do.
+# The daemon's size, and when it is idle, connected to the local hub and with nothing to do: its memory, and how often
+# it wakes. Fails above a wake-up in five seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --quiet --release --bin fwupdated --bin fwupdatectl
@@ -24,7 +25,8 @@ trust = { keys = "$dir/keys" }
 state = { dir = "$dir/state" }
 system = { run = "$dir/run" }
 EOF
-"$daemon" --config "$dir/fwupdate.toml" 2>"$dir/agent.log" &
+# As under systemd: a watchdog of a minute, of which nobody listens to the notices.
+WATCHDOG_USEC=60000000 NOTIFY_SOCKET="$dir/notify" "$daemon" --config "$dir/fwupdate.toml" 2>"$dir/agent.log" &
 agent=$!
 # doctor fails on a desk, where the running slot is not known; what it says of the hub counts.
 connected() { { target/release/fwupdatectl --socket "$dir/run/control.sock" doctor --json 2>/dev/null || true; } | grep -q "session is open"; }
@@ -33,3 +35,16 @@ connected || { cat "$dir/agent.log" >&2; echo "the agent did not connect" >&2; e
 
 stat -c 'fwupdated  %s bytes, stripped' "$daemon"
 awk '/^VmRSS|^RssAnon/ { printf "%-10s %.1f MiB\n", $1, $2 / 1024 }' "/proc/$agent/status"
+
+# Of all threads, those of helpers included that end when they have nothing to do.
+wakeups() { cat /proc/"$agent"/task/*/status | awk '/^voluntary/ { sum += $2 } END { print sum }'; }
+threads() { ls "/proc/$agent/task" | wc -l; }
+# The helpers' patience is ten seconds; two threads stay.
+for _ in $(seq 600); do [ "$(threads)" -le 2 ] && break || sleep 0.1; done
+seconds=${SECONDS_IDLE:-120}
+before=$(wakeups)
+sleep "$seconds"
+awk -v woken=$(($(wakeups) - before)) -v seconds="$seconds" 'BEGIN {
+    printf "wake-ups   %d in %d s, %.2f a second\n", woken, seconds, woken / seconds
+    exit woken * 5 >= seconds
+}'

@@ -96,6 +96,8 @@ impl Placement {
 /// A seat that the service assigns.
 pub(super) struct Assigned {
     dps: Dps,
+    /// The file was looked at.
+    recalled: bool,
     seat: Option<Seat>,
     /// Failures of the hub in a row.
     failures: u32,
@@ -109,10 +111,11 @@ pub(super) struct Assigned {
 
 impl Assigned {
     fn new(dps: Dps) -> Assigned {
-        let (seat, backoff) = (recall(&dps), Backoff::new(PAUSES.0, PAUSES.1));
+        let backoff = Backoff::new(PAUSES.0, PAUSES.1);
         Assigned {
             dps,
-            seat,
+            recalled: false,
+            seat: None,
             failures: 0,
             doubted: false,
             backoff,
@@ -122,6 +125,7 @@ impl Assigned {
     }
 
     async fn find(&mut self, cloud: &Cloud, clock: &Clock) -> Result<Seat, HubError> {
+        self.recall().await;
         let ask = self.doubted && self.wait_left().is_zero();
         if let Some(seat) = self.seat.as_ref().filter(|_| !ask) {
             return Ok(seat.clone());
@@ -134,7 +138,8 @@ impl Assigned {
                 if known.is_some() {
                     self.wait();
                 }
-                remember(&self.dps, &seat);
+                let (dps, new) = (self.dps.clone(), seat.clone());
+                aside(move || remember(&dps, &new)).await;
                 self.looked_into();
                 self.seat = Some(seat.clone());
                 Ok(seat)
@@ -153,6 +158,15 @@ impl Assigned {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Looks once for what was assigned before.
+    async fn recall(&mut self) {
+        if !self.recalled {
+            let dps = self.dps.clone();
+            self.seat = aside(move || recall(&dps)).await.flatten();
+            self.recalled = true;
         }
     }
 
@@ -198,6 +212,12 @@ impl Cache {
         let (host, device_id) = (self.assigned_hub.clone(), self.device_id.clone());
         Seat { host, gateway: None, device_id, module_id: None }
     }
+}
+
+/// Does what may wait for a medium on a thread of its own.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.inspect_err(|error| tracing::error!(%error, "the assigned place is not remembered")).ok()
 }
 
 /// What was assigned before; whatever is wrong with the file, the service can be asked again.
