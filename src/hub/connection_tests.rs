@@ -1,7 +1,7 @@
 //! The driver against a scripted hub over real TLS.
 
 use super::*;
-use crate::config::{Auth, Secret};
+use crate::config::{Auth, Secret, TimeServer};
 use crate::hub::testing::{Pair, Peer, Server, soon};
 use rumqttc::ConnectReturnCode;
 use serde_json::{Value, json};
