@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use fwupdate_hub::registry::{Credentials, Entry, Identity};
 use fwupdate_hub::setup::{device_connection_string, open_registry};
 use fwupdate_hub::{Hub, Options};
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +25,9 @@ mod pages;
 #[derive(Debug, Parser)]
 #[command(name = "fwupdate-hub", version)]
 struct Command {
+    /// Print JSON where something is listed or added; errors, too.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     what: What,
 }
@@ -102,12 +106,16 @@ fn main() -> ExitCode {
     if matches!(pages::write::<Command>("1"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
-    let what = Command::parse().what;
+    let Command { json, what } = Command::parse();
     start_log(default_filter(&what));
-    match run(what) {
+    match run(what, json) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("fwupdate-hub: {error:#}");
+            let message = format!("{error:#}");
+            match json {
+                true => eprintln!("{}", json!({"error": {"code": "Internal", "message": message}})),
+                false => eprintln!("fwupdate-hub: {}", message.replace(char::is_control, " ")),
+            }
             ExitCode::FAILURE
         }
     }
@@ -128,13 +136,27 @@ fn default_filter(what: &What) -> &'static str {
     }
 }
 
-fn run(what: What) -> Result<()> {
+fn run(what: What, json: bool) -> Result<()> {
     match what {
         What::Serve(options) => serve(options),
-        What::Device { what } => device(what),
-        What::Enrollment { what } => enrollment::run(what)?.iter().try_for_each(|line| print(line)),
+        What::Device { what } => tell(&device(what)?, json),
+        What::Enrollment { what } => tell(&enrollment::run(what)?, json),
         What::Demo { programs } => demo(programs),
     }
+}
+
+/// Connection strings and their like, one a line, or as a list of objects.
+fn tell(lines: &[String], json: bool) -> Result<()> {
+    if !json {
+        return lines.iter().try_for_each(|line| print(line));
+    }
+    let parts = |line: &String| line.split(';').filter_map(|part| part.split_once('=')).map(owned).collect();
+    let objects: Vec<Value> = lines.iter().map(|line| Value::Object(parts(line))).collect();
+    print(&format!("{:#}", Value::Array(objects)))
+}
+
+fn owned((name, value): (&str, &str)) -> (String, Value) {
+    (name.to_owned(), value.into())
 }
 
 #[tokio::main]
@@ -170,7 +192,7 @@ async fn serve(options: Serve) -> Result<()> {
     Ok(())
 }
 
-fn device(what: Device) -> Result<()> {
+fn device(what: Device) -> Result<Vec<String>> {
     match what {
         Device::Add { id, thumbprint, dir } => {
             let credentials = match thumbprint {
@@ -180,19 +202,18 @@ fn device(what: Device) -> Result<()> {
             let (host, mut registry) = open_registry(&dir)?;
             let entry = Entry::new(Identity::from(&*id), credentials);
             registry.create(entry.clone())?;
-            print(&device_connection_string(&host, &entry))
+            Ok(vec![device_connection_string(&host, &entry)])
         }
         Device::List { dir } => {
             let (host, mut registry) = open_registry(&dir)?;
-            for identity in registry.list()? {
-                print(&device_connection_string(&host, registry.get(&identity)?))?;
-            }
-            Ok(())
+            let all = registry.list()?;
+            let shown = |identity| Ok(device_connection_string(&host, registry.get(identity)?));
+            all.iter().map(shown).collect()
         }
         Device::Remove { id, dir } => {
             let (_, mut registry) = open_registry(&dir)?;
             registry.remove(&Identity::from(&*id))?;
-            Ok(())
+            Ok(Vec::new())
         }
     }
 }

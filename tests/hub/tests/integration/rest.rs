@@ -151,6 +151,14 @@ async fn a_device_added_from_outside_is_known_at_once() {
     assert_eq!(twice.status.code(), Some(1));
     assert_eq!(String::from_utf8(twice.stderr).unwrap(), "fwupdate-hub: late is registered already\n");
     assert!(String::from_utf8(run(&["device", "list"]).stdout).unwrap().contains("DeviceId=late;"));
+    for words in [&["device", "list", "--json"][..], &["--json", "device", "list"]] {
+        let list: Value = serde_json::from_slice(&run(words).stdout).unwrap();
+        assert!(list.as_array().unwrap().iter().any(|one| one["DeviceId"] == "late"), "{list}");
+    }
+    let again = run(&["device", "add", "late", "--json"]);
+    assert!(again.stdout.is_empty());
+    let error: Value = serde_json::from_slice(&again.stderr).unwrap();
+    assert_eq!(error["error"]["message"], "late is registered already");
     assert!(run(&["device", "remove", "late"]).status.success());
     assert!(site.hub.twin("late").is_err());
     let nowhere = std::process::Command::new(program)
