@@ -303,7 +303,8 @@ impl Remote {
         if !web.is_verified() {
             return error;
         }
-        match tokio::time::timeout(web.http.doubt(), self.begins_as_before(web)).await {
+        let limit = web.http.doubt().max(web.http.download.stall_timeout);
+        match tokio::time::timeout(limit, self.begins_as_before(web)).await {
             Ok(Ok((false, _))) => StageError::Changed { url: self.name.clone() },
             _ => error,
         }
