@@ -10,6 +10,7 @@ mod confine;
 mod desired;
 mod doctor;
 mod effects;
+mod environment;
 mod gateway;
 mod inbox;
 #[cfg(test)]
@@ -43,7 +44,7 @@ use crate::control;
 use crate::desired::Section;
 use crate::failure::{Code, Failure};
 use crate::hub;
-use crate::machine::{Boot, Event, Phase, Record, step};
+use crate::machine::{Boot, BootId, Event, Phase, Record, is_decided, step};
 use crate::stage::Meter;
 use crate::store::Store;
 
@@ -187,6 +188,8 @@ struct Agent {
     not_rebuilt: Option<String>,
     /// Failures in a row of an effect that has to work.
     failures: u32,
+    /// The boot in which the dead-man was told of a verdict.
+    marked: Option<BootId>,
     meter: Arc<Meter>,
     publisher: Publisher,
     /// The desired section that is not dealt with yet; within, `None` says that the twin holds none.
@@ -224,6 +227,7 @@ impl Agent {
             work: None,
             not_rebuilt: None,
             failures: 0,
+            marked: None,
             publisher,
             section: None,
             reboot: false,
@@ -316,6 +320,7 @@ impl Agent {
                 Some(failure.message)
             }
         };
+        self.mark().await;
         self.publisher.view.booted = self.boot.booted;
         self.publisher.view.booted_version = self.os.version.clone();
         let unsaved = || self.unsaved.as_ref().map(|failure| failure.message.clone());
@@ -323,10 +328,22 @@ impl Agent {
             degraded.or_else(|| self.astray()).or_else(|| self.lost()).or_else(unsaved);
     }
 
+    /// Once a verdict stands, the dead-man is told.
+    async fn mark(&mut self) {
+        let boot_id = self.boot.boot_id.clone();
+        if self.marked.as_ref() == Some(&boot_id) || !is_decided(&self.record, &self.boot) {
+            return;
+        }
+        let (gateway, mark) = (self.gateway.clone(), boot_id.clone());
+        let marked = self.aside(move || Ok(gateway.mark_proven(&mark))).await;
+        self.marked = marked.is_ok_and(|marked| marked).then_some(boot_id);
+    }
+
     /// There is no environment, and why it was not rebuilt.
     fn lost(&self) -> Option<String> {
         let why = self.not_rebuilt.clone();
-        let lost = || "the boot environment is lost; the agent rebuilds it when it starts".to_owned();
+        let lost =
+            || "the boot environment is lost, for the bootloader too; the agent rebuilds it".to_owned();
         self.boot.env.is_none().then(|| why.unwrap_or_else(lost))
     }
 

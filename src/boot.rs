@@ -6,6 +6,7 @@
 mod detect;
 mod durable;
 mod grub;
+mod place;
 mod uboot;
 mod variables;
 
@@ -13,23 +14,28 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::BootloaderKind;
+use crate::device::remedy;
 use crate::failure::{Code, Failure};
 use crate::slot::BootEnv;
 
 pub use detect::{Detected, booted, named};
 pub use grub::Grub;
+pub use place::{Board, check as check_place, check_rebuild};
 pub use uboot::Uboot;
 
 /// One boot environment, whatever bootloader it belongs to: the only seam that tests replace.
 pub trait Bootloader: Send + Sync {
-    /// Reads the environment. `Err(BootError::Lost)` when no copy of it is valid,
+    /// Reads the environment. `Err(BootError::Lost)` when no copy of it is valid and nothing near could be one,
     /// `Err(BootError::Uninitialised)` when it is valid but was never fwupdate's.
     fn read(&self) -> Result<BootEnv, BootError>;
 
-    /// Replaces the environment's `fwupdate_*` variables in one atomic, durable write; others are kept.
-    ///
-    /// Also rebuilds an environment that was lost.
+    /// Replaces the environment's `fwupdate_*` variables in one atomic, durable write; others are kept. An
+    /// environment that is lost is not made anew.
     fn write(&self, env: &BootEnv) -> Result<(), BootError>;
+
+    /// Makes an environment that is lost anew, or fwupdate's own. Only for who knows that the bootloader, too, has
+    /// found none.
+    fn rebuild(&self, env: &BootEnv) -> Result<(), BootError>;
 
     /// Whether `write` could arm a trial here: asked before an update starts, changes nothing.
     fn ready(&self) -> Result<(), BootError>;
@@ -55,7 +61,8 @@ pub fn places(kind: &BootloaderKind) -> Result<Vec<PathBuf>, BootError> {
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     #[error(
-        "no copy of the boot environment in {0} is valid: it is rebuilt once the booted slot is known for sure"
+        "no copy of the boot environment in {0} is valid: it is rebuilt once the booted slot is known for sure and the \
+         bootloader, too, finds none (fwupdate.env=lost)"
     )]
     Lost(String),
     #[error("the boot environment in {0} has no fwupdate_primary: set it to the proven slot, A or B, once")]
@@ -83,11 +90,12 @@ pub enum BootError {
          create the file anew and set fwupdate's variables first"
     )]
     WouldMove(PathBuf),
-    #[error("another program holds {0}: wait until it is done with the boot environment")]
-    Locked(PathBuf),
+    /// The environment is not where the bootloader reads it.
+    #[error("{0}")]
+    Misplaced(String),
     #[error("{0} does not return what was written to it: replace the storage")]
     NotWritten(PathBuf),
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}{}", remedy(source))]
     Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
@@ -97,6 +105,7 @@ impl From<BootError> for Failure {
             BootError::Uninitialised(_)
             | BootError::SingleCopy(_)
             | BootError::Config { .. }
+            | BootError::Misplaced(_)
             | BootError::Unsupported { .. } => Code::NotReady,
             _ => Code::BootloaderFailed,
         };

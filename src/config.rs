@@ -5,6 +5,7 @@
 
 mod cloud;
 mod connection;
+mod deadman;
 mod dps;
 mod error;
 mod fragments;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 pub use error::{ConfigError, Warning};
 pub use fragments::{Environment, Options};
-pub use load::{Board, Loaded, load, load_board, outside_slots};
+pub use load::{Board, Loaded, after_deadman, load, load_board, outside_slots};
 pub use proxy::{Proxy, Via};
 pub use render::render;
 pub use units::duration;
@@ -208,6 +209,8 @@ impl std::fmt::Debug for Secret {
 pub struct Slots {
     pub a: String,
     pub b: String,
+    /// Slots and boot environment may be on several disks.
+    pub span_disks: bool,
 }
 
 /// Which boot environment is used, and how many boots a trial gets.

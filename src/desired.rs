@@ -229,7 +229,8 @@ mod tests {
 
     fn boot() -> Boot {
         let env = Some(BootEnv::only(Slot::A));
-        Boot { booted: Some(Slot::A), env, boot_id: BootId::default(), now: NOW, uptime: 1 }
+        let (booted, boot_id) = (Some(Slot::A), BootId::default());
+        Boot { booted, env, rebuild: false, trial: None, boot_id, now: NOW, uptime: 1 }
     }
 
     /// The record after `section` was acted upon: its operation, named `own`, runs.

@@ -14,6 +14,53 @@ pub use kernel::{Kernel, Mount};
 
 use crate::failure::{Code, Failure};
 
+/// What to do about a device that takes no writes.
+pub const READ_ONLY: &str = "is read-only: check the lock switch of an SD card, force_ro of an eMMC's boot partition, \
+                             or `blockdev --setrw`; flash that wore out also ends so";
+
+/// What helps against an error of a write, for messages: empty, where its name says all.
+pub fn remedy(error: &io::Error) -> &'static str {
+    use nix::libc::{EACCES, EIO, ENOSPC, EPERM, EROFS};
+    match error.raw_os_error() {
+        Some(EROFS) => {
+            "; it is read-only: remount it, check the lock switch of an SD card and force_ro of an eMMC"
+        }
+        Some(EIO) => "; the medium failed: see the kernel's log, and replace the storage if it comes again",
+        Some(ENOSPC) => "; it is full: delete what is not needed there, or make it larger",
+        Some(EPERM | EACCES) => {
+            "; the agent may not: check the unit's DeviceAllow and ReadWritePaths, the device's \
+                                 owner, and force_ro of an eMMC's boot partition"
+        }
+        _ => "",
+    }
+}
+
+/// The kind of memory that `dir` lies on, if that is lost with the power; seen through overlays.
+pub fn volatile(dir: &Path, kernel: &Kernel) -> Option<String> {
+    use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+    let existing = dir.ancestors().find(|dir| dir.exists())?;
+    let kind = statfs(existing).ok()?.filesystem_type();
+    if kind == TMPFS_MAGIC || kind.0 == RAMFS_MAGIC {
+        return Some("a RAM disk (tmpfs)".to_owned());
+    }
+    if kind != OVERLAYFS_SUPER_MAGIC {
+        return None;
+    }
+    let upper = kernel.overlay_upper(existing)?;
+    let ram = statfs(&upper).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
+        || kernel.is_on_tmpfs(&upper);
+    ram.then(|| format!("an overlay whose upper layer ({}) is a RAM disk", upper.display()))
+}
+
+/// linux/magic.h
+const RAMFS_MAGIC: nix::libc::__fsword_t = 0x858458f6u32 as nix::libc::__fsword_t;
+
+/// Bytes of a block device or a regular file.
+pub fn size(path: &Path) -> io::Result<u64> {
+    use std::io::Seek;
+    fs::File::open(path)?.seek(io::SeekFrom::End(0))
+}
+
 /// A device or file, however it is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Identity {
@@ -61,6 +108,12 @@ pub enum DeviceError {
         "UUID= and LABEL= cannot tell two slots with the same image apart ({0}): use PARTLABEL= or PARTUUID="
     )]
     Ambiguous(String),
+    #[error(
+        "{name} means several partitions, {}: take one of the disks out, rename its partitions, or name the slot by \
+         its path in the settings (/dev/disk/by-path/...)",
+        found.join(" and ")
+    )]
+    Several { name: String, found: Vec<String> },
     #[error("cannot examine {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -89,8 +142,22 @@ pub fn path_of(name: &str) -> Result<PathBuf, DeviceError> {
 ///
 /// The path exists and is a block device or a regular file; it is not canonical, for a name that survives
 /// re-enumeration of the disks is worth keeping.
-pub fn resolve(name: &str) -> Result<PathBuf, DeviceError> {
+pub fn resolve(name: &str, kernel: &Kernel) -> Result<PathBuf, DeviceError> {
+    check_unique(name, kernel)?;
     resolve_in(name, Path::new("/dev"))
+}
+
+/// A label that several partitions have means none: the link in `/dev/disk` leads to whichever came last.
+pub fn check_unique(name: &str, kernel: &Kernel) -> Result<(), DeviceError> {
+    let found = match name.split_once('=') {
+        Some(("PARTLABEL", label)) => kernel.partitions("PARTNAME", label),
+        Some(("PARTUUID", id)) => kernel.partitions("PARTUUID", id),
+        _ => Vec::new(),
+    };
+    if found.len() < 2 {
+        return Ok(());
+    }
+    Err(DeviceError::Several { name: name.to_owned(), found })
 }
 
 fn resolve_in(name: &str, dev: &Path) -> Result<PathBuf, DeviceError> {
@@ -178,6 +245,37 @@ mod tests {
         assert_eq!(resolved(plain.to_str().unwrap()), plain);
         assert_eq!(resolved("PARTLABEL=root a/1"), dev.join("disk/by-partlabel/root\\x20a\\x2f1"));
         assert_eq!(resolved("PARTUUID=0F0E-01"), dev.join("disk/by-partuuid/0f0e-01"));
+    }
+
+    #[test]
+    fn errors_of_writes_say_what_helps() {
+        for (errno, word) in
+            [(30, "lock switch"), (5, "replace the storage"), (28, "full"), (1, "DeviceAllow"), (11, "")]
+        {
+            assert!(remedy(&io::Error::from_raw_os_error(errno)).contains(word), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_label_of_two_partitions_means_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = Kernel { proc: dir.path().join("proc"), sys: dir.path().to_owned() };
+        for (name, uevent) in [
+            ("mmcblk0p3", "DEVNAME=mmcblk0p3\nPARTNAME=rootfs-b\nPARTUUID=0f0e-03\n"),
+            ("sda3", "DEVNAME=sda3\nPARTNAME=rootfs-b\nPARTUUID=0F0E-03\n"),
+            ("sda2", "DEVNAME=sda2\nPARTNAME=rootfs-a\nPARTUUID=0f0e-02\n"),
+        ] {
+            let folder = dir.path().join("class/block").join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("uevent"), uevent).unwrap();
+        }
+        for name in ["PARTLABEL=rootfs-b", "PARTUUID=0f0e-03"] {
+            let error = resolve(name, &kernel).unwrap_err();
+            assert!(error.to_string().contains("mmcblk0p3 and sda3"), "{error}");
+        }
+        for name in ["PARTLABEL=rootfs-a", "PARTUUID=0f0e-02", "/dev/null"] {
+            check_unique(name, &kernel).unwrap();
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub use record::{
     Abilities, Desired, ImageInfo, Last, Outcome, Progress, Quarantined, RECORD_VERSION, Record, SlotInfo,
     SlotState, Slots, Times,
 };
+pub use start::is_decided;
 pub use step::step;
 
 /// Fields of a newer agent's record, kept as they are.
@@ -41,8 +42,13 @@ pub fn without_query(uri: &str) -> &str {
 pub struct Boot {
     /// `None`: the witnesses disagree, nothing may be touched.
     pub booted: Option<Slot>,
-    /// `None`: no copy of the environment is valid.
+    /// `None`: no environment can be used.
     pub env: Option<BootEnv>,
+    /// There is none to be found, and the bootloader of this boot says the same: it may be made anew.
+    pub rebuild: bool,
+    /// The slot that this boot tries, by the boot script's word. Such a boot was counted, so that a reboot leads
+    /// back in the end; and its environment is never made anew.
+    pub trial: Option<Slot>,
     pub boot_id: BootId,
     pub now: OffsetDateTime,
     /// Seconds of CLOCK_BOOTTIME.
@@ -53,6 +59,18 @@ impl Boot {
     /// Whether the running slot is the one that boots from now on.
     pub fn is_proven(&self) -> bool {
         self.booted.is_some() && self.booted == self.env.map(|env| env.primary)
+    }
+
+    /// Whether the environment may be told to go back from `target`: the running slot is known; or, in a trial of
+    /// it, two of three witnesses, the boot script and the environment, say so.
+    fn may_revert(&self, target: Slot) -> bool {
+        if self.trial == Some(target) { self.shows_trial(target) } else { self.booted.is_some() }
+    }
+
+    /// Whether the environment has `slot` on trial and the other one to go back to.
+    pub fn shows_trial(&self, slot: Slot) -> bool {
+        let on_trial = |env: &BootEnv| env.trial.is_some_and(|trial| trial.slot == slot);
+        self.env.is_some_and(|env| env.primary == !slot && on_trial(&env))
     }
 }
 

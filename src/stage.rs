@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 
 use crate::bundle::BundleError;
+use crate::device::remedy;
 use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 
@@ -148,7 +149,7 @@ pub enum StageError {
     TooLarge { path: PathBuf, image: u64, capacity: u64 },
     #[error("the slot {} is in use: {reason}", path.display())]
     Busy { path: PathBuf, reason: String },
-    #[error("the slot {} failed at offset {offset}: {source}", path.display())]
+    #[error("the slot {} failed at offset {offset}: {source}{}", path.display(), remedy(source))]
     Slot { path: PathBuf, offset: u64, source: io::Error },
     #[error("the slot {} cannot be used: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },

@@ -17,6 +17,7 @@ use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::copy::{CAPACITY, Copy};
+use crate::device::remedy;
 use crate::failure::{Code, Failure};
 
 const NAMES: [&str; 2] = ["record.0", "record.1"];
@@ -43,7 +44,7 @@ pub enum StoreError {
     Unwritable(serde_json::Error),
     #[error("{0} does not return what was written to it: replace the storage")]
     NotWritten(PathBuf),
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {source}{}", remedy(source))]
     Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 

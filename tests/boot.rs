@@ -120,7 +120,7 @@ fn variable_types_of_libubootenv_survive_our_writes() {
 #[test]
 fn a_rebuilt_environment_is_the_boards_own_for_fw_printenv() {
     let board = UbootBoard::new(0x1000);
-    board.uboot.write(&BootEnv::only(Slot::B)).unwrap();
+    board.uboot.rebuild(&BootEnv::only(Slot::B)).unwrap();
     assert_eq!(board.printenv(), ["bootcmd=run distro_bootcmd", "bootdelay=2", "fwupdate_primary=B"]);
 }
 
@@ -128,7 +128,7 @@ fn a_rebuilt_environment_is_the_boards_own_for_fw_printenv() {
 fn a_damaged_copy_is_passed_over_by_both_sides_alike() {
     for at in [0, 5, 0x1000, 0x1005] {
         let board = UbootBoard::new(0x1000);
-        board.uboot.write(&BootEnv::only(Slot::A)).unwrap();
+        board.uboot.rebuild(&BootEnv::only(Slot::A)).unwrap();
         board.uboot.write(&BootEnv::only(Slot::B)).unwrap();
         let env = board.config.with_file_name("env");
         let mut bytes = fs::read(&env).unwrap();
@@ -196,7 +196,7 @@ fn grub_editenv_lists_what_we_write_and_we_read_what_it_sets() {
 fn a_grubenv_that_we_rebuild_is_good_for_grub_editenv() {
     let board = GrubBoard::new();
     fs::write(board.path(), b"").unwrap();
-    board.grub.write(&armed(Slot::A, 2)).unwrap();
+    board.grub.rebuild(&armed(Slot::A, 2)).unwrap();
     board.editenv(&["set", "other=1"]);
     assert_eq!(board.grub.read().unwrap(), armed(Slot::A, 2));
     board.grub.write(&BootEnv::only(Slot::B)).unwrap();
@@ -270,7 +270,7 @@ fn a_mounted_loop_device_is_in_use_by_number_and_by_file() {
 fn the_settings_kind_decides_which_environment_is_opened() {
     let board = GrubBoard::new();
     let kind = fwupdate::config::BootloaderKind::Grub { grubenv: board.path() };
-    boot::open(&kind).write(&BootEnv::only(Slot::A)).unwrap();
+    boot::open(&kind).rebuild(&BootEnv::only(Slot::A)).unwrap();
     assert_eq!(board.grub.read().unwrap(), BootEnv::only(Slot::A));
 }
 
@@ -330,15 +330,15 @@ fn agent_and_firmware_understand_each_other_through_a_whole_trial() {
         assert_eq!((first.slot, first.env_lost, first.reason), (Some(Slot::A), true, None));
         assert!(matches!(gateway.bootloader.read(), Err(BootError::Lost(_))));
 
-        gateway.bootloader.write(&BootEnv::only(Slot::A)).unwrap();
+        gateway.bootloader.rebuild(&BootEnv::only(Slot::A)).unwrap();
         let second = gateway.boot();
-        assert_eq!((second.slot, second.env_lost, second.trial), (Some(Slot::A), false, false));
+        assert_eq!((second.slot, second.env_lost, second.trial), (Some(Slot::A), false, None));
         assert_ne!(first.boot_id, second.boot_id);
 
         gateway.bootloader.write(&armed(Slot::B, 2)).unwrap();
         for (slot, trial, tries) in [(Slot::B, true, 1), (Slot::B, true, 0), (Slot::A, false, 0)] {
             let found = gateway.boot();
-            assert_eq!((found.slot, found.trial), (Some(slot), trial));
+            assert_eq!((found.slot, found.trial), (Some(slot), trial.then_some(slot)));
             assert_eq!(gateway.bootloader.read().unwrap(), armed(Slot::B, tries));
         }
 

@@ -215,7 +215,7 @@ impl Agent {
             return Err(Failure::new(Code::NotReady, why));
         }
         let gateway = self.gateway.clone();
-        self.aside(move || Ok(gateway.bootloader.ready()?)).await
+        self.aside(move || Ok(gateway.env_ready()?)).await
     }
 
     async fn cancel(&mut self, payload: &Value) -> Answer {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::doctor::{self, OnTrial, Subject};
 use super::gateway::Gateway;
 use crate::clock;
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Evidence, Failure};
 use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
 use crate::plan::{self, Device, Now, Wait};
@@ -17,6 +17,10 @@ use crate::stage::{self, Booted, Bundle, Maps, Meter, Target, Workspace};
 
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
 const HOLD_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the slots' devices and the environment may take to appear in a trial, and how often they are looked for.
+const DEVICES: Duration = Duration::from_secs(30);
+const DEVICE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// One effect under way: what it needs beside the gateway.
 pub struct Work {
@@ -41,9 +45,12 @@ impl Work {
             Effect::Hold(plan, hold) => self.hold(&plan, &hold).await,
             Effect::Arm { plan, verify } => self.arm(&plan, verify).await,
             Effect::Check(plan, trial) => self.check(&plan, &trial).await,
-            Effect::Commit(plan) => self.write(plan.env_committed()).await.map(|()| Event::Committed),
+            Effect::Commit(plan) => self.commit(&plan).await,
             Effect::Revert(plan) => self.write(plan.env_before()).await.map(|()| Event::Reverted),
-            Effect::Rebuild(env) => self.write(env).await.map(|()| Event::Rebuilt),
+            Effect::Rebuild(env) => {
+                let gateway = self.gateway.clone();
+                blocking(move || Ok(gateway.rebuild_env(&env)?)).await.map(|()| Event::Rebuilt)
+            }
             // The driver does this itself, by returning.
             Effect::Reboot => Ok(Event::Failed(Failure::new(Code::Internal, "a reboot is no work"))),
         }
@@ -52,7 +59,7 @@ impl Work {
     /// Writes the boot environment, which may have to wait for its lock.
     async fn write(&self, env: BootEnv) -> Result<(), Failure> {
         let gateway = self.gateway.clone();
-        blocking(move || Ok(gateway.bootloader.write(&env)?)).await
+        blocking(move || Ok(gateway.write_env(&env)?)).await
     }
 
     async fn open(&self, operation: &Operation) -> Result<Event, Failure> {
@@ -61,7 +68,7 @@ impl Work {
         gateway.permits(operation)?;
         let (boot, reason) = gateway.boot();
         let booted = boot.booted.ok_or_else(|| Failure::new(Code::NotReady, reason.unwrap_or_default()))?;
-        gateway.bootloader.ready()?;
+        gateway.env_ready()?;
         let target = gateway.acquire(!booted)?;
         let bundle = self.bundle(operation).await?;
         let os = gateway.os_release();
@@ -200,7 +207,39 @@ impl Work {
         asked.inspect_err(|error| tracing::warn!("failed units are not known: {error}")).ok()
     }
 
+    /// The file system with the environment may have gone since the checks.
+    async fn commit(&self, plan: &Plan) -> Result<Event, Failure> {
+        if let Some((check, why)) = self.doubt(plan.target).await? {
+            return Err(undecided(check, &why));
+        }
+        self.write(plan.env_committed()).await.map(|()| Event::Committed)
+    }
+
+    async fn doubt(&self, slot: Slot) -> Result<Option<(&'static str, String)>, Failure> {
+        let gateway = self.gateway.clone();
+        blocking(move || Ok(gateway.trial_doubt(slot))).await
+    }
+
+    /// The first check of a trial: whether a verdict would reach the bootloader. Devices may come late, so it is
+    /// asked for a while.
+    async fn can_decide(&self, plan: &Plan) -> Result<(), Failure> {
+        let patience = DEVICES.min(self.gateway.settings.health.deadline);
+        let until = clock::boottime().saturating_add(patience);
+        while let Some((check, why)) = self.doubt(plan.target).await? {
+            self.announce(health::Progress::Failing { check: check.to_owned(), why: why.clone() });
+            if clock::boottime() >= until {
+                return Err(undecided(check, &why));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(DEVICE_INTERVAL) => {}
+                () = self.cancel.cancelled() => return Err(cancelled()),
+            }
+        }
+        Ok(())
+    }
+
     async fn check(&self, plan: &Plan, trial: &Trial) -> Result<Event, Failure> {
+        self.can_decide(plan).await.map_err(|failure| with_attempts(failure, trial))?;
         let settings = &self.gateway.settings.health;
         let context = health::Context {
             slot: plan.target,
@@ -250,6 +289,13 @@ impl Work {
             }
         }
     }
+}
+
+/// The new image cannot tell the bootloader of a verdict.
+fn undecided(check: &str, why: &str) -> Failure {
+    let message = format!("the check {check} did not pass: {why}");
+    let evidence = Evidence { check: Some(check.to_owned()), ..Evidence::default() };
+    Failure::new(Code::HealthCheckFailed, message).with(evidence)
 }
 
 fn with_attempts(failure: Failure, trial: &Trial) -> Failure {

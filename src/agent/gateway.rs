@@ -8,12 +8,12 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Mutex, watch};
 
-use crate::boot::{self, BootError, Bootloader, Detected};
-use crate::clock::{self, Clock};
+use crate::boot::{self, Bootloader};
+use crate::clock::Clock;
 use crate::config::Settings;
 use crate::device::{self, Identity, Kernel};
 use crate::failure::{Code, Failure};
-use crate::machine::{Boot, BootId, Operation};
+use crate::machine::{Boot, Operation};
 use crate::manifest::TrustedKeys;
 use crate::plan;
 use crate::slot::Slot;
@@ -22,13 +22,11 @@ use crate::tls;
 
 /// Largest key file that is read, bytes.
 const KEY_LIMIT: u64 = 64 * 1024;
-/// In the runtime folder: the running slot is the primary. Known to `systemd/fwupdate-deadman.service`.
-const PROVEN: &str = "proven";
 
 /// Settings and edges, shared with the effect that runs.
 pub struct Gateway {
     pub settings: Settings,
-    pub bootloader: Box<dyn Bootloader>,
+    bootloader: Box<dyn Bootloader>,
     /// True while there is an authenticated hub session.
     pub cloud: watch::Sender<bool>,
     /// How far staging has come.
@@ -80,60 +78,27 @@ impl Gateway {
     /// Looks at what runs and at what runs next. Reads media, so it may block.
     pub fn look(&self) -> Sight {
         let (boot, degraded) = self.boot();
-        if boot.is_proven() {
-            self.mark_proven();
-        }
         Sight { boot, degraded, os: self.os_release() }
     }
 
-    /// What is booted and what the environment says, looked up afresh. The sentence tells why the running
-    /// slot is not known.
-    pub fn boot(&self) -> (Boot, Option<String>) {
-        let (slot, boot_id, reason) = match self.detect() {
-            Ok(found) => (found.slot, found.boot_id, found.reason),
-            Err(failure) => (None, String::new(), Some(failure.message)),
-        };
-        let (env, unusable) = self.environment();
-        let boot = Boot {
-            // An environment that is there but cannot be used is as good as an unknown slot: touch nothing.
-            booted: slot.filter(|_| unusable.is_none()),
-            env,
-            boot_id: BootId(boot_id),
-            now: self.clock.now(),
-            uptime: clock::boottime().as_secs(),
-        };
-        (boot, reason.or(unusable))
+    pub(super) fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
-    /// Disarms `fwupdate-deadman.timer`, which reboots a slot on trial that has no such marker.
-    fn mark_proven(&self) {
-        let marker = self.settings.system.run.join(PROVEN);
-        if marker.exists() {
-            return;
-        }
-        if let Err(error) = fs::write(&marker, "") {
-            tracing::error!(
-                "the dead-man timer is still armed and will reboot this slot if it was on trial: {} cannot be \
-                 made: {error}",
-                marker.display()
-            );
-        }
+    /// A sentence when what is written to `dir` is gone after the next reboot.
+    pub fn volatile(&self, dir: &Path) -> Option<String> {
+        let found = device::volatile(dir, &self.kernel)?;
+        Some(format!(
+            "{} lies on {found}, which forgets everything at a reboot: mount a partition of its own there",
+            dir.display()
+        ))
     }
 
-    /// The environment, and why it cannot be used at all.
-    fn environment(&self) -> (Option<crate::slot::BootEnv>, Option<String>) {
-        match self.bootloader.read() {
-            Ok(env) => (Some(env), None),
-            Err(BootError::Lost(_) | BootError::Uninitialised(_)) => (None, None),
-            Err(error) => (None, Some(error.to_string())),
-        }
+    pub(super) fn bootloader(&self) -> &dyn Bootloader {
+        self.bootloader.as_ref()
     }
 
-    fn detect(&self) -> Result<Detected, Failure> {
-        boot::booted(&self.kernel, &self.slots()).map_err(|error| internal(&error))
-    }
-
-    fn slots(&self) -> [(Slot, PathBuf); 2] {
+    pub(super) fn slots(&self) -> [(Slot, PathBuf); 2] {
         [Slot::A, Slot::B].map(|slot| (slot, self.device(slot)))
     }
 
@@ -143,7 +108,7 @@ impl Gateway {
             Slot::A => &self.settings.slots.a,
             Slot::B => &self.settings.slots.b,
         };
-        device::resolve(name).unwrap_or_else(|_| PathBuf::from(name))
+        device::resolve(name, &self.kernel).unwrap_or_else(|_| PathBuf::from(name))
     }
 
     /// Where the chunk map of a slot is kept.
@@ -181,8 +146,12 @@ impl Gateway {
             Slot::A => &self.settings.slots.a,
             Slot::B => &self.settings.slots.b,
         };
-        let path = device::resolve(name)
+        let path = device::resolve(name, &self.kernel)
             .map_err(|error| Failure::new(Code::SlotWriteFailed, format!("slot {slot}: {error}")))?;
+        if Identity::of(&path).is_ok_and(|device| self.kernel.is_read_only(device)) {
+            let message = format!("slot {slot} ({}) {}", path.display(), device::READ_ONLY);
+            return Err(Failure::new(Code::SlotWriteFailed, message));
+        }
         let in_use = self.kernel.in_use().map_err(|error| internal(&error))?;
         if self.kernel.aliases(&path).is_ok_and(|aliases| !aliases.is_disjoint(&in_use)) {
             let message = format!("slot {slot} ({}) is mounted: unmount it first", path.display());
@@ -257,7 +226,7 @@ impl Gateway {
     }
 }
 
-fn internal(error: &dyn std::error::Error) -> Failure {
+pub(super) fn internal(error: &dyn std::error::Error) -> Failure {
     Failure::new(Code::Internal, error.to_string())
 }
 

@@ -16,10 +16,12 @@ pub struct Detected {
     pub slot: Option<Slot>,
     /// Otherwise one sentence: what each of them says.
     pub reason: Option<String>,
-    /// The boot script says that this is a trial.
-    pub trial: bool,
-    /// The boot script found no valid environment.
+    /// The boot script says that this is a trial of this slot.
+    pub trial: Option<Slot>,
+    /// The boot script found no valid copy of the environment.
     pub env_lost: bool,
+    /// It found one that names no primary.
+    pub env_unset: bool,
     /// The kernel's name for this boot, new each time.
     pub boot_id: String,
 }
@@ -35,7 +37,8 @@ pub fn booted(kernel: &Kernel, slots: &[(Slot, PathBuf); 2]) -> Result<Detected,
         Ok(slot) => (Some(slot), None),
         Err(reason) => (None, Some(reason)),
     };
-    Ok(Detected { slot, reason, trial: cmdline.trial, env_lost: cmdline.env_lost, boot_id })
+    let CommandLine { env_lost, env_unset, .. } = cmdline;
+    Ok(Detected { slot, reason, trial: cmdline.trial(), env_lost, env_unset, boot_id })
 }
 
 /// The slot that a kernel command line names, if it names one alone.
@@ -58,9 +61,15 @@ struct CommandLine {
     slots: Vec<String>,
     trial: bool,
     env_lost: bool,
+    env_unset: bool,
 }
 
 impl CommandLine {
+    /// The slot on trial.
+    fn trial(&self) -> Option<Slot> {
+        said(&self.slots).ok().filter(|_| self.trial)
+    }
+
     /// What follows `--` is meant for init.
     fn parse(text: &str) -> CommandLine {
         let mut found = CommandLine::default();
@@ -69,6 +78,7 @@ impl CommandLine {
                 Some(("fwupdate.slot", slot)) => found.slots.push(slot.to_owned()),
                 Some(("fwupdate.trial", "1")) => found.trial = true,
                 Some(("fwupdate.env", "lost")) => found.env_lost = true,
+                Some(("fwupdate.env", "unset")) => found.env_unset = true,
                 _ => {}
             }
         }
@@ -89,14 +99,19 @@ fn under_root(kernel: &Kernel, slots: &[(Slot, PathBuf); 2]) -> Result<Vec<Slot>
     Ok(slots.iter().filter(|(_, path)| is_under(path)).map(|(slot, _)| *slot).collect())
 }
 
-fn agree(said: &[String], under: &[Slot]) -> Result<Slot, String> {
-    let first = match said {
+/// The one slot that the boot script names.
+fn said(slots: &[String]) -> Result<Slot, String> {
+    match slots {
         [] => Err("the kernel command line has no fwupdate.slot=".to_owned()),
         [first, rest @ ..] if rest.iter().all(|other| other == first) => {
             first.parse().map_err(|()| format!("the kernel command line says fwupdate.slot={first:?}"))
         }
-        _ => Err(format!("the kernel command line names several slots ({})", said.join(", "))),
-    };
+        _ => Err(format!("the kernel command line names several slots ({})", slots.join(", "))),
+    }
+}
+
+fn agree(slots: &[String], under: &[Slot]) -> Result<Slot, String> {
+    let first = said(slots);
     let second = match under {
         [slot] => Ok(*slot),
         [] => Err("/ stands on neither slot's device".to_owned()),
@@ -159,7 +174,7 @@ mod tests {
         let found = machine.booted();
         assert_eq!(
             (found.slot, found.reason, found.trial, found.env_lost),
-            (Some(Slot::A), None, false, false)
+            (Some(Slot::A), None, None, false)
         );
         assert_eq!(found.boot_id, "6a7f0e1c-5b0d-4c69-9d3e-4d1f9a3f6f6b");
     }
@@ -175,7 +190,7 @@ mod tests {
              32 30 8:9 / /data rw - ext4 /dev/sda9 rw\n",
         );
         let found = machine.booted();
-        assert_eq!((found.slot, found.trial), (Some(Slot::B), true), "{:?}", found.reason);
+        assert_eq!((found.slot, found.trial), (Some(Slot::B), Some(Slot::B)), "{:?}", found.reason);
     }
 
     #[test]

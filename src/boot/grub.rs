@@ -8,6 +8,7 @@ mod block;
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use crate::slot::{Armed, BootEnv, Slot};
 
 /// Longer than the kernel lets a lease be held against a writer (fs.lease-break-time is 45 s).
 const LEASE: Duration = Duration::from_secs(60);
+
+/// Most folders of `EFI` that are looked into.
+const VENDORS: usize = 32;
 
 /// The environment in a grubenv file.
 #[derive(Debug)]
@@ -51,24 +55,61 @@ impl Grub {
         }
         Ok(match Block::parse(&bytes) {
             Some(block) => Content::Valid(bytes, block),
+            None if block::has_text(&bytes) => {
+                let why =
+                    "it is no valid block, but variables can be read in it: repair it with grub-editenv, or \
+                           delete it if they are of no use"
+                        .to_owned();
+                return Err(BootError::Unsupported { path: self.path.clone(), why });
+            }
             None => Content::Lost,
         })
     }
 
-    /// The bytes to write at the file's start: one sector, or the whole file when it was lost.
+    /// Why there is no block: it is lost, or the settings lead beside it.
+    fn absence(&self) -> BootError {
+        let Some(other) = self.others().find(|path| is_block(path)) else {
+            return BootError::Lost(self.place());
+        };
+        let why = format!(
+            "there is no valid block, but one is in {}: correct bootloader.grubenv in the settings, or delete that file",
+            other.display()
+        );
+        BootError::Unsupported { path: self.path.clone(), why }
+    }
+
+    /// Where else on this file system GRUB's blocks are found.
+    fn others(&self) -> impl Iterator<Item = PathBuf> {
+        let device = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
+        let home = self.path.parent().and_then(device);
+        let inside = move |path: &&Path| *path != Path::new("/") && home.is_some() && device(path) == home;
+        let folders: Vec<PathBuf> =
+            self.path.ancestors().skip(1).take_while(inside).flat_map(subfolders).collect();
+        let own = self.path.clone();
+        folders.into_iter().map(|folder| folder.join("grubenv")).filter(move |path| *path != own)
+    }
+
+    /// The sector to write at the file's start.
     fn next(&self, env: &BootEnv) -> Result<Vec<u8>, BootError> {
-        let full = |needed| BootError::Full { place: self.place(), needed, size: SIZE };
-        match self.load()? {
-            Content::Lost => Block::default().render(env).map_err(full),
-            Content::Valid(old, block) => {
-                let mut new = block.render(env).map_err(full)?;
-                if new.get(SECTOR..) != old.get(SECTOR..) {
-                    return Err(BootError::WouldMove(self.path.clone()));
-                }
-                new.truncate(SECTOR);
-                Ok(new)
-            }
+        let Content::Valid(old, block) = self.load()? else { return Err(self.absence()) };
+        let mut new = block.render(env).map_err(|needed| self.full(needed))?;
+        if new.get(SECTOR..) != old.get(SECTOR..) {
+            return Err(BootError::WouldMove(self.path.clone()));
         }
+        new.truncate(SECTOR);
+        Ok(new)
+    }
+
+    /// The whole file, which was lost.
+    fn anew(&self, env: &BootEnv) -> Result<Vec<u8>, BootError> {
+        match self.absence() {
+            BootError::Lost(_) => Block::default().render(env).map_err(|needed| self.full(needed)),
+            other => Err(other),
+        }
+    }
+
+    fn full(&self, needed: usize) -> BootError {
+        BootError::Full { place: self.place(), needed, size: SIZE }
     }
 
     /// Opens the file for writing, creating it where it is missing. A file server or a backup may hold a lease on
@@ -109,25 +150,45 @@ impl Bootloader for Grub {
     fn read(&self) -> Result<BootEnv, BootError> {
         match self.load()? {
             Content::Valid(_, block) => variables::parse(&self.place(), |name| block.get(name)),
-            Content::Lost => Err(BootError::Lost(self.place())),
+            Content::Lost => Err(self.absence()),
         }
     }
 
     fn write(&self, env: &BootEnv) -> Result<(), BootError> {
         let bytes = self.next(env)?;
+        durable::write(&self.writable()?, &self.path, 0, &bytes)
+    }
+
+    fn rebuild(&self, env: &BootEnv) -> Result<(), BootError> {
+        if let Content::Valid(..) = self.load()? {
+            return self.write(env);
+        }
+        let bytes = self.anew(env)?;
         let file = self.writable()?;
         durable::write(&file, &self.path, 0, &bytes)?;
-        if bytes.len() > SECTOR { self.settle(&file) } else { Ok(()) }
+        self.settle(&file)
     }
 
     fn ready(&self) -> Result<(), BootError> {
         let trial = Some(Armed { slot: Slot::B, tries: 9 });
         self.next(&BootEnv { primary: Slot::A, trial, fallback: Some(Slot::B) })?;
-        match durable::open(&self.path, true) {
-            Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
-            other => other.map(drop),
-        }
+        durable::open(&self.path, true).map(drop)
     }
+}
+
+/// Where distributions keep a grubenv, seen from a mount point or from a folder of it.
+fn subfolders(top: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        ["", "grub", "grub2", "boot/grub", "boot/grub2", "fwupdate"].map(|name| top.join(name)).into();
+    if let Ok(vendors) = std::fs::read_dir(top.join("EFI")) {
+        found.extend(vendors.take(VENDORS).filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    found
+}
+
+fn is_block(path: &Path) -> bool {
+    let Ok(file) = durable::open(path, false) else { return false };
+    durable::read(&file, path, 0, SIZE + 1).is_ok_and(|bytes| Block::parse(&bytes).is_some())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! U-Boot's environment: two copies, of which a write replaces the older, so that a torn write costs nothing.
 
+mod around;
 mod config;
 mod copy;
 mod lock;
@@ -7,6 +8,7 @@ mod lock;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+pub use self::config::Location as Place;
 use self::config::Location;
 use self::copy::Copy;
 use super::{BootError, Bootloader, durable, variables};
@@ -25,6 +27,11 @@ pub struct Uboot {
     config: PathBuf,
 }
 
+/// Where all copies are.
+pub fn areas(config: &Path) -> Result<Vec<Place>, BootError> {
+    config::load(config)
+}
+
 /// The devices or files of all copies.
 pub fn places(config: &Path) -> Result<Vec<PathBuf>, BootError> {
     Ok(config::load(config)?.into_iter().map(|location| location.path).collect())
@@ -35,18 +42,77 @@ impl Uboot {
         Uboot { config: config.to_owned() }
     }
 
-    /// The area that is to be replaced, which is not the current copy's, and its new bytes.
-    fn replacement<'a>(&self, medium: &'a Medium, env: &BootEnv) -> Result<(&'a Area, Vec<u8>), BootError> {
+    /// The area that is to be replaced, which is not the current copy's, and its new bytes. `None`: no copy is
+    /// valid.
+    fn replacement<'a>(
+        &self,
+        medium: &'a Medium,
+        env: &BootEnv,
+    ) -> Result<Option<(&'a Area, Vec<u8>)>, BootError> {
         let [first, second] = medium.areas.as_slice() else {
             return Err(BootError::SingleCopy(self.config.clone()));
         };
-        let (area, next) = match medium.current()? {
-            Some((0, copy)) => (second, copy.with(copy.flags.wrapping_add(1), env)),
-            Some((_, copy)) => (first, copy.with(copy.flags.wrapping_add(1), env)),
-            None => (first, self.defaults(medium)?.with(1, env)),
+        let (area, current, copy) = match medium.current()? {
+            Some((0, copy)) => (second, first, copy),
+            Some((_, copy)) => (first, second, copy),
+            None => return Ok(None),
         };
-        let full = |needed| BootError::Full { place: medium.place(), needed, size: area.size };
-        Ok((area, next.render(area.size).map_err(full)?))
+        self.check_replaced(area, current, &copy)?;
+        Ok(Some((area, medium.render(area, &copy.with(copy.flags.wrapping_add(1), env))?)))
+    }
+
+    /// What is overwritten must be a copy, the remains of one, or nothing: it would be something else if its line
+    /// were wrong.
+    fn check_replaced(&self, area: &Area, current: &Area, copy: &Copy) -> Result<(), BootError> {
+        let bytes = durable::read(&area.file, &area.path, area.start, area.size)?;
+        if Copy::parse(&bytes, true).is_some() || around::begins_like(&bytes, copy) {
+            return Ok(());
+        }
+        let is_current = |start| start == current.start && area.identity == current.identity;
+        let other = around::valid_copies(area)?
+            .into_iter()
+            .find(|found| found.form == around::Form::Redundant(area.size) && !is_current(found.start));
+        if let Some(found) = other {
+            return Err(self.wrong(area, found.complaint(area)));
+        }
+        if around::remains(&bytes, copy) {
+            return Ok(());
+        }
+        let why = format!(
+            "the area at {:#x} of {} holds neither a copy of the environment nor what a torn write leaves of one, so it \
+             is not overwritten: correct the line, or erase that area if it is the second copy",
+            area.start,
+            area.path.display()
+        );
+        Err(self.wrong(area, why))
+    }
+
+    /// The first copy of an environment that was lost: nothing around may be one.
+    fn anew<'a>(&self, medium: &'a Medium, env: &BootEnv) -> Result<(&'a Area, Vec<u8>), BootError> {
+        self.check_lost(medium)?;
+        let [first, _] = medium.areas.as_slice() else {
+            return Err(BootError::SingleCopy(self.config.clone()));
+        };
+        Ok((first, medium.render(first, &self.defaults(medium)?.with(1, env))?))
+    }
+
+    /// An error where something near could be the environment.
+    fn check_lost(&self, medium: &Medium) -> Result<(), BootError> {
+        for area in &medium.areas {
+            if let Some(found) = around::look(area)? {
+                return Err(self.wrong(area, found.complaint(area)));
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, area: &Area, why: String) -> BootError {
+        BootError::Config { path: self.config.clone(), line: area.line, why }
+    }
+
+    /// Why nothing valid is there.
+    fn absence(&self, medium: &Medium) -> BootError {
+        self.check_lost(medium).err().unwrap_or_else(|| BootError::Lost(medium.place()))
     }
 
     /// What a lost environment is rebuilt from. Once a valid copy exists, U-Boot forgets the variables that it
@@ -68,15 +134,24 @@ impl Bootloader for Uboot {
     /// one.
     fn read(&self) -> Result<BootEnv, BootError> {
         let medium = Medium::open(&self.config, false)?;
-        let place = medium.place();
-        let (_, copy) = medium.current()?.ok_or_else(|| BootError::Lost(place.clone()))?;
-        variables::parse(&place, |name| copy.get(name))
+        let (_, copy) = medium.current()?.ok_or_else(|| self.absence(&medium))?;
+        variables::parse(&medium.place(), |name| copy.get(name))
     }
 
     fn write(&self, env: &BootEnv) -> Result<(), BootError> {
-        let _locks = lock::acquire()?;
+        let _locks = lock::acquire();
         let medium = Medium::open(&self.config, true)?;
-        let (area, bytes) = self.replacement(&medium, env)?;
+        let (area, bytes) = self.replacement(&medium, env)?.ok_or_else(|| self.absence(&medium))?;
+        durable::write(&area.file, &area.path, area.start, &bytes)
+    }
+
+    fn rebuild(&self, env: &BootEnv) -> Result<(), BootError> {
+        let _locks = lock::acquire();
+        let medium = Medium::open(&self.config, true)?;
+        let (area, bytes) = match self.replacement(&medium, env)? {
+            Some(next) => next,
+            None => self.anew(&medium, env)?,
+        };
         durable::write(&area.file, &area.path, area.start, &bytes)
     }
 
@@ -86,7 +161,8 @@ impl Bootloader for Uboot {
             trial: Some(Armed { slot: Slot::B, tries: 9 }),
             fallback: Some(Slot::B),
         };
-        self.replacement(&Medium::open(&self.config, true)?, &longest).map(drop)
+        let medium = Medium::open(&self.config, true)?;
+        self.replacement(&medium, &longest)?.ok_or_else(|| self.absence(&medium)).map(drop)
     }
 }
 
@@ -101,6 +177,8 @@ struct Area {
     start: u64,
     size: usize,
     identity: Option<Identity>,
+    /// The line of `fw_env.config`.
+    line: usize,
 }
 
 impl Medium {
@@ -148,6 +226,12 @@ impl Medium {
         Ok(if second { copies.pop() } else { copies.into_iter().next() })
     }
 
+    /// The bytes of `copy` for `area`.
+    fn render(&self, area: &Area, copy: &Copy) -> Result<Vec<u8>, BootError> {
+        let full = |needed| BootError::Full { place: self.place(), needed, size: area.size };
+        copy.render(area.size).map_err(full)
+    }
+
     /// For messages: the devices by name.
     fn place(&self) -> String {
         let mut paths: Vec<_> = self.areas.iter().map(|area| area.path.display().to_string()).collect();
@@ -158,7 +242,7 @@ impl Medium {
 
 impl Area {
     fn open(location: Location, writable: bool) -> Result<Area, BootError> {
-        let Location { path, offset, size } = location;
+        let Location { path, offset, size, line } = location;
         refuse_flash(&path)?;
         let file = durable::open(&path, writable)?;
         let length = durable::length(&file, &path)?;
@@ -179,7 +263,7 @@ impl Area {
                 return Err(unsupported(format!("offset and size must be multiples of {SECTOR} bytes")));
             }
         }
-        Ok(Area { path, file, start, size, identity })
+        Ok(Area { path, file, start, size, identity, line })
     }
 }
 

@@ -6,6 +6,8 @@
 use super::BootError;
 use crate::slot::{Armed, BootEnv, Slot};
 
+/// What all names of ours begin with.
+pub const PREFIX: &str = "fwupdate_";
 pub const PRIMARY: &str = "fwupdate_primary";
 pub const TRIAL: &str = "fwupdate_trial";
 pub const TRIES: &str = "fwupdate_tries";

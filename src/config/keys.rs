@@ -45,6 +45,7 @@ pub const KEYS: &[Key] = &[
     open("cloud.dps.port"),
     open("slots.a.device"),
     open("slots.b.device"),
+    key("slots.span_disks", "false"),
     open("bootloader.kind"),
     key("bootloader.config", "\"/etc/fw_env.config\""),
     open("bootloader.grubenv"),

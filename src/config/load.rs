@@ -123,6 +123,19 @@ fn passed_over(file: &str, error: &ConfigError) -> Warning {
     Warning::PassedOver { file: file.to_owned(), why: error.to_string() }
 }
 
+/// What is to be said of a health deadline that ends after the dead-man fired, as systemd has it here.
+pub fn after_deadman(settings: &Settings) -> Option<Warning> {
+    late_deadline(settings.health.deadline, deadman::uptime(Path::new("/")))
+}
+
+/// A verdict must fall before the dead-man does.
+fn late_deadline(deadline: Duration, deadman: Duration) -> Option<Warning> {
+    (deadline >= deadman).then(|| Warning::LateDeadline {
+        deadline: units::show_duration(deadline),
+        deadman: units::show_duration(deadman),
+    })
+}
+
 /// The part of the settings that the service's sandbox depends on, and what root does for the agent.
 #[derive(Debug)]
 pub struct Board {
@@ -255,7 +268,8 @@ fn slots(inputs: &Inputs) -> Result<Slots, ConfigError> {
         }
         Err(inputs.wrong(path, "an absolute path, PARTLABEL=NAME or PARTUUID=ID"))
     };
-    let slots = Slots { a: slot("slots.a.device")?, b: slot("slots.b.device")? };
+    let span_disks = inputs.flag("slots.span_disks")?;
+    let slots = Slots { a: slot("slots.a.device")?, b: slot("slots.b.device")?, span_disks };
     if slots.a == slots.b {
         return Err(inputs.wrong("slots.b.device", "another device than slots.a.device"));
     }

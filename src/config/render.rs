@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::units::{show_duration, show_window};
-use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, TimeServer, Transport, Window};
+use super::{Auth, BootloaderKind, Cloud, Dps, Place, Seat, Settings, Slots, TimeServer, Transport, Window};
 
 /// `settings` as TOML that `load` would read, but for the device key, which shows as `***`.
 pub fn render(settings: &Settings) -> String {
@@ -114,7 +114,8 @@ fn dps_table(dps: &Dps, auth: &Auth) -> Table {
 
 fn slots(settings: &Settings) -> Table {
     let slot = |device: &str| Value::from(table([("device", device.into())]));
-    table([("a", slot(&settings.slots.a)), ("b", slot(&settings.slots.b))])
+    let Slots { a, b, span_disks } = &settings.slots;
+    table([("a", slot(a)), ("b", slot(b)), ("span_disks", (*span_disks).into())])
 }
 
 fn bootloader(settings: &Settings) -> Table {

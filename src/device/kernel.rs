@@ -6,9 +6,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{DeviceError, Identity};
+
+/// File systems with an anonymous number that name their device, which only root can mount. Elsewhere the source is a
+/// text that whoever mounts may choose: any user's FUSE file system can be named like a slot.
+const NAME_A_DEVICE: [&str; 2] = ["btrfs", "bcachefs"];
 
 /// The kernel's own view of the machine.
 #[derive(Debug, Clone)]
@@ -67,6 +72,108 @@ impl Kernel {
         Ok(found)
     }
 
+    /// Everything that the file or folder at `path` lies on: the file system's device and what that stands on.
+    /// Empty where it lies on none (tmpfs) or it can't be told.
+    pub fn under_file(&self, path: &Path) -> Result<BTreeSet<Identity>, DeviceError> {
+        let meta = fs::metadata(path).map_err(|source| DeviceError::at(path, source))?;
+        let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
+        if major != 0 {
+            return Ok(self.backing(major, minor));
+        }
+        // btrfs, overlay and their like: the mount of that number knows.
+        let mounts = self.mounts()?;
+        let same = |mount: &&Mount| mount.major == 0 && mount.minor == minor;
+        let index = mounts.iter().rev().find(same).and_then(|found| mounts.iter().position(|m| m == found));
+        Ok(index.map(|index| self.under(&mounts, index)).unwrap_or_default())
+    }
+
+    /// The whole disks that these devices are parts of. A file, also one that a loop device shows, is on no disk of
+    /// its own.
+    pub fn disks(&self, devices: &BTreeSet<Identity>) -> BTreeSet<Identity> {
+        let blocks = devices.iter().filter_map(|identity| match identity {
+            Identity::Block { major, minor } => Some((*major, *minor)),
+            Identity::File { .. } => None,
+        });
+        let leaves = blocks.filter(|(major, minor)| self.slaves(*major, *minor).is_empty());
+        let file = |major, minor| self.device_dir(major, minor).join("loop/backing_file").exists();
+        let whole = leaves
+            .filter(|(major, minor)| !file(*major, *minor))
+            .map(|(major, minor)| self.parent(major, minor).unwrap_or(Identity::Block { major, minor }));
+        whole.collect()
+    }
+
+    /// The disk of a partition, or of an eMMC's boot partition: the device whose folder in sysfs holds its own.
+    fn parent(&self, major: u64, minor: u64) -> Option<Identity> {
+        let dir = fs::canonicalize(self.device_dir(major, minor)).ok()?;
+        let above = dir.parent().filter(|above| above.join("size").exists())?;
+        let (major, minor) = parse_number(fs::read_to_string(above.join("dev")).ok()?.trim())?;
+        Some(Identity::Block { major, minor })
+    }
+
+    /// First byte and length of a partition on its disk.
+    pub fn extent(&self, partition: Identity) -> Option<(Identity, u64, u64)> {
+        let Identity::Block { major, minor } = partition else { return None };
+        let number = |name: &str| -> Option<u64> {
+            fs::read_to_string(self.device_dir(major, minor).join(name)).ok()?.trim().parse().ok()
+        };
+        let sectors = |count: u64| count.checked_mul(512);
+        Some((self.parent(major, minor)?, sectors(number("start")?)?, sectors(number("size")?)?))
+    }
+
+    /// Whether the kernel refuses writes to this device: its own flag, or that of the disk it is on.
+    pub fn is_read_only(&self, device: Identity) -> bool {
+        let Identity::Block { major, minor } = device else { return false };
+        let set = |major, minor| {
+            fs::read_to_string(self.device_dir(major, minor).join("ro")).is_ok_and(|flag| flag.trim() == "1")
+        };
+        let disk = self.parent(major, minor).is_some_and(|disk| match disk {
+            Identity::Block { major, minor } => set(major, minor),
+            Identity::File { .. } => false,
+        });
+        disk || set(major, minor)
+    }
+
+    /// The names of all partitions with this label (`PARTNAME`) or id (`PARTUUID`).
+    pub fn partitions(&self, key: &str, value: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.sys.join("class/block")).into_iter().flatten().flatten();
+        let means = |dir: &Path| {
+            let text = fs::read_to_string(dir.join("uevent")).unwrap_or_default();
+            let known = text + &self.udev(dir);
+            known.lines().filter_map(|line| line.split_once('=')).any(|(found, text)| match key {
+                "PARTNAME" => found == key && text == value,
+                _ => matches!(found, "PARTUUID" | "E:ID_PART_ENTRY_UUID") && text.eq_ignore_ascii_case(value),
+            })
+        };
+        let found = entries.map(|entry| entry.path()).filter(|dir| means(dir));
+        let mut names: Vec<String> =
+            found.filter_map(|dir| Some(dir.file_name()?.to_string_lossy().into_owned())).collect();
+        names.sort();
+        names
+    }
+
+    /// What udev remembers of a device: the kernel itself tells partitions' ids since Linux 6.10 only.
+    fn udev(&self, dir: &Path) -> String {
+        if self.sys != Path::new("/sys") {
+            return String::new();
+        }
+        let number = fs::read_to_string(dir.join("dev")).unwrap_or_default();
+        fs::read_to_string(format!("/run/udev/data/b{}", number.trim())).unwrap_or_default()
+    }
+
+    /// How a device is called: its name in sysfs, else its number.
+    pub fn name(&self, identity: Identity) -> String {
+        let Identity::Block { major, minor } = identity else { return "a file".to_owned() };
+        let dir = fs::canonicalize(self.device_dir(major, minor)).ok();
+        let name = dir.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        name.unwrap_or_else(|| format!("{major}:{minor}"))
+    }
+
+    /// The mount that is mounted at exactly this folder, the last where several are.
+    pub fn mounted_at(&self, folder: &Path) -> Result<Option<Mount>, DeviceError> {
+        let folder = fs::canonicalize(folder).map_err(|source| DeviceError::at(folder, source))?;
+        Ok(self.mounts()?.into_iter().rfind(|mount| mount.point == folder))
+    }
+
     /// All mounts of this process's namespace, in the kernel's order.
     pub fn mounts(&self) -> Result<Vec<Mount>, DeviceError> {
         let path = self.proc.join("self/mountinfo");
@@ -83,6 +190,21 @@ impl Kernel {
         })
     }
 
+    /// The upper folder of the overlay that shows `path`.
+    pub fn overlay_upper(&self, path: &Path) -> Option<PathBuf> {
+        let mounts = self.mounts().ok()?;
+        let path = fs::canonicalize(path).ok()?;
+        let mount = mounts.get(covering(&mounts, &path)?).filter(|mount| mount.kind == "overlay")?;
+        mount.options.iter().find_map(|option| option.strip_prefix("upperdir=")).map(PathBuf::from)
+    }
+
+    /// Whether the mount that shows `path` is a RAM disk, as far as this namespace still shows it.
+    pub fn is_on_tmpfs(&self, path: &Path) -> bool {
+        let mounts = self.mounts().unwrap_or_default();
+        let mount = covering(&mounts, path).and_then(|index| mounts.get(index));
+        mount.is_some_and(|mount| matches!(mount.kind.as_str(), "tmpfs" | "ramfs"))
+    }
+
     /// Everything that any mounted file system stands on.
     pub fn in_use(&self) -> Result<BTreeSet<Identity>, DeviceError> {
         let mounts = self.mounts()?;
@@ -97,9 +219,10 @@ impl Kernel {
             let Some(mount) = mounts.get(index).filter(|_| seen.insert(index)) else { continue };
             if mount.major != 0 {
                 found.extend(self.backing(mount.major, mount.minor));
-            } else if let Ok(Identity::Block { major, minor }) = Identity::of(Path::new(&mount.source)) {
-                // btrfs and its like have an anonymous number but name a device.
-                found.extend(self.backing(major, minor));
+            } else if NAME_A_DEVICE.contains(&mount.kind.as_str()) {
+                if let Ok(Identity::Block { major, minor }) = Identity::of(Path::new(&mount.source)) {
+                    found.extend(self.backing(major, minor));
+                }
             }
             if mount.kind == "overlay" {
                 todo.extend(layers(mount).iter().filter_map(|layer| covering(mounts, layer)));
@@ -323,6 +446,19 @@ mod tests {
         assert_eq!(mounts.len(), 1);
         assert_eq!(mounts[0].point, Path::new("/a"));
         assert!(fake.kernel.root().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_source_that_a_user_may_choose_is_not_believed() {
+        let node = ["/dev/loop0", "/dev/vda", "/dev/sda"]
+            .into_iter()
+            .find(|node| Identity::of(Path::new(node)).is_ok());
+        let Some(node) = node else { return };
+        for (kind, believed) in [("fuse.sshfs", false), ("fuse", false), ("tmpfs", false), ("btrfs", true)] {
+            let fake = Fake::new(&format!("30 1 0:44 / /home/user/m rw - {kind} {node} rw\n"));
+            let used = fake.kernel.in_use().unwrap();
+            assert_eq!(used.contains(&Identity::of(Path::new(node)).unwrap()), believed, "{kind}");
+        }
     }
 
     #[test]

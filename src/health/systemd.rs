@@ -27,6 +27,22 @@ pub struct Systemd {
     pub booted: PathBuf,
 }
 
+/// Whether a unit is made for a user or by one: what becomes of it says nothing about the image. A user can let each
+/// of these fail at will: the own service manager, what belongs to a login, and transient units.
+fn is_a_users(unit: &str) -> bool {
+    let of_user = ["user@", "user-runtime-dir@"].iter().any(|prefix| unit.starts_with(prefix));
+    let slice = unit.starts_with("user-") && unit.ends_with(".slice");
+    of_user || slice || unit.ends_with(".scope") || is_transient(unit)
+}
+
+/// As systemd-run names what it is not told to name: `run-u12.service`, `run-r` and hexadecimal digits, `run-p44-i45`.
+fn is_transient(unit: &str) -> bool {
+    let number =
+        unit.strip_prefix("run-").and_then(|rest| rest.strip_prefix(['u', 'r', 'p'])).unwrap_or_default();
+    let name = number.split('.').next().unwrap_or_default();
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'i'))
+}
+
 impl Default for Systemd {
     fn default() -> Systemd {
         Systemd { systemctl: "systemctl".into(), root: root::socket(), booted: "/run/systemd/system".into() }
@@ -41,7 +57,8 @@ impl Systemd {
             return Err(self.failed(excerpt(&finished.output)));
         }
         let text = String::from_utf8_lossy(&finished.output);
-        Ok(text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+        let units = text.lines().filter_map(|line| line.split_whitespace().next());
+        Ok(units.filter(|unit| !is_a_users(unit)).map(str::to_owned).collect())
     }
 
     /// The unit's state when it is not `active`, such as `failed`, `activating` or `inactive`.
@@ -99,5 +116,37 @@ fn arguments(verb: &Verb) -> Vec<&str> {
         Verb::UnitStatus(unit) => vec!["status", "--no-pager", "--full", "--lines=10", "--", unit],
         Verb::BootComplete => vec!["start", "--", BOOT_COMPLETE],
         _ => vec!["list-units", "--state=failed", "--all", "--plain", "--no-legend", "--full", "--no-pager"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_of_users_do_not_count() {
+        for unit in [
+            "user@1000.service",
+            "user-runtime-dir@1000.service",
+            "user-1000.slice",
+            "session-3.scope",
+            "run-u12.service",
+            "run-r0123456789abcdef.service",
+            "run-p44-i45.service",
+            "run-u12.timer",
+            "app.scope",
+        ] {
+            assert!(is_a_users(unit), "{unit}");
+        }
+        for unit in [
+            "modem.service",
+            "systemd-logind.service",
+            "run-media.mount",
+            "runner.service",
+            "userdata.mount",
+            "user-setup.service",
+        ] {
+            assert!(!is_a_users(unit), "{unit}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What start-up does, whatever the record says: what is really booted and what the boot environment says
 //! outrank it. One function a row of the table in docs/architecture.md.
 
-use super::step::{arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back};
+use super::step::{arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back, way_back};
 use super::*;
 use crate::slot::Armed;
 
@@ -9,23 +9,63 @@ type Step = (Record, Option<Effect>);
 
 /// Reconciles the record with the world and issues the phase's effect again.
 pub(super) fn start(record: &Record, boot: &Boot) -> Step {
-    // The witnesses disagree: touch nothing.
-    let Some(booted) = boot.booted else { return (record.clone(), None) };
+    let Some(booted) = boot.booted else { return unsure(record, boot) };
     match boot.env {
-        None => environment_lost(record, booted),
+        None if boot.rebuild && boot.trial.is_none() => environment_lost(record, booted),
+        None => unsure(record, boot),
         Some(BootEnv { trial: Some(trial), .. }) if trial.slot == booted => on_trial(record, boot, booted),
+        Some(env) if env.primary == booted && belied(record, boot, booted) => unsure(record, boot),
+        Some(_) if boot.trial == Some(booted) && is_given_up(record, booted) => unsure(record, boot),
         Some(BootEnv { trial: Some(trial), .. }) => trial_elsewhere(record, boot, trial),
         Some(env) if env.primary == booted => on_primary(record, boot, booted),
         Some(env) => astray(record, boot, booted, &env),
     }
 }
 
+/// The witnesses disagree, or there is no environment: touch nothing. A trial that the boot script began gets a
+/// verdict all the same: its checks find what is wrong, and each of its boots was counted.
+fn unsure(record: &Record, boot: &Boot) -> Step {
+    match (boot.trial, &record.phase) {
+        // Committing was not reached: what stands in the way of it is looked at again.
+        (Some(slot), Phase::Committing { plan }) if plan.target == slot => trying(record, boot, plan.clone()),
+        (Some(slot), phase) if !known_good(record, phase, slot) => on_trial(record, boot, slot),
+        _ => (record.clone(), None),
+    }
+}
+
+/// `slot` has proven itself before, and it is not what runs now that has to.
+fn known_good(record: &Record, phase: &Phase, slot: Slot) -> bool {
+    let mine = phase.plan().is_some_and(|plan| plan.target == slot);
+    !mine && record.slots.get(slot).state == SlotState::Proven
+}
+
+/// Whether a verdict stands: the running slot boots from now on, by an environment that can be believed.
+pub fn is_decided(record: &Record, boot: &Boot) -> bool {
+    let stands = |booted| !belied(record, boot, booted) && !is_given_up(record, booted);
+    boot.is_proven() && boot.booted.is_some_and(stands)
+}
+
+/// The verdict against `slot` was reached, and the way back from it is under way.
+fn is_given_up(record: &Record, slot: Slot) -> bool {
+    matches!(&record.phase, Phase::RollingBack { plan, .. } if plan.target == slot)
+}
+
+/// The environment has the booted slot for committed, the boot script tries it, and nothing here committed it:
+/// this is not the environment that the bootloader reads.
+fn belied(record: &Record, boot: &Boot, booted: Slot) -> bool {
+    let undecided = match &record.phase {
+        Phase::Committing { .. } | Phase::RollingBack { .. } | Phase::Idle => false,
+        Phase::Unknown => true,
+        phase => phase.plan().is_some_and(|plan| plan.target == booted),
+    };
+    boot.trial == Some(booted) && undecided
+}
+
 /// The booted slot is the one on trial: never arm again, reach a verdict.
 fn on_trial(record: &Record, boot: &Boot, booted: Slot) -> Step {
     match record.phase.clone() {
         Phase::RollingBack { plan, failure, tried, .. } if plan.target == booted => {
-            let phase = Phase::RollingBack { plan: plan.clone(), failure, tried, rebooted: None };
-            enter(record, phase, Effect::Revert(plan))
+            way_back(record, boot, plan, failure, tried)
         }
         Phase::Committing { plan } if plan.target == booted => {
             enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))
@@ -90,21 +130,23 @@ fn first_of_boot(boot: &Boot, boots_before: u8, connected: bool) -> Trial {
 /// The other slot is on trial and this one runs: the reboot is still to come, or it led back here.
 fn trial_elsewhere(record: &Record, boot: &Boot, trial: Armed) -> Step {
     let mine = record.phase.plan().filter(|plan| plan.target == trial.slot).cloned();
-    let Some(plan) = mine else { return unexplained_trial(record, trial) };
+    let Some(plan) = mine else { return unexplained_trial(record, boot, trial) };
     let as_armed = trial.tries >= plan.tries;
     match record.phase.clone() {
         Phase::Arming { boot_id, .. } if as_armed && boot_id == boot.boot_id => arm(record, boot, plan, true),
         Phase::Rebooting { boot_id, .. } if as_armed && boot_id == boot.boot_id => {
             (record.clone(), Some(Effect::Reboot))
         }
-        Phase::Arming { .. } | Phase::Rebooting { .. } if as_armed => roll_back(record, plan, never_tried()),
+        Phase::Arming { .. } | Phase::Rebooting { .. } if as_armed => {
+            roll_back(record, boot, plan, never_tried())
+        }
         Phase::Arming { .. } | Phase::Rebooting { .. } | Phase::Committing { .. } => {
             let failure = fell_back(&plan, 0, trial.tries);
-            roll_back(record, plan, failure)
+            roll_back(record, boot, plan, failure)
         }
         Phase::Trying { trial: seen, .. } => {
             let failure = fell_back(&plan, seen.boots, trial.tries);
-            roll_back(record, plan, failure)
+            roll_back(record, boot, plan, failure)
         }
         Phase::RollingBack { .. } => (record.clone(), Some(Effect::Revert(plan))),
         // Nothing was armed by this operation: an older environment came back.
@@ -113,11 +155,11 @@ fn trial_elsewhere(record: &Record, boot: &Boot, trial: Armed) -> Step {
 }
 
 /// A trial that this record's operation did not arm.
-fn unexplained_trial(record: &Record, trial: Armed) -> Step {
+fn unexplained_trial(record: &Record, boot: &Boot, trial: Armed) -> Step {
     let plan = Plan::unknown(trial.slot);
     if matches!(record.phase, Phase::Unknown) {
         let failure = fell_back(&plan, 0, trial.tries);
-        return roll_back(record, plan, failure);
+        return roll_back(record, boot, plan, failure);
     }
     (record.clone(), Some(Effect::Rebuild(plan.env_before())))
 }
@@ -178,7 +220,7 @@ fn go_on(record: &Record, boot: &Boot, plan: Plan, phase: Phase) -> Step {
         Phase::RollingBack { failure, tried, .. } => back_in_old_slot(record, boot, &plan, failure, tried),
         Phase::Trying { trial, .. } => {
             let failure = fell_back(&plan, trial.boots, 0);
-            let (marked, _) = roll_back(record, plan.clone(), failure.clone());
+            let (marked, _) = roll_back(record, boot, plan.clone(), failure.clone());
             back_in_old_slot(&marked, boot, &plan, failure, true)
         }
         Phase::Committing { .. } => {
@@ -233,12 +275,15 @@ fn no_way_back(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> S
     back_in_old_slot(record, boot, plan, failure, false)
 }
 
-/// No copy of the environment is valid: write what is booted, without ever naming an unproven slot primary.
+/// No copy of the environment is valid, and the bootloader says so too: write what is booted, without ever naming
+/// an unproven slot primary.
 fn environment_lost(record: &Record, booted: Slot) -> Step {
     match record.phase.clone() {
-        Phase::Committing { plan } if plan.target == booted => (record.clone(), Some(Effect::Commit(plan))),
+        Phase::Committing { plan } if plan.target == booted => {
+            (record.clone(), Some(Effect::Rebuild(plan.env_committed())))
+        }
         Phase::RollingBack { plan, .. } if plan.target == booted => {
-            (record.clone(), Some(Effect::Revert(plan)))
+            (record.clone(), Some(Effect::Rebuild(plan.env_before())))
         }
         phase => {
             let mine = phase.plan().is_some_and(|plan| plan.target == booted);
@@ -264,6 +309,7 @@ fn trial_vanished() -> Failure {
         Code::BootloaderFailed,
         "the trial is gone from the boot environment and no verdict was recorded here: either the new image could not \
          write this state folder or has another one (check its state.dir, and how it mounts that partition), or \
-         somebody edited the environment",
+         somebody edited the environment, or [bootloader] in the settings leads to another environment than the \
+         bootloader reads",
     )
 }

@@ -160,7 +160,7 @@ pub(super) fn committed(record: &Record, boot: &Boot, plan: &Plan) -> Step {
 
 /// The environment names the old slot again: go there, or, when already there, say so.
 fn reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: bool) -> Step {
-    if boot.booted == Some(plan.target) {
+    if boot.booted.or(boot.trial) == Some(plan.target) {
         let rebooted = Some(boot.boot_id.clone());
         return enter(record, Phase::RollingBack { plan, failure, tried, rebooted }, Effect::Reboot);
     }
@@ -191,15 +191,14 @@ pub(super) fn back_in_old_slot(
 
 /// Goes to RollingBack and writes the environment; what the failure says of the image is remembered here,
 /// together with the phase, so that no power cut can separate the two.
-pub(super) fn roll_back(record: &Record, plan: Plan, failure: Failure) -> Step {
+pub(super) fn roll_back(record: &Record, boot: &Boot, plan: Plan, failure: Failure) -> Step {
     let boots = match &record.phase {
         Phase::Trying { trial, .. } => trial.boots,
         Phase::Committing { .. } => 1,
         _ => 0,
     };
     let tried = boots > 0 || failure.code == Code::BootloaderFellBack;
-    let phase = Phase::RollingBack { plan: plan.clone(), failure: failure.clone(), tried, rebooted: None };
-    let (mut next, effect) = enter(record, phase, Effect::Revert(plan.clone()));
+    let (mut next, effect) = way_back(record, boot, plan.clone(), failure.clone(), tried);
     let image = plan.image.as_ref().map(|image| image.sha256);
     let marked = record.quarantine.iter().any(|entry| Some(entry.sha256) == image);
     match failure.code {
@@ -208,6 +207,16 @@ pub(super) fn roll_back(record: &Record, plan: Plan, failure: Failure) -> Step {
         _ => {}
     }
     (next, effect)
+}
+
+/// Goes to RollingBack by the environment or, in a trial without one that can be told, by the count of its boots.
+pub(super) fn way_back(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: bool) -> Step {
+    if boot.trial == Some(plan.target) && !boot.may_revert(plan.target) {
+        let rebooted = Some(boot.boot_id.clone());
+        return enter(record, Phase::RollingBack { plan, failure, tried, rebooted }, Effect::Reboot);
+    }
+    let phase = Phase::RollingBack { plan: plan.clone(), failure, tried, rebooted: None };
+    enter(record, phase, Effect::Revert(plan))
 }
 
 fn failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
@@ -223,13 +232,31 @@ fn failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
             ended_before_arming(record, boot, &plan, failure)
         }
         // The write may have happened all the same: only a second write makes sure.
-        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),
-        Phase::Trying { plan, .. } | Phase::Committing { plan } => roll_back(record, plan, failure),
-        // There is no other way out than the way back: the caller waits a little, then tries again.
-        Phase::RollingBack { plan, rebooted: None, .. } => (record.clone(), Some(Effect::Revert(plan))),
+        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, boot, plan, failure),
+        Phase::Trying { plan, .. } | Phase::Committing { plan } => roll_back(record, boot, plan, failure),
+        Phase::RollingBack { plan, rebooted: None, failure, tried } => {
+            not_reverted(record, boot, plan, failure, tried)
+        }
         Phase::RollingBack { rebooted: Some(_), .. } => (record.clone(), Some(Effect::Reboot)),
         Phase::Idle | Phase::Unknown => (record.clone(), None),
     }
+}
+
+/// The way back could not be written.
+fn not_reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: bool) -> Step {
+    // Each boot of a trial is counted: the last of them leads back. And whether an environment is lost for the
+    // bootloader too, it says at the next boot.
+    let lost = boot.env.is_none() && boot.booted == Some(plan.target);
+    if lost || boot.trial == Some(plan.target) {
+        let rebooted = Some(boot.boot_id.clone());
+        return enter(record, Phase::RollingBack { plan, failure, tried, rebooted }, Effect::Reboot);
+    }
+    // Without an environment nothing is armed.
+    if boot.env.is_none() && boot.booted == Some(!plan.target) {
+        return back_in_old_slot(record, boot, &plan, failure, tried);
+    }
+    // There is no other way out than the way back: the caller waits a little, then tries again.
+    (record.clone(), Some(Effect::Revert(plan)))
 }
 
 pub(super) fn ended_before_arming(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> Step {
@@ -264,7 +291,7 @@ fn abandoned(record: &Record, boot: &Boot, failure: Failure) -> Step {
 fn save_failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
     match record.phase.clone() {
         // The environment may be armed already: a reboot now would go where no record tells why.
-        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),
+        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, boot, plan, failure),
         phase if phase.must_be_saved() => failed(record, boot, failure),
         _ => (record.clone(), None),
     }

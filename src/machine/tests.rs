@@ -7,7 +7,8 @@ const RELEASE_0_1: &str = include_str!("../../tests/records/0.1.0-trying.json");
 
 fn boot(booted: Slot, env: BootEnv) -> Boot {
     let boot_id = BootId("b1".into());
-    Boot { booted: Some(booted), env: Some(env), boot_id, now: OffsetDateTime::UNIX_EPOCH, uptime: 9 }
+    let (now, uptime) = (OffsetDateTime::UNIX_EPOCH, 9);
+    Boot { booted: Some(booted), env: Some(env), rebuild: false, trial: None, boot_id, now, uptime }
 }
 
 fn record() -> Record {

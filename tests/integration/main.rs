@@ -23,6 +23,8 @@ mod desired;
 mod devices;
 /// What `fwupdatectl doctor` finds.
 mod doctor;
+/// The boot environment that the agent reads, and the one that the bootloader reads.
+mod environment;
 /// Each fault of the way to the hub, in each phase of an update.
 mod faults;
 /// A hub, a gateway and releases for one test. Start reading here.

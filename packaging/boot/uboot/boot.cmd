@@ -91,15 +91,26 @@ fi
 
 # ---- Choose --------------------------------------------------------------------------------------------------
 
-# No valid primary: the environment is lost, or the board was never set up.
-fwu_lost=yes
-if test "${fwupdate_primary}" = A; then fwu_lost=no; fi
-if test "${fwupdate_primary}" = B; then fwu_lost=no; fi
-if test ${fwu_lost} = yes; then fwu_picks="A B"; else fwu_picks="${fwupdate_primary} ${fwupdate_fallback}"; fi
+# No valid primary: no copy of the environment is valid ("lost"), or the board was never set up ("unset"). The agent
+# makes an environment anew only where this says "lost" too. U-Boot's own is lost when it runs on the variables that
+# it was built with, which a build without "env info" cannot tell: it then says "unset".
+fwu_word=unset
+if test "${fwupdate_primary}" = A; then fwu_word=none; fi
+if test "${fwupdate_primary}" = B; then fwu_word=none; fi
+if test ${fwu_word} = unset; then
+  if test ${fwu_env} = raw; then
+    if test ${fwu_current} = none; then fwu_word=lost; fi
+  else
+    if env info -d -q; then fwu_word=lost; fi
+  fi
+  fwu_picks="A B"
+else
+  fwu_picks="${fwupdate_primary} ${fwupdate_fallback}"
+fi
 
 # The attempts that are left after this one; a build may lack arithmetic.
 fwu_left=none
-if test ${fwu_lost} = no; then
+if test ${fwu_word} = none; then
   if test "${fwupdate_tries}" = 1; then fwu_left=0; fi
   if test "${fwupdate_tries}" = 2; then fwu_left=1; fi
   if test "${fwupdate_tries}" = 3; then fwu_left=2; fi
@@ -153,7 +164,7 @@ fi
 for fwu_pick in ${fwu_picks}; do
   fwu_slot=${fwu_pick}
   fwu_arguments="${fwu_args}"
-  if test ${fwu_lost} = yes; then fwu_arguments="${fwu_args} fwupdate.env=lost"; fi
+  if test ${fwu_word} != none; then fwu_arguments="${fwu_args} fwupdate.env=${fwu_word}"; fi
   if test ${fwu_pick} = trial; then
     fwu_slot=${fwu_trial}
     fwu_arguments="${fwu_args} fwupdate.trial=1 panic=10"

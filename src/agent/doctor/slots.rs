@@ -1,7 +1,9 @@
 //! The slots and the boot environment: could a bundle be written, and a trial be armed?
 
 use super::{Answer, Subject};
+use crate::device;
 use crate::failure::Code;
+use crate::slot::Slot;
 
 pub(super) fn running(subject: &Subject) -> Option<Answer> {
     let unknown = || subject.degraded.clone().unwrap_or_else(|| "the running slot is not known".to_owned());
@@ -20,9 +22,7 @@ pub(super) fn trial(subject: &Subject) -> Option<Answer> {
 }
 
 pub(super) fn environment(subject: &Subject) -> Option<Answer> {
-    let bootloader = &subject.gateway.bootloader;
-    let ready = bootloader.read().and_then(|_| bootloader.ready());
-    Some(Answer::of("valid, and a trial can be armed", ready))
+    Some(Answer::of("valid, and a trial can be armed", subject.gateway.env_ready()))
 }
 
 /// There, writable, and large enough for an image like the running one.
@@ -41,13 +41,23 @@ pub(super) fn spare(subject: &Subject) -> Option<Answer> {
              it; make the slots equal",
             !booted
         )),
-        Ok(_) => Answer::Well("present, and not in use".to_owned()),
+        Ok(room) => Answer::doubt("present, and not in use", unequal(subject, booted, room)),
         // Whoever mounted it may let go again; that is no fault of the image.
         Err(failure) if failure.code == Code::SlotBusy && subject.on_trial.is_some() => {
             Answer::Doubt(failure.message)
         }
         Err(failure) => Answer::Fault(failure.message),
     })
+}
+
+/// A smaller slot takes fewer images than the other: that shows when one no longer fits.
+fn unequal(subject: &Subject, booted: Slot, room: u64) -> Option<String> {
+    let other = device::size(&subject.gateway.device(booted)).ok().filter(|other| *other != room)?;
+    Some(format!(
+        "slot {} has {room} bytes and slot {booted} {other}: an image that fits the larger one cannot be installed in the \
+         other; make them equal",
+        !booted
+    ))
 }
 
 /// Bytes of the running image, as far as they are known.

@@ -8,8 +8,9 @@ use crate::machine::SlotState;
 use crate::slot::Slot;
 
 pub(super) fn outside(subject: &Subject) -> Option<Answer> {
-    let found = config::outside_slots(&subject.gateway.settings.state.dir).map_or(Ok(()), Err);
-    Some(Answer::of("outside both slots", found))
+    let dir = &subject.gateway.settings.state.dir;
+    let found = config::outside_slots(dir).or_else(|| subject.gateway.volatile(dir)).map_or(Ok(()), Err);
+    Some(Answer::of("outside both slots, and lasting", found))
 }
 
 fn access_of(subject: &Subject) -> Result<(), String> {

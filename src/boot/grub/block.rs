@@ -23,6 +23,17 @@ pub fn has_signature(bytes: &[u8]) -> bool {
     bytes.starts_with(SIGNATURE)
 }
 
+/// Whether another's variable can be read in bytes that are no block; ours would be set anew.
+pub fn has_text(bytes: &[u8]) -> bool {
+    let is_variable = |line: &[u8]| {
+        let end = line.iter().position(|byte| *byte == b'=').unwrap_or_default();
+        let name = line.get(..end).unwrap_or_default();
+        let theirs = name.len() > 1 && !name.starts_with(variables::PREFIX.as_bytes());
+        theirs && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+    };
+    bytes.split(|byte| *byte == b'\n').any(is_variable)
+}
+
 impl Block {
     /// `None`: GRUB could not read the block, or could not save to it.
     pub fn parse(bytes: &[u8]) -> Option<Block> {

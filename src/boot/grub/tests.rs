@@ -78,11 +78,33 @@ fn what_grub_cannot_read_is_lost_and_rebuilt_in_place() {
     for content in [&b""[..], &block("")[..100], &[0; SIZE], &unsigned, &vec![0xff; 4096]] {
         let board = Board::new(content);
         assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
-        board.grub.ready().unwrap();
-        board.grub.write(&BootEnv::only(Slot::B)).unwrap();
+        assert!(matches!(board.grub.ready(), Err(BootError::Lost(_))));
+        assert!(matches!(board.grub.write(&BootEnv::only(Slot::B)), Err(BootError::Lost(_))));
+        assert_eq!(board.bytes(), content, "it was touched");
+        board.grub.rebuild(&BootEnv::only(Slot::B)).unwrap();
         assert_eq!(board.grub.read().unwrap(), BootEnv::only(Slot::B));
         assert_eq!(board.bytes().len(), SIZE);
     }
+}
+
+#[test]
+fn a_grubenv_that_still_holds_variables_or_lies_elsewhere_is_not_rebuilt() {
+    let mut unsigned = block("serial=17\nfwupdate_primary=A\n");
+    unsigned[0] = b'x';
+    for content in [&unsigned[..], &block("serial=17\n")[..100]] {
+        let board = Board::new(content);
+        let error = board.grub.rebuild(&BootEnv::only(Slot::B)).unwrap_err();
+        assert!(error.to_string().contains("variables can be read in it"), "{error}");
+        assert_eq!(board.bytes(), content);
+    }
+    let board = Board::new(b"");
+    let real = board.path.with_file_name("EFI").join("BOOT/grubenv");
+    fs::create_dir_all(real.parent().unwrap()).unwrap();
+    fs::write(&real, block("fwupdate_primary=A\n")).unwrap();
+    for error in [board.grub.read().unwrap_err(), board.grub.rebuild(&BootEnv::only(Slot::B)).unwrap_err()] {
+        assert!(error.to_string().contains(&format!("one is in {}", real.display())), "{error}");
+    }
+    assert_eq!(board.bytes(), b"");
 }
 
 #[test]
@@ -90,10 +112,10 @@ fn a_missing_file_is_created_and_a_missing_folder_is_an_error() {
     let board = Board::new(b"");
     fs::remove_file(&board.path).unwrap();
     assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
-    board.grub.write(&armed(Slot::A, 9)).unwrap();
+    board.grub.rebuild(&armed(Slot::A, 9)).unwrap();
     assert_eq!(board.grub.read().unwrap(), armed(Slot::A, 9));
     let nowhere = Grub::new(&board.path.with_file_name("nowhere/grubenv"));
-    assert!(matches!(nowhere.write(&BootEnv::only(Slot::A)), Err(BootError::Io { .. })));
+    assert!(matches!(nowhere.rebuild(&BootEnv::only(Slot::A)), Err(BootError::Io { .. })));
 }
 
 #[test]

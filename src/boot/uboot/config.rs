@@ -20,6 +20,8 @@ pub struct Location {
     pub offset: i64,
     /// Bytes of the whole area, header included.
     pub size: usize,
+    /// The line that says so.
+    pub line: usize,
 }
 
 /// Reads the copies that `config` lists: one or two, all of one size.
@@ -36,7 +38,7 @@ fn parse(config: &Path, text: &str) -> Result<Vec<Location>, BootError> {
     let mut found = Vec::new();
     // Like U-Boot's own tools: what follows a second copy is not looked at.
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).take(2) {
-        found.push(parse_line(line).map_err(|why| wrong(config, number, why))?);
+        found.push(parse_line(line, number).map_err(|why| wrong(config, number, why))?);
         check_pair(&found).map_err(|why| wrong(config, number, why))?;
     }
     if found.is_empty() {
@@ -50,8 +52,8 @@ fn wrong(config: &Path, line: usize, why: &str) -> BootError {
 }
 
 /// `device offset size`; the fields that may follow (sector size and count) concern raw flash only.
-fn parse_line(line: &str) -> Result<Location, &'static str> {
-    let mut fields = line.split_ascii_whitespace();
+fn parse_line(text: &str, line: usize) -> Result<Location, &'static str> {
+    let mut fields = text.split_ascii_whitespace();
     let (Some(path), Some(offset), Some(size)) = (fields.next(), fields.next(), fields.next()) else {
         return Err("a line needs a device, an offset and a size");
     };
@@ -59,7 +61,7 @@ fn parse_line(line: &str) -> Result<Location, &'static str> {
     let size = parse_hex(size).and_then(|size| usize::try_from(size).ok());
     let size = size.filter(|size| SIZES.contains(size));
     let size = size.ok_or("the size must be a hexadecimal number between 0x10 and 0x100000")?;
-    Ok(Location { path: PathBuf::from(path), offset, size })
+    Ok(Location { path: PathBuf::from(path), offset, size, line })
 }
 
 /// As C's `%lli`: decimal, octal with a leading 0, hexadecimal with a leading 0x; with or without a sign.
@@ -112,8 +114,8 @@ mod tests {
     fn two_lines_are_two_copies() {
         let text =
             "# MTD device\tOffset\tSize\n\n/dev/mmcblk0p2 0x0 0x4000\n/dev/mmcblk0p2\t0x4000  4000 200 1\n";
-        let place = |offset| Location { path: "/dev/mmcblk0p2".into(), offset, size: 0x4000 };
-        assert_eq!(parsed(text).unwrap(), [place(0), place(0x4000)]);
+        let place = |offset, line| Location { path: "/dev/mmcblk0p2".into(), offset, size: 0x4000, line };
+        assert_eq!(parsed(text).unwrap(), [place(0, 3), place(0x4000, 4)]);
     }
 
     #[test]
@@ -125,7 +127,11 @@ mod tests {
             ("/e +1 10", 1, 0x10),
             ("/e 0 10", 0, 0x10),
         ] {
-            assert_eq!(parsed(text).unwrap(), [Location { path: "/e".into(), offset, size }], "{text}");
+            assert_eq!(
+                parsed(text).unwrap(),
+                [Location { path: "/e".into(), offset, size, line: 1 }],
+                "{text}"
+            );
         }
     }
 

@@ -112,12 +112,12 @@ fn damage_to_one_copy_never_loses_the_environment_and_is_repaired() {
 fn a_lost_environment_is_rebuilt_from_the_boards_defaults_only() {
     let board = Board::blank();
     assert!(matches!(board.uboot.read(), Err(BootError::Lost(_))));
-    assert!(matches!(board.uboot.ready(), Err(BootError::NoDefaults { .. })));
-    assert!(matches!(board.uboot.write(&BootEnv::only(Slot::B)), Err(BootError::NoDefaults { .. })));
-    assert_eq!(board.bytes(), vec![0xff; 2 * SIZE]);
+    assert!(matches!(board.uboot.rebuild(&BootEnv::only(Slot::B)), Err(BootError::NoDefaults { .. })));
     fs::write(board.dir.path().join(DEFAULTS), "bootcmd=boot\nbootdelay=2\n").unwrap();
-    board.uboot.ready().unwrap();
-    board.uboot.write(&BootEnv::only(Slot::B)).unwrap();
+    assert!(matches!(board.uboot.ready(), Err(BootError::Lost(_))));
+    assert!(matches!(board.uboot.write(&BootEnv::only(Slot::B)), Err(BootError::Lost(_))));
+    assert_eq!(board.bytes(), vec![0xff; 2 * SIZE]);
+    board.uboot.rebuild(&BootEnv::only(Slot::B)).unwrap();
     assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::B));
     assert_eq!(board.copy(0).unwrap().get("bootdelay"), "2");
 }
@@ -127,7 +127,7 @@ fn a_board_that_was_never_set_up_is_told_from_a_lost_environment() {
     let board = Board::new();
     board.put(1, &[0; SIZE]);
     assert!(matches!(board.uboot.read(), Err(BootError::Uninitialised(_))));
-    board.uboot.write(&BootEnv::only(Slot::A)).unwrap();
+    board.uboot.rebuild(&BootEnv::only(Slot::A)).unwrap();
     assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A));
     assert_eq!(board.copy(1).unwrap().get("bootcmd"), "run distro_bootcmd");
 }
@@ -197,4 +197,108 @@ fn a_file_that_is_missing_or_too_short() {
     assert!(matches!(board.uboot.read(), Err(BootError::Uninitialised(_))), "only the older copy is whole");
     fs::remove_file(board.env()).unwrap();
     assert!(matches!(board.uboot.read(), Err(BootError::Io { .. })));
+}
+
+/// `lines` of an `fw_env.config` for a file in which a redundant environment lies at 0x1000 and 0x1400, each of
+/// 0x400 bytes, with a board's own variables.
+fn misconfigured(lines: &str) -> Board {
+    let board = Board::blank();
+    let mut bytes = vec![0xff; 0x3000];
+    let entries = ["ethaddr=02:00:00:00:00:01", "serial#=17", "fwupdate_primary=A"];
+    for (start, flags) in [(0x1000, 4), (0x1400, 5)] {
+        let entries = entries.map(|entry| entry.as_bytes().to_vec()).to_vec();
+        bytes[start..start + 0x400].copy_from_slice(&Copy { flags, entries }.render(0x400).unwrap());
+    }
+    fs::write(board.env(), bytes).unwrap();
+    let lines = lines.replace("ENV", board.env().to_str().unwrap());
+    fs::write(board.dir.path().join("fw_env.config"), lines).unwrap();
+    fs::write(board.dir.path().join(DEFAULTS), "bootcmd=boot\n").unwrap();
+    board
+}
+
+#[test]
+fn a_wrong_size_or_offset_is_named_and_nothing_is_rebuilt_over_a_live_environment() {
+    for (lines, line, right) in [
+        // Size, offset, both, one line alone, and from the end.
+        ("ENV 0x1000 0x800\nENV 0x1800 0x800\n", 1, "0x1000 0x400"),
+        ("ENV 0x1000 0x200\nENV 0x1400 0x200\n", 1, "0x1000 0x400"),
+        ("# a comment\nENV 0x800 0x400\nENV 0xc00 0x400\n", 2, "0x1000 0x400"),
+        ("ENV 0x0 0x1000\nENV 0x2000 0x1000\n", 1, "0x1000 0x400"),
+        ("ENV -0x400 0x400\nENV -0x800 0x400\n", 1, "0x1400 0x400"),
+        ("ENV 0x1000 0x400\n", 1, "0x1000 0x400"),
+    ] {
+        let board = misconfigured(lines);
+        let before = board.bytes();
+        let (env, named) =
+            (BootEnv::only(Slot::B), format!("correct the line to `{} {right}`", board.env().display()));
+        for error in [
+            board.uboot.read().unwrap_err(),
+            board.uboot.rebuild(&env).unwrap_err(),
+            board.uboot.write(&env).unwrap_err(),
+        ] {
+            if matches!(error, BootError::SingleCopy(_)) {
+                continue;
+            }
+            assert!(
+                matches!(error, BootError::Config { line: found, .. } if found == line),
+                "{lines}{error}"
+            );
+            assert!(error.to_string().contains(&named), "{lines}{error}");
+        }
+        assert_eq!(board.bytes(), before, "{lines}: something was written");
+    }
+}
+
+#[test]
+fn a_single_copy_where_two_are_expected_is_found_too() {
+    let board = misconfigured("ENV 0x1000 0x400\nENV 0x1400 0x400\n");
+    let mut data = b"ethaddr=02:00:00:00:00:01\0serial#=17\0\0".to_vec();
+    data.resize(0x800 - 4, 0);
+    let single = [&crc32fast::hash(&data).to_ne_bytes()[..], &data].concat();
+    let mut bytes = vec![0; 0x3000];
+    bytes[0x1000..0x1800].copy_from_slice(&single);
+    fs::write(board.env(), &bytes).unwrap();
+    let error = board.uboot.rebuild(&BootEnv::only(Slot::B)).unwrap_err().to_string();
+    assert!(error.contains("a single copy (not redundant) begins at 0x1000 with the size 0x800"), "{error}");
+    assert_eq!(board.bytes(), bytes);
+}
+
+#[test]
+fn variables_that_can_still_be_read_are_not_written_over() {
+    let board = Board::new();
+    fs::write(board.dir.path().join(DEFAULTS), "").unwrap();
+    let mut bytes = board.bytes();
+    for at in [SIZE / 2, SIZE + SIZE / 2] {
+        bytes[at] ^= 1;
+    }
+    fs::write(board.env(), &bytes).unwrap();
+    let error = board.uboot.rebuild(&BootEnv::only(Slot::B)).unwrap_err();
+    assert!(error.to_string().contains("variables can be read at 0x0"), "{error}");
+    assert_eq!(board.bytes(), bytes);
+}
+
+#[test]
+fn a_second_copy_that_is_not_understood_is_not_written_over() {
+    // The second line leads beside the second copy, into blank space, or to something else altogether.
+    for (lines, word) in [
+        ("ENV 0x1000 0x400\nENV 0x1500 0x400\n", "begins at 0x1400"),
+        ("ENV 0x1000 0x400\nENV 0x1800 0x400\n", "begins at 0x1400"),
+        ("ENV 0x1000 0x400\nENV 0x2000 0x400\n", "begins at 0x1400"),
+    ] {
+        let board = misconfigured(lines);
+        let before = board.bytes();
+        assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A), "{lines}");
+        for error in [board.uboot.ready().unwrap_err(), board.uboot.write(&armed(Slot::B, 3)).unwrap_err()] {
+            assert!(matches!(error, BootError::Config { line: 2, .. }), "{lines}{error}");
+            assert!(error.to_string().contains(word), "{lines}{error}");
+        }
+        assert_eq!(board.bytes(), before, "{lines}");
+    }
+    let board = misconfigured("ENV 0x1000 0x400\nENV 0x1400 0x400\n");
+    let mut bytes = board.bytes();
+    bytes[0x1400..0x1800].copy_from_slice(&[0x5a; 0x400]);
+    fs::write(board.env(), &bytes).unwrap();
+    let error = board.uboot.write(&armed(Slot::B, 3)).unwrap_err();
+    assert!(error.to_string().contains("line 2: the area at 0x1400"), "{error}");
+    assert_eq!(board.bytes(), bytes);
 }

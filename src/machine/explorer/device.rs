@@ -5,6 +5,11 @@ use super::world::{Agent, Content, Quality, World, index, newest, plan_of, tear,
 
 impl World {
     pub(super) fn act(&self, record: &Record, effect: &Effect, done: u8) -> Vec<World> {
+        // Only an environment that the bootloader calls lost too is made anew.
+        let writable = newest(&self.env).is_some() || matches!(effect, Effect::Rebuild(_));
+        if env_of(effect).is_some() && !writable {
+            return vec![self.feed(record, Event::Failed(Failure::new(Code::BootloaderFailed, "lost")))];
+        }
         let mut worlds = vec![self.effect(record, effect, done)];
         let failure = |code| Event::Failed(Failure::new(code, "broken"));
         if !matches!(effect, Effect::Check(..) | Effect::Rebuild(_)) {
@@ -15,9 +20,7 @@ impl World {
             // The write lands and is reported as failed; or power tears it.
             worlds.extend(self.fault(|b| &mut b.failures).map(|mut world| {
                 write(&mut world.env, env);
-                if let Effect::Commit(plan) = effect {
-                    world.commits.push(plan.operation.id.clone());
-                }
+                world.note_commit(record, effect);
                 match effect {
                     Effect::Rebuild(_) => world.feed(record, Event::Rebuilt),
                     _ => world.feed(record, failure(Code::BootloaderFailed)),
@@ -76,7 +79,7 @@ impl World {
             Effect::Check(plan, trial) => world.check(record, plan, trial),
             Effect::Commit(plan) => {
                 assert!(world.proven[index(plan.target)] || world.amnesia, "committed without checks");
-                world.commits.push(plan.operation.id.clone());
+                world.note_commit(record, effect);
                 world.write_env(plan.env_committed());
                 world.feed(record, Event::Committed)
             }
@@ -85,10 +88,22 @@ impl World {
                 world.feed(record, Event::Reverted)
             }
             Effect::Rebuild(env) => {
+                assert!(!world.said_trial || newest(&world.env).is_some(), "made anew during a trial");
+                world.note_commit(record, effect);
                 world.write_env(*env);
                 world.feed(record, Event::Rebuilt)
             }
         }
+    }
+
+    /// A commit is written in its own way, or with an environment that was lost.
+    fn note_commit(&mut self, record: &Record, effect: &Effect) {
+        let committing = match (effect, &record.phase) {
+            (Effect::Commit(plan), _) => Some(plan),
+            (Effect::Rebuild(env), Phase::Committing { plan }) if *env == plan.env_committed() => Some(plan),
+            _ => None,
+        };
+        self.commits.extend(committing.map(|plan| plan.operation.id.clone()));
     }
 
     /// The writer's own refusal is part of what is checked: it must never be needed.
@@ -113,6 +128,8 @@ impl World {
     pub(super) fn check(&self, record: &Record, plan: &Plan, trial: &Trial) -> World {
         let new = matches!(self.slot(plan.target), Content::New(_));
         let verdict = match self.quality {
+            // The first question of all: would a verdict reach the bootloader?
+            _ if self.said_trial && !self.boot().shows_trial(plan.target) => Some(Code::HealthCheckFailed),
             Quality::Unhealthy if new => Some(Code::HealthCheckFailed),
             Quality::NoCloud if new && trial.connected => Some(Code::CloudUnreachable),
             _ => None,

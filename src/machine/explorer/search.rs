@@ -75,6 +75,12 @@ fn comes_to_rest(world: &World, safe: &mut HashSet<u128>) {
             return;
         }
         path.push(key);
+        if matches!(world.agent, Some(Agent::Waiting { .. })) && newest(&world.env).is_none() {
+            // Nothing is touched until the bootloader, too, says that there is no environment.
+            assert!(world.lost_env, "there is an environment");
+            world.agent = None;
+            continue;
+        }
         if world.settled() && newest(&world.env).is_none_or(|env| env.trial.is_some()) {
             // A copy of the environment died while nothing looked at it: the next boot finds out.
             assert!(world.lost, "a trial is left behind");

@@ -96,6 +96,9 @@ pub(super) struct World {
     /// `None`: the power is off, or firmware runs.
     pub(super) agent: Option<Agent>,
     pub(super) booted: Slot,
+    /// What the boot script said of this boot: no environment, or a trial without the mark of a verdict.
+    pub(super) said_lost: bool,
+    pub(super) said_trial: bool,
     pub(super) boots: u8,
     pub(super) budget: Budget,
     /// Slots that passed their checks, or were there from the start.
@@ -157,6 +160,8 @@ impl World {
             quality,
             agent: None,
             booted: Slot::A,
+            said_lost: false,
+            said_trial: false,
             boots: 0,
             budget,
             proven: [true, true],
@@ -177,6 +182,8 @@ impl World {
         Boot {
             booted: Some(self.booted),
             env: newest(&self.env),
+            rebuild: self.said_lost && newest(&self.env).is_none(),
+            trial: self.said_trial.then_some(self.booted),
             boot_id: BootId(self.boots.to_string()),
             now: OffsetDateTime::UNIX_EPOCH,
             uptime: 0,
@@ -210,6 +217,8 @@ impl World {
         // What is durable already is not saved again.
         let saved = self.record.iter().all(|copy| copy.as_ref() == Some(&next));
         self.then(|world| {
+            // The driver marks a slot that became the primary.
+            world.said_trial &= !is_decided(record, &self.boot());
             world.agent = Some(match effect {
                 Some(effect) if saved => Agent::Acting { record: next, effect, done: 0 },
                 None if saved => Agent::Waiting { record: next },
@@ -233,7 +242,8 @@ impl World {
     pub(super) fn firmware(&self) -> Vec<World> {
         let Some(env) = newest(&self.env) else {
             let slot = [Slot::A, Slot::B].into_iter().find(|slot| self.loadable(*slot));
-            return vec![self.start(slot.expect("nothing can be booted any more"))];
+            let started = self.start(slot.expect("nothing can be booted any more"));
+            return vec![started.then(|world| world.said_lost = true)];
         };
         if let Some(Armed { slot, tries }) = env.trial.filter(|trial| trial.tries > 0) {
             let trial = Some(Armed { slot, tries: tries - 1 });
@@ -255,7 +265,10 @@ impl World {
 
     pub(super) fn try_slot(&self, slot: Slot) -> Vec<World> {
         let panics = self.quality == Quality::Panics && matches!(self.slot(slot), Content::New(_));
-        let mut next = vec![if panics { self.clone() } else { self.start(slot) }];
+        let mut next = vec![match panics {
+            true => self.clone(),
+            false => self.start(slot).then(|world| world.said_trial = true),
+        }];
         // The first boot is interrupted before user space.
         next.extend(self.fault(|b| &mut b.cuts));
         next
@@ -270,6 +283,7 @@ impl World {
         assert_ne!(self.slot(slot), Content::Broken, "a slot that is not whole was booted");
         self.then(|world| {
             world.booted = slot;
+            (world.said_lost, world.said_trial) = (false, false);
             world.boots += 1;
             world.agent = Some(Agent::Starting);
         })

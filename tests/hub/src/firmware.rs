@@ -65,16 +65,25 @@ pub enum Outcome {
 
 /// Powers the machine on once. An error is one of the test's own making: a file that cannot be opened.
 pub fn boot(machine: &Machine) -> io::Result<Outcome> {
-    // Without a primary there is nothing to fall back to: as good as lost.
-    let environment =
-        Loaded::read(&machine.environment)?.filter(|found| found.slot("fwupdate_primary").is_some());
-    let lost = environment.is_none();
+    // Without a primary there is nothing to fall back to: the slots are tried as if all were lost.
+    let found = Loaded::read(&machine.environment)?;
+    let lost = found.is_none();
+    let environment = found.filter(|found| found.slot("fwupdate_primary").is_some());
+    let word = match (lost, environment.is_some()) {
+        (true, _) => " fwupdate.env=lost",
+        (false, false) => " fwupdate.env=unset",
+        (false, true) => "",
+    };
     if let Some(outcome) = environment.as_ref().map_or(Ok(None), |found| try_trial(machine, found))? {
         return Ok(outcome);
     }
     for slot in environment.as_ref().map_or(vec![Slot::A, Slot::B], Loaded::ordinary) {
         if has_kernel(machine.path(slot))? {
-            return machine.start(slot, false, lost);
+            return machine.start(slot, word).map(|()| Outcome::Booted {
+                slot,
+                trial: false,
+                environment_lost: lost,
+            });
         }
     }
     Ok(Outcome::Stuck)
@@ -94,7 +103,8 @@ fn try_trial(machine: &Machine, environment: &Loaded) -> io::Result<Option<Outco
         return Ok(Some(Outcome::Cut));
     }
     if saved && has_kernel(machine.path(slot))? {
-        machine.start(slot, true, false).map(Some)
+        machine.start(slot, " fwupdate.trial=1 panic=10")?;
+        Ok(Some(Outcome::Booted { slot, trial: true, environment_lost: false }))
     } else {
         Ok(None)
     }
@@ -127,16 +137,9 @@ impl Machine {
     }
 
     /// Leaves what the kernel of `slot` would show.
-    fn start(&self, slot: Slot, trial: bool, environment_lost: bool) -> io::Result<Outcome> {
-        let letter = slot.letter();
-        let mut cmdline =
-            format!("console=ttyS0 root=PARTUUID=00000000-0{} fwupdate.slot={letter}", slot as u8 + 1);
-        if trial {
-            cmdline.push_str(" fwupdate.trial=1 panic=10");
-        }
-        if environment_lost {
-            cmdline.push_str(" fwupdate.env=lost");
-        }
+    fn start(&self, slot: Slot, more: &str) -> io::Result<()> {
+        let (letter, part) = (slot.letter(), slot as u8 + 1);
+        let cmdline = format!("console=ttyS0 root=PARTUUID=00000000-0{part} fwupdate.slot={letter}{more}");
         let (major, minor) = self.show_device(slot)?;
         let mounts = format!(
             "21 26 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw\n\
@@ -146,8 +149,7 @@ impl Machine {
         put(&self.proc.join("cmdline"), &(cmdline + "\n"))?;
         put(&self.proc.join("self/mountinfo"), &mounts)?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-        put(&self.proc.join("sys/kernel/random/boot_id"), &boot_id)?;
-        Ok(Outcome::Booted { slot, trial, environment_lost })
+        put(&self.proc.join("sys/kernel/random/boot_id"), &boot_id)
     }
 
     /// The number of the device under `/`: the slot's own, or that of a loop device over its file.
@@ -488,17 +490,22 @@ mod tests {
 
     #[test]
     fn without_a_primary_a_boots_then_b_and_the_kernel_is_told() {
-        let lost = |slot| Outcome::Booted { slot, trial: false, environment_lost: true };
         let broken = Bench::both(&TRIAL).map(|bench| {
             fs::write(bench.dir.path().join("env"), b"").unwrap();
             bench
         });
         let never_set_up = Bench::both(&["fwupdate_trial=B", "fwupdate_tries=2"]);
-        for bench in broken.into_iter().chain(never_set_up) {
-            assert_eq!(bench.boot(), lost(Slot::A));
-            assert!(bench.shown("proc/cmdline").ends_with(" fwupdate.slot=A fwupdate.env=lost\n"));
+        let cases =
+            broken.map(|bench| (bench, true)).into_iter().chain(never_set_up.map(|bench| (bench, false)));
+        for (bench, environment_lost) in cases {
+            let started = |slot| Outcome::Booted { slot, trial: false, environment_lost };
+            let word = if environment_lost { "lost" } else { "unset" };
+            assert_eq!(bench.boot(), started(Slot::A));
+            assert!(
+                bench.shown("proc/cmdline").ends_with(&format!(" fwupdate.slot=A fwupdate.env={word}\n"))
+            );
             bench.wipe(Slot::A);
-            assert_eq!(bench.boot(), lost(Slot::B));
+            assert_eq!(bench.boot(), started(Slot::B));
         }
     }
 

@@ -187,10 +187,20 @@ impl Gateway {
         self.firmware(Some(cut))
     }
 
+    /// Switches the gateway on without starting its agent.
+    pub fn boot_alone(&mut self) -> Result<Outcome> {
+        self.firmware(None)
+    }
+
     /// Runs the firmware alone: no agent is started.
     fn firmware(&mut self, cut: Option<Cut>) -> Result<Outcome> {
         if self.process.is_some() {
             bail!("the gateway is on already");
+        }
+        // Of `/run`, which is new at each boot, this alone outlives an agent.
+        match fs::remove_file(self.dir.join("run/proven")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
         }
         // What the last boot asked for is over.
         while self.reboots.try_read(&mut [0; 16]).is_ok() {}

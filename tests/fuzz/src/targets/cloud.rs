@@ -67,6 +67,8 @@ pub mod twin {
                 _ => break,
             };
             let boot = fwupdate::machine::Boot {
+                rebuild: false,
+                trial: None,
                 booted: Some(fwupdate::slot::Slot::A),
                 env: Some(fwupdate::slot::BootEnv::only(fwupdate::slot::Slot::A)),
                 boot_id: Default::default(),

@@ -43,7 +43,15 @@ pub mod record {
         let envs = [None, Some(BootEnv::only(Slot::A)), Some(BootEnv::only(Slot::B)), Some(armed)];
         let booted = [None, Some(Slot::A), Some(Slot::B)];
         booted.into_iter().flat_map(move |booted| {
-            envs.map(|env| Boot { booted, env, boot_id: BootId("boot".into()), now: now(), uptime: 60 })
+            envs.map(|env| Boot {
+                booted,
+                env,
+                rebuild: false,
+                trial: None,
+                boot_id: BootId("boot".into()),
+                now: now(),
+                uptime: 60,
+            })
         })
     }
 
