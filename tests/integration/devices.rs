@@ -74,6 +74,13 @@ impl Mount {
         &self.0
     }
 
+    /// False while somebody writes there.
+    pub fn try_remount(&self, option: &str) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,{option}")]).arg(&self.0);
+        mount.output().unwrap().status.success()
+    }
+
     pub fn remount(&self, option: &str) {
         run(Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.0));
     }

@@ -71,6 +71,8 @@ mod telemetry;
 mod thrift;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
 mod transport;
+/// Pairs of troubles over whole updates.
+mod sweep;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.
