@@ -4,10 +4,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 
 use super::BootError;
+
+/// Longer than the kernel lets a lease be held against a writer (fs.lease-break-time is 45 s).
+const LEASE: Duration = Duration::from_secs(60);
+const LEASE_STEP: Duration = Duration::from_millis(20);
 
 /// Opens an environment's file or block device; anything else (flash through MTD or UBI) is refused.
 pub fn open(path: &Path, writable: bool) -> Result<File, BootError> {
@@ -20,6 +26,22 @@ pub fn open(path: &Path, writable: bool) -> Result<File, BootError> {
     }
     let why = "only a regular file or a block device can hold it, not raw flash (MTD, UBI)".to_owned();
     Err(BootError::Unsupported { path: path.to_owned(), why })
+}
+
+/// Opens for writing what somebody else (a file server, a backup) may hold a lease on: waits until the kernel ends it.
+pub fn patiently<T>(open: impl Fn() -> Result<T, BootError>) -> Result<T, BootError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(error) if is_leased(&error) && started.elapsed() < LEASE => sleep(LEASE_STEP),
+            other => return other,
+        }
+    }
+}
+
+/// Somebody holds a lease: whoever waits can write.
+pub fn is_leased(error: &BootError) -> bool {
+    matches!(error, BootError::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Length in bytes of a regular file or a block device.

@@ -10,15 +10,10 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use self::block::{Block, SECTOR, SIZE};
 use super::{BootError, Bootloader, durable, variables};
 use crate::slot::{Armed, BootEnv, Slot};
-
-/// Longer than the kernel lets a lease be held against a writer (fs.lease-break-time is 45 s).
-const LEASE: Duration = Duration::from_secs(60);
 
 /// Most folders of `EFI` that are looked into.
 const VENDORS: usize = 32;
@@ -112,18 +107,9 @@ impl Grub {
         BootError::Full { place: self.place(), needed, size: SIZE }
     }
 
-    /// Opens the file for writing, creating it where it is missing. A file server or a backup may hold a lease on
-    /// it, which the kernel ends in due time.
+    /// Opens the file for writing, creating it where it is missing.
     fn writable(&self) -> Result<File, BootError> {
-        let started = Instant::now();
-        let leased = |error: &BootError| matches!(error, BootError::Io { source, .. } if source.kind() == ErrorKind::WouldBlock);
-        let opened = loop {
-            match durable::open(&self.path, true) {
-                Err(error) if leased(&error) && started.elapsed() < LEASE => sleep(Duration::from_millis(20)),
-                other => break other,
-            }
-        };
-        match opened {
+        match durable::patiently(|| durable::open(&self.path, true)) {
             Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
             other => return other,
         }
@@ -172,7 +158,10 @@ impl Bootloader for Grub {
     fn ready(&self) -> Result<(), BootError> {
         let trial = Some(Armed { slot: Slot::B, tries: 9 });
         self.next(&BootEnv { primary: Slot::A, trial, fallback: Some(Slot::B) })?;
-        durable::open(&self.path, true).map(drop)
+        match durable::open(&self.path, true) {
+            Err(error) if !durable::is_leased(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

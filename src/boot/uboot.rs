@@ -140,14 +140,14 @@ impl Bootloader for Uboot {
 
     fn write(&self, env: &BootEnv) -> Result<(), BootError> {
         let _locks = lock::acquire();
-        let medium = Medium::open(&self.config, true)?;
+        let medium = durable::patiently(|| Medium::open(&self.config, true))?;
         let (area, bytes) = self.replacement(&medium, env)?.ok_or_else(|| self.absence(&medium))?;
         durable::write(&area.file, &area.path, area.start, &bytes)
     }
 
     fn rebuild(&self, env: &BootEnv) -> Result<(), BootError> {
         let _locks = lock::acquire();
-        let medium = Medium::open(&self.config, true)?;
+        let medium = durable::patiently(|| Medium::open(&self.config, true))?;
         let (area, bytes) = match self.replacement(&medium, env)? {
             Some(next) => next,
             None => self.anew(&medium, env)?,
@@ -161,7 +161,11 @@ impl Bootloader for Uboot {
             trial: Some(Armed { slot: Slot::B, tries: 9 }),
             fallback: Some(Slot::B),
         };
-        let medium = Medium::open(&self.config, true)?;
+        let medium = match Medium::open(&self.config, true) {
+            // Writing waits for it.
+            Err(error) if durable::is_leased(&error) => Medium::open(&self.config, false)?,
+            opened => opened?,
+        };
         self.replacement(&medium, &longest)?.ok_or_else(|| self.absence(&medium)).map(drop)
     }
 }

@@ -65,14 +65,14 @@ mod spread;
 mod stops;
 /// Many agents' connections, and a hub in trouble.
 mod storm;
+/// Pairs of troubles over whole updates.
+mod sweep;
 /// Lifecycle events as device-to-cloud messages.
 mod telemetry;
 /// What an update costs in messages.
 mod thrift;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
 mod transport;
-/// Pairs of troubles over whole updates.
-mod sweep;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.

@@ -104,7 +104,7 @@ fn pairs_of_troubles_end_committed_or_refused_for_a_true_reason() {
             let (left, tally) = (&left, &tally);
             scope.spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                let random = fastrand::Rng::with_seed(seed + gateway);
+                let random = fastrand::Rng::with_seed(seed.wrapping_mul(GATEWAYS).wrapping_add(gateway));
                 runtime.block_on(sweep(random, left, tally));
             });
         }
@@ -209,9 +209,11 @@ impl Sweep<'_> {
             }
             Trouble::Full => self.fill(),
             // Not in the middle of a write: the kernel refuses that.
-            Trouble::ReadOnly => while !self.state.try_remount("ro") {
-                sleep(Duration::from_millis(5)).await;
-            },
+            Trouble::ReadOnly => {
+                while !self.state.try_remount("ro") {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            }
             Trouble::Slow if lease.is_none() => *lease = Some(Lease::on(&environment(&self.world)).await),
             Trouble::Slow => {}
             Trouble::Crash => {
