@@ -96,6 +96,15 @@ pub async fn connect(
     race(in_order(found, memory), until).await
 }
 
+/// Connects to one of these addresses, which the caller looked up and approved, within `limit`.
+pub async fn connect_to(
+    addresses: Vec<SocketAddr>,
+    limit: Duration,
+    memory: &Memory,
+) -> Result<TcpStream, Unreached> {
+    race(in_order(addresses, memory), crate::clock::after(Instant::now(), limit)).await
+}
+
 /// The families by turns, beginning with that of the first address, which the system prefers (RFC 6724).
 fn in_order(found: Vec<SocketAddr>, memory: &Memory) -> VecDeque<SocketAddr> {
     let first = found.first().is_some_and(SocketAddr::is_ipv4);
@@ -149,7 +158,36 @@ async fn attempt(address: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
     use tokio::net::{TcpListener, TcpSocket};
+
+    /// Runs `test` where `name` has the addresses 127.0.0.1 and 127.0.0.2, in this order: by an `/etc/hosts` of its own,
+    /// which needs root.
+    pub(crate) fn with_two_addresses<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send) {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: a namespace of its own needs root");
+            return;
+        }
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNS).unwrap();
+                let hosts = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(hosts.path(), format!("127.0.0.1 {name}\n127.0.0.2 {name}\n")).unwrap();
+                let none = None::<&str>;
+                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+                mount(Some(hosts.path()), "/etc/hosts", none, MsFlags::MS_BIND, none).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let found = lookup_host((name, 1)).await.unwrap();
+                    let found: Vec<String> = found.map(|address| address.ip().to_string()).collect();
+                    assert_eq!(found, ["127.0.0.1", "127.0.0.2"]);
+                    test().await;
+                });
+            });
+            run.join().unwrap();
+        });
+    }
 
     /// A port whose packets vanish: nobody takes connections from its queue, which is full.
     pub(crate) struct Swallower {

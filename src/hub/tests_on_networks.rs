@@ -2,12 +2,8 @@
 //! name that leads to them by an `/etc/hosts` of the test's own, which needs root. Without it, the tests say so and
 //! pass over.
 
-use std::fs;
-use std::future::Future;
 use std::net::SocketAddr;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -16,35 +12,9 @@ use super::connection::tests::{Agent, twin};
 use super::testing::{Pair, Server, soon};
 use crate::clock::Clock;
 use crate::config::{Cloud, Dps, Place, Proxy, Seat, Transport};
-use crate::reach::testing::Swallower;
+use crate::reach::testing::{Swallower, with_two_addresses};
 
 const NAME: &str = "hub.test";
-
-/// Runs `test` where NAME has the addresses 127.0.0.1 and 127.0.0.2, in this order.
-fn with_two_addresses<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: a namespace of its own needs root");
-        return;
-    }
-    std::thread::scope(|scope| {
-        let run = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNS).unwrap();
-            let hosts = tempfile::NamedTempFile::new().unwrap();
-            fs::write(hosts.path(), format!("127.0.0.1 {NAME}\n127.0.0.2 {NAME}\n")).unwrap();
-            let none = None::<&str>;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            mount(Some(hosts.path()), "/etc/hosts", none, MsFlags::MS_BIND, none).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let found = tokio::net::lookup_host((NAME, 1)).await.unwrap();
-                let found: Vec<String> = found.map(|address| address.ip().to_string()).collect();
-                assert_eq!(found, ["127.0.0.1", "127.0.0.2"]);
-                test().await;
-            });
-        });
-        run.join().unwrap();
-    });
-}
 
 async fn server() -> Server {
     Server::at("127.0.0.2:0", &Pair::new(NAME, 2020), &[]).await
@@ -66,7 +36,7 @@ fn first(port: u16) -> SocketAddr {
 
 #[test]
 fn a_hub_whose_first_address_swallows_packets_is_reached_by_mqtt_and_by_websocket() {
-    with_two_addresses(|| async {
+    with_two_addresses(NAME, || async {
         for transport in [Transport::Mqtt, Transport::WebSocket] {
             let server = server().await;
             let _swallower = Swallower::at(first(server.port())).await;
@@ -82,7 +52,7 @@ fn a_hub_whose_first_address_swallows_packets_is_reached_by_mqtt_and_by_websocke
 
 #[test]
 fn a_provisioning_service_and_a_proxy_whose_first_addresses_swallow_packets_are_reached() {
-    with_two_addresses(|| async {
+    with_two_addresses(NAME, || async {
         let server = server().await;
         let _swallower = Swallower::at(first(server.port())).await;
         let dps = Dps {
@@ -110,7 +80,7 @@ fn a_provisioning_service_and_a_proxy_whose_first_addresses_swallow_packets_are_
 
 #[test]
 fn an_address_that_takes_connections_and_is_of_no_use_comes_last_the_next_time() {
-    with_two_addresses(|| async {
+    with_two_addresses(NAME, || async {
         let server = server().await;
         let broken = TcpListener::bind(first(server.port())).await.unwrap();
         let mut agent = Agent::start(cloud(&server), json!({}));
@@ -124,7 +94,7 @@ fn an_address_that_takes_connections_and_is_of_no_use_comes_last_the_next_time()
 
 #[test]
 fn the_message_names_every_address_and_what_it_did() {
-    with_two_addresses(|| async {
+    with_two_addresses(NAME, || async {
         let server = server().await;
         let cloud = cloud(&server);
         let port = server.port();

@@ -105,6 +105,13 @@ impl Answer {
         self.response.extensions().get()
     }
 
+    /// Whether the address that it came from was of use.
+    pub(super) fn judge(&self, useful: bool) {
+        if let Some(count) = self.count() {
+            count.judge(useful);
+        }
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }

@@ -4,13 +4,8 @@
 //! becomes of a call.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use hyper_util::client::legacy::connect::dns::Name;
 use ipnet::IpNet;
-use tower_service::Service;
 use url::{Host, Url};
 
 use crate::config::Proxy;
@@ -98,6 +93,22 @@ impl Hosts {
             return Err(Refused { host: name }.to_string());
         }
         Ok(())
+    }
+
+    /// Resolves a name or an address as the system does, and drops the addresses that may not be reached.
+    pub(super) async fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        let name = name.parse::<IpAddr>().map_or(name, |address| address.to_string());
+        let found = tokio::net::lookup_host((host, port)).await;
+        let found = found.map_err(|error| format!("its name leads to no address: {error}"))?;
+        let trusted = self.names_exactly(&name) || self.is_proxy(&name);
+        let usable = |at: &SocketAddr| trusted || !is_private(at.ip()) || self.has_address(at.ip());
+        let addresses: Vec<SocketAddr> = found.filter(usable).collect();
+        if addresses.is_empty() { Err(Refused { host: name }.into()) } else { Ok(addresses) }
     }
 
     /// Whether the list has this address, if it is one, by a block of addresses.
@@ -215,35 +226,6 @@ pub(super) struct Refused {
     host: String,
 }
 
-/// Resolves names as the system does and drops the addresses that may not be reached.
-#[derive(Clone)]
-pub(super) struct Resolver(pub(super) Arc<Hosts>);
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let hosts = self.0.clone();
-        Box::pin(async move {
-            let host = name.as_str().trim_end_matches('.').to_ascii_lowercase();
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let trusted = hosts.names_exactly(&host) || hosts.is_proxy(&host);
-            let usable = |at: &SocketAddr| trusted || !is_private(at.ip()) || hosts.has_address(at.ip());
-            let addresses: Vec<SocketAddr> = found.filter(usable).collect();
-            if addresses.is_empty() {
-                return Err(Refused { host }.into());
-            }
-            Ok(addresses.into_iter())
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,10 +328,9 @@ mod tests {
     async fn a_proxy_on_this_machine_is_reached_but_nothing_is_fetched_from_it() {
         let hosts = |except: &str| {
             let proxy = Proxy::new("http://localhost:3128", [except.to_owned()]).unwrap();
-            Arc::new(Hosts::new(&[], proxy))
+            Hosts::new(&[], proxy)
         };
-        let mut resolver = Resolver(hosts(""));
-        assert!(resolver.call("localhost".parse().unwrap()).await.is_ok_and(|found| found.count() > 0));
+        assert!(hosts("").resolve("localhost", 1).await.is_ok_and(|found| !found.is_empty()));
         let url = "https://LOCALHOST:8443/a".parse().unwrap();
         assert!(hosts("localhost").check(&url).is_err(), "directly");
         assert!(hosts("").check(&url).is_ok(), "whatever that name means to the proxy");
@@ -360,8 +341,7 @@ mod tests {
     async fn names_that_resolve_to_local_addresses_must_be_named() {
         let resolve = async |list: &[&str]| {
             let list: Vec<String> = list.iter().map(|s| s.to_string()).collect();
-            let mut resolver = Resolver(Arc::new(Hosts::new(&list, Proxy::default())));
-            resolver.call("localhost".parse().unwrap()).await.map(|found| found.count())
+            Hosts::new(&list, Proxy::default()).resolve("localhost", 1).await.map(|found| found.len())
         };
         assert!(resolve(&[]).await.err().unwrap().is::<Refused>());
         assert!(resolve(&["*.host", "*.localhost"]).await.is_err());

@@ -17,7 +17,7 @@ use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,9 +27,10 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::fetch::Http;
-use super::hosts::Resolver;
+use super::hosts::Hosts;
 use super::meter::Meter;
 use crate::config::{Proxy, Via};
+use crate::reach::{self, Memory};
 
 /// The longest head of an answer, and what is read at once, bytes: servers send one KiB or two.
 const HEAD_MAX: usize = 32 * 1024;
@@ -43,12 +44,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) type HttpClient = Client<Connector, Empty<Bytes>>;
 
 /// A client without any connection.
-pub(super) fn client(http: &Http, meter: Arc<Meter>) -> HttpClient {
-    let mut tcp = HttpConnector::new_with_resolver(Resolver(http.hosts.clone()));
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(http.download.stall_timeout));
-    tcp.set_keepalive(Some(Duration::from_secs(30)));
+pub(super) fn client(http: &Http, meter: Arc<Meter>, memory: Memory) -> HttpClient {
+    let tcp = Tcp { hosts: http.hosts.clone(), limit: http.download.stall_timeout, memory };
     let tls = TlsConnector::from(http.tls.clone());
     let connector = Connector { tcp, tls, proxy: http.download.proxy.clone(), meter };
     Client::builder(TokioExecutor::new())
@@ -58,10 +55,39 @@ pub(super) fn client(http: &Http, meter: Arc<Meter>) -> HttpClient {
         .build(connector)
 }
 
+/// Makes TCP connections to hosts that may be reached, also past addresses that swallow packets; what was of no use lately
+/// comes last, so that another connection is one to another node.
+#[derive(Clone)]
+pub(super) struct Tcp {
+    hosts: Arc<Hosts>,
+    limit: Duration,
+    memory: Memory,
+}
+
+impl Service<Uri> for Tcp {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let tcp = self.clone();
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+            let addresses = tcp.hosts.resolve(host, uri.port_u16().unwrap_or(443)).await?;
+            let stream = reach::connect_to(addresses, tcp.limit, &tcp.memory).await?;
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
+
 /// Makes connections, each counted.
 #[derive(Clone)]
 pub(super) struct Connector {
-    tcp: HttpConnector<Resolver>,
+    tcp: Tcp,
     tls: TlsConnector,
     proxy: Proxy,
     meter: Arc<Meter>,
@@ -93,19 +119,21 @@ impl Connector {
         let stream = stream.into_inner();
         let remote = stream.peer_addr().ok();
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
-        let stream = self.tls.connect(name, stream).await?;
         let count = Count {
             remote,
+            memory: self.tcp.memory.clone(),
             meter: self.meter.clone(),
             unsettled: 0.into(),
             forgiven: false.into(),
             head: 0.into(),
             in_body: false.into(),
         };
+        let stream = self.tls.connect(name, stream).await?;
+        count.begin_body();
         Ok(TokioIo::new(Counted { stream, count: Arc::new(count) }))
     }
 
-    fn tunnel(&self, via: &Via) -> Result<Tunnel<HttpConnector<Resolver>>, BoxError> {
+    fn tunnel(&self, via: &Via) -> Result<Tunnel<Tcp>, BoxError> {
         let tunnel = Tunnel::new(format!("http://{}", via.address()).parse()?, self.tcp.clone());
         Ok(match &via.login {
             Some((user, password)) => tunnel.with_auth(basic(user.expose(), password.expose())?),
@@ -128,6 +156,7 @@ pub(super) fn basic(user: &str, password: &str) -> Result<HeaderValue, BoxError>
 pub(super) struct Count {
     /// The server, or the proxy on the way to it.
     pub remote: Option<SocketAddr>,
+    memory: Memory,
     meter: Arc<Meter>,
     /// Bytes that came and were not handed out.
     unsettled: AtomicU64,
@@ -135,16 +164,25 @@ pub(super) struct Count {
     forgiven: AtomicBool,
     /// Bytes since the latest request that came before its answer was understood.
     head: AtomicU64,
+    /// Nothing is awaited before a body: neither the TLS handshake nor the head of an answer.
     in_body: AtomicBool,
 }
 
 impl Drop for Count {
     fn drop(&mut self) {
         self.settle();
+        if !*self.in_body.get_mut() {
+            self.judge(false);
+        }
     }
 }
 
 impl Count {
+    /// Whether it was of use to have this address.
+    pub(super) fn judge(&self, useful: bool) {
+        self.memory.judge(self.remote, useful);
+    }
+
     /// The head of the answer is over.
     pub(super) fn begin_body(&self) {
         self.in_body.store(true, Ordering::Relaxed);

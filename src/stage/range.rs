@@ -168,7 +168,8 @@ impl<'a> Range<'a> {
         }
         let (least, stall) = (web.least, web.http.download.stall_timeout);
         let asked = Instant::now();
-        let bytes = web.patiently(coming.route, next(&mut coming.answer)).await??;
+        let bytes = web.patiently(coming.route, next(&mut coming.answer)).await.and_then(|bytes| bytes);
+        let bytes = bytes.inspect_err(|_| coming.answer.judge(false))?;
         let slow = coming.flow.add(asked.elapsed(), bytes.len() as u64, stall / 2, least);
         drop(waiting);
         let bytes = self.take(web, bytes, coming.after).await?;
@@ -177,6 +178,7 @@ impl<'a> Range<'a> {
             let time = time.as_secs_f32();
             let reason =
                 format!("only {came} bytes came in {time} s, and download.min_rate is {least} a second");
+            coming.answer.judge(false);
             self.slow = Some(reason);
             return Ok(Some(bytes));
         }

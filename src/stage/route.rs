@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 /// The server, and the address that this side speaks from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Route {
-    remote: SocketAddr,
+    pub remote: SocketAddr,
     source: IpAddr,
 }
 

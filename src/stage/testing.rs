@@ -82,6 +82,19 @@ pub(super) struct Served {
 }
 
 impl Served {
+    fn new(file: Vec<u8>) -> Arc<Served> {
+        Arc::new(Served {
+            file: Mutex::new(file),
+            etag: Mutex::new(Some("\"one\"".into())),
+            modified: Mutex::new(None),
+            script: Mutex::new(Box::new(|_| Act::Serve)),
+            requests: Mutex::default(),
+            connections: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            wire: AtomicU64::new(0),
+        })
+    }
+
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
@@ -98,6 +111,7 @@ impl Served {
 pub(super) struct Server {
     pub served: Arc<Served>,
     pub port: u16,
+    acceptor: TlsAcceptor,
     roots: rustls::RootCertStore,
 }
 
@@ -122,18 +136,16 @@ impl Server {
             .unwrap();
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let served = Arc::new(Served {
-            file: Mutex::new(file),
-            etag: Mutex::new(Some("\"one\"".into())),
-            modified: Mutex::new(None),
-            script: Mutex::new(Box::new(|_| Act::Serve)),
-            requests: Mutex::default(),
-            connections: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            wire: AtomicU64::new(0),
-        });
-        tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), served.clone()));
-        Server { served, port, roots }
+        let (served, acceptor) = (Served::new(file), TlsAcceptor::from(Arc::new(config)));
+        tokio::spawn(accept(listener, acceptor.clone(), served.clone()));
+        Server { served, port, acceptor, roots }
+    }
+
+    /// Another node of the same name and port, with the same file.
+    pub fn another_at(&self, listener: TcpListener) -> Arc<Served> {
+        let served = Served::new(self.served.file.lock().unwrap().clone());
+        tokio::spawn(accept(listener, self.acceptor.clone(), served.clone()));
+        served
     }
 
     pub fn url(&self) -> Url {

@@ -1,19 +1,22 @@
 //! A gateway that moves from one network to another in the middle of a download: real addresses on a real link
-//! between two network namespaces, which need root. Without it, the test says so and passes over.
+//! between two network namespaces; and servers with two addresses, one of them broken. Both need root. Without it, the
+//! tests say so and pass over.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::testing::*;
 use super::*;
 use crate::bundle::testing as bundles;
 use crate::config::Download;
+use crate::reach::testing::{Swallower, with_two_addresses};
 
 const SERVER: &str = "10.77.0.1";
 /// Buffers of each connection on either side, bytes: what a link of a few Mbit/s needs, and what a move may lose.
@@ -135,21 +138,92 @@ fn one_update(runtime: &tokio::runtime::Runtime, server: &Server, image: &[u8]) 
     let mut http =
         server.http_with(&[SERVER], Download { patience: 2 * hour, stall_timeout: hour, ..download() });
     http.look = Duration::from_millis(50);
-    let url = format!("https://{SERVER}:{}/b.fwb", server.port).parse().unwrap();
+    let told = runtime.block_on(update_from(&http, SERVER, server.port, image));
+    // Every byte that was counted was used.
+    assert_eq!(told.downloaded, told.expected_download);
+}
+
+async fn update_from(http: &Http, host: &str, port: u16, image: &[u8]) -> Progress {
+    let url = format!("https://{host}:{port}/b.fwb").parse().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let slot = folder.path().join("slot");
     std::fs::write(&slot, vec![0xaa; image.len()]).unwrap();
     let progress = tokio::sync::watch::Sender::default();
     let update = async {
         let (meter, keys) = (std::sync::Arc::new(Meter::new(0, None, None)), bundles::trust(1));
-        let bundle = open(Source::Http(url), &http, meter, &keys, 1, None, &Workspace::default()).await?;
+        let bundle = open(Source::Http(url), http, meter, &keys, 1, None, &Workspace::default()).await?;
         let target = Target::acquire(&slot, &[])?;
         let index = bundle.index().await?;
         stage(&bundle, index, &target, None, None, &progress, &CancellationToken::new()).await
     };
-    runtime.block_on(update).unwrap();
+    update.await.unwrap();
     assert!(std::fs::read(&slot).unwrap() == image);
-    // Every byte that was counted was used.
-    let told = *progress.borrow();
-    assert_eq!(told.downloaded, told.expected_download);
+    *progress.borrow()
+}
+
+/// A server of that name at its second address, what it serves, and a client that waits shortly for a silent one.
+async fn at_the_second_address() -> (Server, Http, Vec<u8>) {
+    let image = image(41, 2);
+    let server = Server::start_at("127.0.0.2", parts(&image).join()).await;
+    let (stall_timeout, final_after) = (Duration::from_millis(500), Duration::from_secs(60));
+    let rules = Download { stall_timeout, final_after, ..download() };
+    let http = server.http_with(&["localhost"], rules);
+    (server, http, image)
+}
+
+#[test]
+fn a_server_whose_first_address_swallows_packets_costs_moments() {
+    with_two_addresses("localhost", || async {
+        let (server, http, image) = at_the_second_address().await;
+        let _swallower = Swallower::at(([127, 0, 0, 1], server.port).into()).await;
+        update_from(&http, "localhost", server.port, &image).await;
+    });
+}
+
+#[test]
+fn a_node_that_takes_connections_and_is_of_no_use_is_tried_once() {
+    with_two_addresses("localhost", || async {
+        let (server, http, image) = at_the_second_address().await;
+        for closes in [false, true] {
+            let node = TcpListener::bind(("127.0.0.1", server.port)).await.unwrap();
+            let tried = std::sync::Arc::new(AtomicUsize::new(0));
+            let count = tried.clone();
+            let broken = tokio::spawn(async move {
+                let mut kept = Vec::new();
+                while let Ok((stream, _)) = node.accept().await {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    kept.extend((!closes).then_some(stream));
+                }
+            });
+            update_from(&http, "localhost", server.port, &image).await;
+            assert_eq!(tried.load(Ordering::SeqCst), 1, "closes: {closes}");
+            broken.abort();
+            broken.await.unwrap_err();
+        }
+    });
+}
+
+#[test]
+fn a_node_whose_answers_are_of_no_use_is_tried_once() {
+    with_two_addresses("localhost", || async {
+        let (server, http, image) = at_the_second_address().await;
+        let node = TcpListener::bind(("127.0.0.1", server.port)).await.unwrap();
+        let node = server.another_at(node);
+        let bad = [
+            Act::Silent,
+            Act::Status(404, String::new()),
+            Act::Status(503, String::new()),
+            Act::Page("<html>Please log in</html>".into()),
+            Act::WrongRange,
+            Act::Cut(100),
+            Act::Stall(100),
+            Act::Flip(100),
+        ];
+        for (act, tried) in bad.into_iter().zip(1..) {
+            let shown = format!("{act:?}");
+            node.script(move |_| act.clone());
+            update_from(&http, "localhost", server.port, &image).await;
+            assert_eq!(node.connections.load(Ordering::SeqCst), tried, "{shown}");
+        }
+    });
 }

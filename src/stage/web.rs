@@ -24,6 +24,7 @@ use super::line::{self, HttpClient};
 use super::meter::Meter;
 use super::route::Route;
 use crate::manifest::Digest;
+use crate::reach::Memory;
 use crate::tls::Verdict;
 
 /// Hops that are followed.
@@ -34,6 +35,8 @@ pub(super) struct Web {
     pub http: Http,
     url: Url,
     meter: Arc<Meter>,
+    /// Addresses whose answers were of no use lately.
+    memory: Memory,
     /// Connections, all of one network.
     line: Mutex<Line>,
     seen: Mutex<Seen>,
@@ -94,11 +97,16 @@ pub(super) struct Wanted {
 impl Web {
     pub(super) fn new(http: Http, url: Url, meter: Arc<Meter>) -> Web {
         let (seen, head) = (Mutex::default(), Mutex::default());
-        let line = Mutex::new(Line { client: line::client(&http, meter.clone()), number: 0, route: None });
+        let memory = Memory::default();
+        let line = Mutex::new(Line {
+            client: line::client(&http, meter.clone(), memory.clone()),
+            number: 0,
+            route: None,
+        });
         let least = meter.least(http.download.min_rate);
         let patience = Patience::new(http.download.patience, least);
         let (renewal, renewals, size) = Default::default();
-        Web { http, url, meter, line, seen, patience, least, renewal, renewals, head, size }
+        Web { http, url, meter, memory, line, seen, patience, least, renewal, renewals, head, size }
     }
 
     /// How the latest answer came.
@@ -142,8 +150,12 @@ impl Web {
         }
     }
 
-    /// Goes on over connections that are none of those of client `number`.
+    /// Goes on over connections that are none of those of client `number`, and to another address if there is one.
     pub(super) fn elsewhere(&self, number: u64) {
+        let line = self.line();
+        let route = line.route.filter(|_| line.number == number);
+        drop(line);
+        self.memory.judge(route.map(|route| route.remote), false);
         self.replace(|line| line.number == number);
     }
 
@@ -151,7 +163,8 @@ impl Web {
     fn replace(&self, old: impl Fn(&Line) -> bool) {
         let mut line = self.line();
         if old(&line) {
-            let (client, number) = (line::client(&self.http, self.meter.clone()), line.number + 1);
+            let (client, number) =
+                (line::client(&self.http, self.meter.clone(), self.memory.clone()), line.number + 1);
             *line = Line { client, number, route: None };
         }
     }
@@ -259,7 +272,12 @@ impl Web {
         let part = match judge(&answer, &self.url, shown, wanted.start, wanted.end) {
             Ok(part) => part,
             Err(trouble) => {
+                answer.judge(false);
                 answer.refuse();
+                // Kept alive, the connection would lead to the same busy node again.
+                if matches!(trouble, Trouble::Passing { .. }) {
+                    self.elsewhere(self.number());
+                }
                 return Err(trouble);
             }
         };
@@ -273,6 +291,7 @@ impl Web {
             }
             _ => {}
         }
+        answer.judge(true);
         Ok((answer, part))
     }
 }
