@@ -218,7 +218,9 @@ mod tests {
                 fs::create_dir_all(&folder).unwrap();
                 fs::write(folder.join("dev"), format!("240:{minor}\n")).unwrap();
                 fs::write(folder.join("size"), "128\n").unwrap();
-                start.map(|start: u32| fs::write(folder.join("start"), format!("{start}\n")).unwrap());
+                if let Some(start) = start {
+                    fs::write(folder.join("start"), format!("{start}\n")).unwrap();
+                }
                 symlink(&folder, path(&format!("sys/dev/block/240:{minor}"))).unwrap();
                 let node = path(folder.file_name().unwrap().to_str().unwrap());
                 mknod(&node, SFlag::S_IFBLK, Mode::S_IRUSR, makedev(240, minor)).unwrap();

@@ -33,7 +33,7 @@ fn drop_ins(root: &Path) -> Vec<PathBuf> {
 /// The last value, spaces left out: systemd writes `1h 30min`.
 fn on_boot(text: &str) -> Option<Duration> {
     let values = text.lines().filter_map(|line| line.trim().strip_prefix("OnBootSec="));
-    values.filter_map(|value| parse(value.trim())).last()
+    values.filter_map(|value| parse(value.trim())).next_back()
 }
 
 fn parse(text: &str) -> Option<Duration> {
