@@ -1,7 +1,7 @@
 //! docs/keys.md as it is lived: a second key, then it alone; the first one stolen, and what shuts it out.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fwupdate_hub::firmware::Slot;
@@ -31,7 +31,7 @@ impl Fleet {
     }
 
     /// A release that is signed by one key and trusts these.
-    fn release(&mut self, version: &str, signer: &PathBuf, trusts: &[&PathBuf], security: &str) -> Release {
+    fn release(&mut self, version: &str, signer: &Path, trusts: &[&PathBuf], security: &str) -> Release {
         let public: Vec<String> =
             trusts.iter().map(|key| fs::read_to_string(key.join("release.pub.pem")).unwrap()).collect();
         let names: Vec<String> = (0..public.len()).map(|number| format!("keys/{number}.pem")).collect();
