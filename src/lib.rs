@@ -5,7 +5,6 @@
 //! I/O, edges do not know each other, and only `agent` sees all of them.
 
 // Numbers, times and offsets come from callers, servers and files: none of them may end the process by arithmetic.
-// A module that is not yet held to it says so here; tests/integration/house.rs knows which.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod config;
@@ -32,7 +31,6 @@ pub mod hub;
 pub mod memory;
 pub mod reach;
 pub mod root;
-#[allow(clippy::arithmetic_side_effects)]
 pub mod stage;
 pub mod store;
 pub mod tls;

@@ -197,7 +197,7 @@ fn part(headers: &HeaderMap, start: u64, end: u64) -> Result<Part, String> {
         return Err("the server answered a byte range without a valid Content-Range".into());
     };
     if first != start {
-        let (last, asked) = (after - 1, format!("bytes {start}-{}", end.saturating_sub(1)));
+        let (last, asked) = (after.saturating_sub(1), format!("bytes {start}-{}", end.saturating_sub(1)));
         return Err(format!("the server answered bytes {first}-{last} when asked for {asked}"));
     }
     Ok(Part { after: after.min(end), version: Version::of(headers, size) })

@@ -1,6 +1,7 @@
 //! Memory that O_DIRECT accepts: a slice that begins at a multiple of 4096, which suits 512-byte and 4Kn
 //! devices alike. Cut from a slightly larger `Vec`, so that no `unsafe` is needed.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,7 +19,7 @@ const _: () = assert!(PIECE >= CHUNK_CAP as usize);
 /// `offset..offset + length` in pieces of at most `PIECE`: where each begins, and how long it is.
 pub(super) fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
     let end = offset.saturating_add(length);
-    (offset..end).step_by(PIECE).map(move |at| (at, (end - at).min(PIECE as u64) as usize))
+    (offset..end).step_by(PIECE).map(move |at| (at, end.saturating_sub(at).min(PIECE as u64) as usize))
 }
 
 /// A zeroed buffer of fixed capacity.
@@ -38,11 +39,16 @@ impl Buffer {
 
     /// The first `length` bytes; fewer if the buffer is smaller.
     pub(super) fn first(&self, length: usize) -> &[u8] {
-        self.raw.get(self.start..self.start + length.min(self.capacity)).unwrap_or_default()
+        self.raw.get(self.range(length)).unwrap_or_default()
     }
 
     pub(super) fn first_mut(&mut self, length: usize) -> &mut [u8] {
-        self.raw.get_mut(self.start..self.start + length.min(self.capacity)).unwrap_or_default()
+        let range = self.range(length);
+        self.raw.get_mut(range).unwrap_or_default()
+    }
+
+    fn range(&self, length: usize) -> Range<usize> {
+        self.start..self.start.saturating_add(length.min(self.capacity))
     }
 }
 
@@ -105,7 +111,8 @@ impl Gathered {
 
 /// Whether O_DIRECT takes this transfer.
 pub(super) fn is_aligned(bytes: &[u8], offset: u64) -> bool {
-    bytes.as_ptr().align_offset(ALIGN) == 0 && bytes.len() % ALIGN == 0 && offset % ALIGN as u64 == 0
+    let whole = |number: u64| number.checked_rem(ALIGN as u64) == Some(0);
+    bytes.as_ptr().align_offset(ALIGN) == 0 && whole(bytes.len() as u64) && whole(offset)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl ByDigest {
             chosen.map(|(position, (chunk, _))| (chunk.digest, position))
         };
         let count = chosen().count();
-        let list = workspace.list((count * ENTRY) as u64);
+        let list = workspace.list(count.saturating_mul(ENTRY) as u64);
         let mut all = ByDigest { list, pages: Vec::new(), end: 0 };
         // Digests are spread evenly, so each part of their range has about as many.
         let parts = count.div_ceil(at_once.max(1));
@@ -60,7 +60,7 @@ impl ByDigest {
         let bytes: Vec<u8> = page.iter().flat_map(entry).collect();
         self.list.write(&bytes, self.end as u64);
         self.pages.extend(page.first().map(|(digest, _)| (*digest, self.end)));
-        self.end += bytes.len();
+        self.end = self.end.saturating_add(bytes.len());
     }
 
     /// The positions of all chunks with this digest.
@@ -79,9 +79,9 @@ impl ByDigest {
 
     fn page(&self, number: usize) -> Option<Vec<(ChunkDigest, usize)>> {
         let (_, start) = self.pages.get(number)?;
-        let end = self.pages.get(number + 1).map_or(self.end, |(_, next)| *next);
+        let end = self.pages.get(number.saturating_add(1)).map_or(self.end, |(_, next)| *next);
         let mut block = [0; PAGE * ENTRY];
-        let page = block.get_mut(..end - start)?;
+        let page = block.get_mut(..end.checked_sub(*start)?)?;
         if !self.list.read(page, *start as u64) {
             return None;
         }
@@ -118,7 +118,8 @@ fn share(twins: &[(ChunkDigest, usize)], index: &Index, origins: &Origins) {
     }
     let in_place = twins.iter().find(|(_, position)| origins.get(*position) == Some(Origin::InPlace));
     let Some((_, source)) = in_place.or(twins.first()) else { return };
-    let block = index.get(*source).and_then(|chunk| u32::try_from(chunk.offset / u64::from(BLOCK)).ok());
+    let block = index.get(*source).and_then(|chunk| chunk.offset.checked_div(u64::from(BLOCK)));
+    let block = block.and_then(|block| u32::try_from(block).ok());
     let Some(block) = block else { return };
     for (_, position) in twins.iter().filter(|(_, position)| position != source) {
         if origins.get(*position) == Some(Origin::Fetch) {
@@ -130,7 +131,7 @@ fn share(twins: &[(ChunkDigest, usize)], index: &Index, origins: &Origins) {
 /// Which of `parts` parts of all digests this one is in.
 fn part_of(digest: &ChunkDigest, parts: usize) -> usize {
     let first = digest.0.first_chunk().copied().map_or(0, u32::from_be_bytes);
-    ((u64::from(first) * parts as u64) >> 32) as usize
+    (u64::from(first).saturating_mul(parts as u64) >> 32) as usize
 }
 
 #[cfg(test)]

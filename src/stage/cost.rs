@@ -20,7 +20,7 @@ pub struct Cost {
 
 impl Cost {
     pub fn total(&self) -> u64 {
-        self.head + self.patch + self.frames
+        self.head.saturating_add(self.patch).saturating_add(self.frames)
     }
 }
 
@@ -48,7 +48,8 @@ pub fn cost<E>(
     {
         let patch = Patch::new(number, read(number)?);
         patch.take(index, &origins, |_| true);
-        cost.patch = span.end - span.start + patch.fetch_size(layout, index, &origins);
+        let frames = patch.fetch_size(layout, index, &origins);
+        cost.patch = span.end.saturating_sub(span.start).saturating_add(frames);
     }
     cost.frames = fetch_size(layout, index, &origins);
     Ok(cost)

@@ -97,15 +97,16 @@ impl Patience {
 
     /// The time runs while this lives.
     pub(super) fn wait(&self) -> Waiting<'_> {
-        self.settled().waiting += 1;
+        let mut left = self.settled();
+        left.waiting = left.waiting.saturating_add(1);
+        drop(left);
         Waiting(self)
     }
 
     pub(super) fn earn(&self, bytes: u64) {
         let mut left = self.settled();
-        let earned = Duration::from_millis(
-            (u128::from(bytes) * 1000 / u128::from(self.least)).try_into().unwrap_or(u64::MAX),
-        );
+        let earned = u128::from(bytes).saturating_mul(1000).checked_div(u128::from(self.least));
+        let earned = earned.and_then(|ms| ms.try_into().ok()).map_or(Duration::MAX, Duration::from_millis);
         left.time = left.time.saturating_add(earned).min(self.full);
     }
 
@@ -125,7 +126,7 @@ impl Patience {
 
     /// A hundredth is as good as nothing: what trickles in would earn back a moment for ever.
     pub(super) fn is_over(&self) -> bool {
-        self.left() < self.full / 100
+        self.left().saturating_mul(100) < self.full
     }
 }
 
@@ -156,13 +157,13 @@ impl Flow {
         half: Duration,
         least: u64,
     ) -> Option<(Duration, u64)> {
-        self.now = (self.now.0 + awaited, self.now.1.saturating_add(bytes));
+        self.now = (self.now.0.saturating_add(awaited), self.now.1.saturating_add(bytes));
         if self.now.0 < half {
             return None;
         }
         let now = std::mem::take(&mut self.now);
         let before = self.before.replace(now)?;
-        let (time, came) = (before.0 + now.0, before.1.saturating_add(now.1));
+        let (time, came) = (before.0.saturating_add(now.0), before.1.saturating_add(now.1));
         (u128::from(came) * 1000 < u128::from(least).saturating_mul(time.as_millis())).then_some((time, came))
     }
 }

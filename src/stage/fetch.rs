@@ -113,7 +113,7 @@ impl Http {
 
     /// How long an answer is doubted: at most half of the patience, so that it is told for what it is.
     pub(super) fn doubt(&self) -> Duration {
-        self.download.final_after.min(self.download.patience / 2)
+        self.download.final_after.min(self.download.patience.checked_div(2).unwrap_or_default())
     }
 
     /// A pause before the attempt after so many in vain.

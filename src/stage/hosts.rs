@@ -203,7 +203,7 @@ fn is_among<const N: usize>(blocks: &[([u8; N], u32)], address: [u8; N]) -> bool
             let pair = address.get(at).zip(block.get(at));
             pair.map_or(0, |(one, other)| (one ^ other).leading_zeros())
         };
-        different.is_none_or(|at| at as u32 * 8 + bit(at) >= *bits)
+        different.is_none_or(|at| (at as u32).saturating_mul(8).saturating_add(bit(at)) >= *bits)
     })
 }
 

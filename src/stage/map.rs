@@ -35,11 +35,11 @@ pub(super) fn read(path: &Path, rules: &Chunking, mut note: impl FnMut(ChunkDige
         let mut line = String::new();
         (&mut reader).take(LINE).read_line(&mut line)?;
         let body = length.saturating_sub(line.len() as u64);
-        if line != first_line(rules) || length > INDEX_CAP || body % RECORD as u64 != 0 {
+        if line != first_line(rules) || length > INDEX_CAP || body.checked_rem(RECORD as u64) != Some(0) {
             return Ok(false);
         }
         let mut record = [0; RECORD];
-        for _ in 0..body / RECORD as u64 {
+        for _ in 0..body.checked_div(RECORD as u64).unwrap_or(0) {
             reader.read_exact(&mut record)?;
             if let Some((block, digest)) = take_apart(&record) {
                 note(digest, block);
@@ -72,7 +72,8 @@ fn first_line(rules: &Chunking) -> String {
 pub(super) fn keep(path: &Path, index: &Index, rules: &Chunking) {
     let draft = Draft::new(path, rules);
     for chunk in index.iter().filter(|chunk| !index.is_zero(chunk)) {
-        draft.note(chunk.digest, (chunk.offset / u64::from(BLOCK)) as u32);
+        let block = chunk.offset.checked_div(u64::from(BLOCK)).and_then(|block| u32::try_from(block).ok());
+        block.into_iter().for_each(|block| draft.note(chunk.digest, block));
     }
     draft.finish();
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::StageError;
+use crate::clock;
 
 /// Bytes beside the bodies that are free, and the share of the bodies that is free on top, as one part in so many.
 const FREE: u64 = 16 * 1024;
@@ -79,7 +80,8 @@ impl Meter {
         let until = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
             let start = free_at.map_or(Instant::now(), |at| at.max(Instant::now()));
-            *free_at.insert(start + Duration::from_secs_f64(received as f64 / rate as f64))
+            let takes = Duration::try_from_secs_f64(received as f64 / rate as f64).unwrap_or(Duration::MAX);
+            *free_at.insert(clock::after(start, takes))
         };
         tokio::time::sleep_until(until).await;
     }

@@ -84,10 +84,10 @@ impl Bundle {
         let (list, mut end) = (self.workspace.list(size), Vec::new());
         let (mut range, mut at) = (self.remote.range(span.start, span.end), 0);
         while let Some(part) = range.next().await? {
-            let own = (size - at).min(part.len() as u64) as usize;
+            let own = size.saturating_sub(at).min(part.len() as u64) as usize;
             let (own, rest) = part.split_at(own);
             list.write(own, at);
-            at += own.len() as u64;
+            at = at.saturating_add(own.len() as u64);
             end.extend_from_slice(rest);
         }
         if at < size {

@@ -40,7 +40,7 @@ impl Origin {
             Origin::Patch => 3,
             // What is further behind is not used.
             Origin::Seed(block) | Origin::Twin(block) if block > Origin::LAST_BLOCK => 0,
-            Origin::Seed(block) => block + 4,
+            Origin::Seed(block) => block.saturating_add(4),
             Origin::Twin(block) => block | TWIN,
         };
         number.to_le_bytes()
@@ -53,9 +53,14 @@ impl Origin {
             2 => Origin::Zero,
             3 => Origin::Patch,
             twin if twin & TWIN != 0 => Origin::Twin(twin ^ TWIN),
-            block => Origin::Seed(block - 4),
+            block => Origin::Seed(block.saturating_sub(4)),
         }
     }
+}
+
+/// Where the entry of the chunk at `position` is in the list.
+fn place(position: usize) -> u64 {
+    (position as u64).saturating_mul(ENTRY as u64)
 }
 
 /// One origin for each chunk, in image order; all are `Fetch` at first.
@@ -67,7 +72,7 @@ pub(super) struct Origins {
 
 impl Origins {
     pub(super) fn new(workspace: &Workspace, count: usize) -> Origins {
-        Origins { list: workspace.list((count * ENTRY) as u64), count }
+        Origins { list: workspace.list(place(count)), count }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -77,14 +82,14 @@ impl Origins {
     /// `None` beyond the end.
     pub(super) fn get(&self, position: usize) -> Option<Origin> {
         let mut entry = [0; ENTRY];
-        let there = position < self.count && self.list.read(&mut entry, (position * ENTRY) as u64);
+        let there = position < self.count && self.list.read(&mut entry, place(position));
         there.then(|| Origin::of(entry))
     }
 
     /// Of the chunks from `first` on.
     pub(super) fn set(&self, first: usize, origins: &[Origin]) {
         let entries: Vec<u8> = origins.iter().flat_map(|origin| origin.entry()).collect();
-        self.list.write(&entries, (first * ENTRY) as u64);
+        self.list.write(&entries, place(first));
     }
 
     /// Of chunks here and there.
@@ -95,7 +100,7 @@ impl Origins {
     /// Gives those that are `from` the origin `to`.
     pub(super) fn replace(&self, from: impl Fn(Origin) -> bool, to: Origin) {
         for first in (0..self.count).step_by(BLOCK) {
-            let part = first..(first + BLOCK).min(self.count);
+            let part = first..first.saturating_add(BLOCK).min(self.count);
             let replaced = self.of(part).map(|origin| if from(origin) { to } else { origin });
             self.set(first, &replaced.collect::<Vec<_>>());
         }
@@ -108,13 +113,13 @@ impl Origins {
         std::iter::from_fn(move || {
             if read.is_empty() {
                 let mut entries = [0; BLOCK * ENTRY];
-                let entries = entries.get_mut(..end.saturating_sub(next).min(BLOCK) * ENTRY)?;
-                if entries.is_empty() || !self.list.read(entries, (next * ENTRY) as u64) {
+                let entries = entries.get_mut(..end.saturating_sub(next).min(BLOCK).saturating_mul(ENTRY))?;
+                if entries.is_empty() || !self.list.read(entries, place(next)) {
                     return None;
                 }
                 let own = entries.chunks_exact(ENTRY).rev();
                 read.extend(own.filter_map(|entry| entry.try_into().ok()).map(Origin::of));
-                next += read.len();
+                next = next.saturating_add(read.len());
             }
             read.pop()
         })

@@ -7,7 +7,7 @@ use super::StageError;
 /// `0..count` in `parts` ranges of nearly the same length.
 pub(super) fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
     let length = count.div_ceil(parts.max(1) as u64).max(1);
-    (0..count).step_by(length as usize).map(|start| start..(start + length).min(count)).collect()
+    (0..count).step_by(length as usize).map(|start| start..start.saturating_add(length).min(count)).collect()
 }
 
 /// Runs `work` on each part in a thread of its own, and returns what it returned, in order.

@@ -30,6 +30,6 @@ pub fn headers(lines: &str) -> bool {
 
 /// The chunks of the map at `path`.
 pub fn chunk_map(path: &Path, rules: &Chunking) -> Option<usize> {
-    let mut chunks = 0;
-    map::read(path, rules, |_, _| chunks += 1).then_some(chunks)
+    let mut chunks = 0usize;
+    map::read(path, rules, |_, _| chunks = chunks.saturating_add(1)).then_some(chunks)
 }

@@ -62,7 +62,7 @@ impl Patch {
         let Some(number) = number(bundle, shared, image, cancel).await? else { return Ok(None) };
         let Some(span) = span(bundle.layout(), number, missing) else { return Ok(None) };
         let remote = bundle.remote();
-        remote.afford(span.end - span.start)?;
+        remote.afford(length(&span))?;
         let index = tokio::select! {
             index = remote.insist(|| read_index(bundle, shared, number, span.clone())) => index?,
             () = cancel.cancelled() => return Err(StageError::Cancelled),
@@ -126,7 +126,7 @@ impl Patch {
 
     /// Bytes of the requests that `apply` will make.
     pub(super) fn fetch_size(&self, layout: &Layout, index: &Index, origins: &Origins) -> u64 {
-        self.runs(layout, index, origins).map(|(span, _)| span.end - span.start).sum()
+        self.runs(layout, index, origins).map(|(span, _)| length(&span)).sum()
     }
 
     /// Brings all chunks of origin `Patch` to `sink`. Their origin is then `InPlace`, or `Fetch` if the seed has
@@ -180,10 +180,10 @@ impl Patch {
                     }
                     let gap = place.start.saturating_sub(at).min(piece.len() as u64);
                     bytes::Buf::advance(&mut piece, gap as usize);
-                    at += gap;
-                    let part = (place.end - at).min(piece.len() as u64);
+                    at = at.saturating_add(gap);
+                    let part = place.end.saturating_sub(at).min(piece.len() as u64);
                     bytes.extend_from_slice(&piece.split_to(part as usize));
-                    at += part;
+                    at = at.saturating_add(part);
                 }
                 let chunks: Vec<_> = frame.chunks(&shared.index).collect();
                 let wanted =
@@ -216,7 +216,11 @@ pub(super) fn missing(index: &Index, origins: &Origins) -> u64 {
 
 /// What to fetch of a patch before its frames, if that is less than what is missing in all.
 pub(super) fn span(layout: &Layout, number: usize, missing: u64) -> Option<Range<u64>> {
-    layout.patch_span(number).filter(|span| span.end - span.start < missing)
+    layout.patch_span(number).filter(|span| length(span) < missing)
+}
+
+fn length(span: &Range<u64>) -> u64 {
+    span.end.saturating_sub(span.start)
 }
 
 /// Reads a frame's prefix into `buffer`; `None` if the seed does not have it.
@@ -224,8 +228,9 @@ fn prefix<'a>(seed: &Seed, frame: &PatchFrame, buffer: &'a mut Buffer) -> Option
     let whole = buffer.first_mut(frame.prefix_length());
     let (mut rest, mut reads) = (&mut *whole, Vec::with_capacity(frame.blocks.len()));
     for range in &frame.blocks {
-        let (own, after) = rest.split_at_mut_checked((range.end - range.start) as usize * BLOCK as usize)?;
-        reads.push((own, u64::from(range.start) * u64::from(BLOCK)));
+        let length = range.len().saturating_mul(BLOCK as usize);
+        let (own, after) = rest.split_at_mut_checked(length)?;
+        reads.push((own, u64::from(range.start).saturating_mul(u64::from(BLOCK))));
         rest = after;
     }
     let read = |part: &mut [(&mut [u8], u64)]| part.iter_mut().all(|(own, at)| seed.read(own, *at).is_ok());
@@ -275,10 +280,10 @@ fn identify(
             break;
         }
         while at < patch.base_size && !cancel.is_cancelled() {
-            let part = buffer.first_mut((patch.base_size - at).min(PIECE as u64) as usize);
+            let part = buffer.first_mut(patch.base_size.saturating_sub(at).min(PIECE as u64) as usize);
             seed.read(part, at)?;
             hash.update(&*part);
-            at += part.len() as u64;
+            at = at.saturating_add(part.len() as u64);
         }
         if Digest(hash.clone().finalize().into()) == patch.base_sha256 {
             // A longer one that fits too is the better one.
@@ -333,7 +338,8 @@ impl Patcher {
             rest = after;
             if let Some((first, true)) = run.first() {
                 self.sink.write(own, first.offset)?;
-                self.shared.progress.send_modify(|p| p.done += own.len() as u64);
+                let written = own.len() as u64;
+                self.shared.progress.send_modify(|p| p.done = p.done.saturating_add(written));
             }
         }
         Ok(true)
@@ -346,7 +352,7 @@ impl Job {
         let chunks = self.chunks.iter().map(|(_, chunk)| *chunk).zip(self.wanted.iter().copied());
         let all: Vec<(Chunk, bool)> = chunks.collect();
         let side_by_side = |(a, own): &(Chunk, bool), (b, other): &(Chunk, bool)| {
-            own == other && a.offset + u64::from(a.length) == b.offset
+            own == other && a.offset.checked_add(u64::from(a.length)) == Some(b.offset)
         };
         all.chunk_by(side_by_side).map(<[_]>::to_vec).collect()
     }

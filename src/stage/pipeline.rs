@@ -82,7 +82,7 @@ pub(super) async fn transfer(
         let more = fetch_size(bundle.layout(), &shared.index, origins);
         bundle.remote().afford(more)?;
         if bundle.remote().is_metered() {
-            shared.progress.send_modify(|p| p.expected_download += more);
+            shared.progress.send_modify(|p| p.expected_download = p.expected_download.saturating_add(more));
         }
     }
 }
@@ -152,7 +152,7 @@ async fn feed(
     let mut next = 0;
     while next < index.len() {
         let group = Group::at(index, origins, next);
-        next += group.parts.len().max(1);
+        next = next.saturating_add(group.parts.len().max(1));
         let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_) | Origin::Twin(_));
         if belong(&group) && group.parts.iter().any(local) {
             // This fails only when the worker has ended: its error is the one that counts.
@@ -181,7 +181,7 @@ impl Fetch<'_> {
         let mut fetches = FuturesUnordered::new();
         for run in runs(&self.shared.index, self.bundle.layout(), must_fetch(self.origins)) {
             // Admitted one after the other, so that the first is never kept waiting by a later one.
-            let length = (run.span.end - run.span.start).min(WINDOW as u64);
+            let length = run.span.end.saturating_sub(run.span.start).min(WINDOW as u64);
             let mut room = std::pin::pin!(self.window.clone().acquire_many_owned(length as u32));
             let room = loop {
                 tokio::select! {
@@ -219,15 +219,15 @@ impl Fetch<'_> {
                 send(&line, &mut batch);
             }
             let span = bundle.layout().frame(&chunk);
-            bytes.expect((span.end - at) as usize);
-            while at + (bytes.len() as u64) < span.end {
+            bytes.expect(span.end.saturating_sub(at) as usize);
+            while at.saturating_add(bytes.len() as u64) < span.end {
                 send(&line, &mut batch);
                 let next = range.next().await?;
                 let next = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
                 shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
                 bytes.add(next);
             }
-            bytes.skip((span.start - at) as usize);
+            bytes.skip(span.start.saturating_sub(at) as usize);
             let bytes = bytes.take(chunk.frame_length as usize);
             at = span.end;
             let room = room.split(bytes.len()).ok_or_else(stopped)?;

@@ -120,6 +120,7 @@ impl<'a> Range<'a> {
                 return Ok(None);
             }
             let web = match &self.remote.kind {
+                Kind::File { size, .. } if self.at >= *size => return Ok(None),
                 Kind::File { file, size } => return self.read_file(file.clone(), *size).await.map(Some),
                 Kind::Http(web) => web,
             };
@@ -138,14 +139,14 @@ impl<'a> Range<'a> {
 
     async fn read_file(&mut self, file: Arc<File>, size: u64) -> Result<Bytes, StageError> {
         let (at, end) = (self.at, self.end.min(size));
-        let length = (end - at).min(FILE_STEP) as usize;
+        let length = end.saturating_sub(at).min(FILE_STEP) as usize;
         let read = tokio::task::spawn_blocking(move || {
             let mut buffer = vec![0; length];
             file.read_exact_at(&mut buffer, at).map(|()| buffer)
         });
         let buffer = read.await.map_err(|e| StageError::Thread(e.to_string()))?;
         let buffer = buffer.map_err(|error| self.remote.failed(error.to_string()))?;
-        self.at += length as u64;
+        self.at = at.saturating_add(length as u64);
         Ok(buffer.into())
     }
 
@@ -166,11 +167,11 @@ impl<'a> Range<'a> {
                 Err(passing("the server answers in small pieces"))
             };
         }
-        let (least, stall) = (web.least, web.http.download.stall_timeout);
+        let (least, half) = (web.least, web.http.download.stall_timeout.checked_div(2).unwrap_or_default());
         let asked = Instant::now();
         let bytes = web.patiently(coming.route, next(&mut coming.answer)).await.and_then(|bytes| bytes);
         let bytes = bytes.inspect_err(|_| coming.answer.judge(false))?;
-        let slow = coming.flow.add(asked.elapsed(), bytes.len() as u64, stall / 2, least);
+        let slow = coming.flow.add(asked.elapsed(), bytes.len() as u64, half, least);
         drop(waiting);
         let bytes = self.take(web, bytes, coming.after).await?;
         if let Some((time, came)) = slow.filter(|_| self.at < self.end) {
@@ -198,16 +199,16 @@ impl<'a> Range<'a> {
     /// Accounts for what came. What is more than was asked for is not taken.
     async fn take(&mut self, web: &Web, mut bytes: Bytes, after: u64) -> Result<Bytes, Trouble> {
         let came = bytes.len() as u64;
-        bytes.truncate(usize::try_from(after - self.at).unwrap_or(usize::MAX));
+        bytes.truncate(usize::try_from(after.saturating_sub(self.at)).unwrap_or(usize::MAX));
         let received = bytes.len() as u64;
-        self.remote.meter().waste(came - received);
+        self.remote.meter().waste(came.saturating_sub(received));
         if std::mem::take(&mut self.waits) {
             self.remote.meter().wait_for(None);
         }
         web.patience.earn(received);
         self.doubt.clear();
-        self.at += received;
-        self.fresh += received;
+        self.at = self.at.saturating_add(received);
+        self.fresh = self.fresh.saturating_add(received);
         if self.fresh >= WORTH {
             self.attempts = 0;
         }
@@ -319,7 +320,7 @@ async fn next(answer: &mut Answer) -> Result<Bytes, Trouble> {
     while length < GATHER {
         // An error comes again with the next call.
         let Some(Ok(Some(more))) = answer.next().now_or_never() else { break };
-        length += more.len();
+        length = length.saturating_add(more.len());
         gathered.get_or_insert_with(|| BytesMut::from(&*first)).extend_from_slice(&more);
     }
     Ok(gathered.map_or(first, BytesMut::freeze))

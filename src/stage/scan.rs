@@ -18,6 +18,9 @@ use crate::manifest::{BLOCK, Chunking};
 /// begun at the slot's start, and no chunk is lost at the seam.
 const SEAM: u64 = 2048;
 
+/// Blocks that are read at once.
+const AT_ONCE: usize = PIECE / BLOCK as usize;
+
 /// Everything that a scan needs.
 pub(super) struct Scan<'a> {
     pub seed: &'a Seed,
@@ -36,12 +39,13 @@ impl Scan<'_> {
         note: impl Fn(ChunkDigest, u32) + Sync,
     ) -> Result<(), StageError> {
         let seed = self.seed;
-        self.progress.send_modify(|p| p.total += seed.size());
+        self.progress.send_modify(|p| p.total = p.total.saturating_add(seed.size()));
         // Each thread begins with a fresh chunker: cuts depend on content, so after a chunk or two they are
         // the same as if the seed had been cut from its start.
-        let blocks = (seed.size() / u64::from(BLOCK)).min(u64::from(u32::MAX));
+        let blocks = seed.size().checked_div(u64::from(BLOCK)).unwrap_or(0).min(u64::from(u32::MAX));
         in_parallel(split(blocks, threads).into_iter(), |part| {
-            let (mut at, end, mut lost) = (part.start, (part.end + SEAM).min(blocks), None);
+            let (mut at, mut lost) = (part.start, None);
+            let end = part.end.saturating_add(SEAM).min(blocks);
             while at < end {
                 let (next, error) = self.part(at..end, &note)?;
                 at = next;
@@ -49,7 +53,7 @@ impl Scan<'_> {
             }
             if let Some((block, error)) = lost {
                 // The seed only saves bytes; an unreadable place costs some.
-                let before = block * u64::from(BLOCK);
+                let before = block.saturating_mul(u64::from(BLOCK));
                 tracing::warn!(
                     "the booted slot can't be read everywhere, here before byte {before}: {error}"
                 );
@@ -68,10 +72,10 @@ impl Scan<'_> {
         note: &(dyn Fn(ChunkDigest, u32) + Sync),
     ) -> Result<(u64, Option<io::Error>), StageError> {
         let Some(mut chunker) = Chunker::new(self.chunking) else { return Ok((part.end, None)) };
-        let block = BLOCK as usize;
         let mut buffer = self.buffers.take();
         // Bytes of the current chunk, which may reach back over several reads.
-        let mut held: Vec<u8> = Vec::with_capacity(self.chunking.max as usize + block);
+        let mut held: Vec<u8> =
+            Vec::with_capacity((self.chunking.max as usize).saturating_add(BLOCK as usize));
         let mut start = part.start;
         let mut emit = |held: &mut Vec<u8>, length: u32| {
             // Nobody looks for zeros.
@@ -79,21 +83,22 @@ impl Scan<'_> {
                 note(ChunkDigest::of(content), start as u32);
             }
             held.drain(..(length as usize).min(held.len()));
-            start += u64::from(length / BLOCK);
+            start = start.saturating_add(u64::from(length / BLOCK));
         };
-        for at in part.clone().step_by(PIECE / block) {
+        for at in part.clone().step_by(AT_ONCE) {
             if self.cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }
-            let length = (part.end - at).min((PIECE / block) as u64) as usize * block;
-            let bytes = buffer.first_mut(length);
-            if let Err(error) = self.seed.read(bytes, at * BLOCK as u64) {
-                self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
+            let next = at.saturating_add(AT_ONCE as u64).min(part.end);
+            let length = next.saturating_sub(at).saturating_mul(u64::from(BLOCK));
+            let bytes = buffer.first_mut(length as usize);
+            let read = self.seed.read(bytes, at.saturating_mul(u64::from(BLOCK)));
+            self.progress.send_modify(|p| p.done = p.done.saturating_add(length).min(p.total));
+            if let Err(error) = read {
                 self.buffers.give(buffer);
-                return Ok((at + (length / block) as u64, Some(error)));
+                return Ok((next, Some(error)));
             }
-            self.progress.send_modify(|p| p.done = (p.done + length as u64).min(p.total));
-            for content in bytes.chunks_exact(block) {
+            for content in bytes.chunks_exact(BLOCK as usize) {
                 let cut = chunker.push(content);
                 held.extend_from_slice(content);
                 if let Some(length) = cut {

@@ -71,7 +71,7 @@ impl Sink {
         if share > 0 {
             self.withheld.bytes.get(held, offset)?;
         }
-        if rest.is_empty() { Ok(()) } else { self.target.read(rest, offset + share as u64) }
+        if rest.is_empty() { Ok(()) } else { self.target.read(rest, offset.saturating_add(share as u64)) }
     }
 
     pub(super) fn write(&self, content: &[u8], offset: u64) -> Result<(), StageError> {
@@ -80,19 +80,18 @@ impl Sink {
         if share > 0 {
             self.withheld.bytes.put(held, offset)?;
         }
-        if rest.is_empty() { Ok(()) } else { self.target.write(rest, offset + share as u64) }
+        if rest.is_empty() { Ok(()) } else { self.target.write(rest, offset.saturating_add(share as u64)) }
     }
 
     pub(super) fn zero(&self, offset: u64, length: usize) -> Result<(), StageError> {
         let share = self.withheld.share(offset, length);
         for at in (0..share).step_by(ZEROS.len()) {
-            let part = ZEROS.get(..(share - at).min(ZEROS.len())).unwrap_or_default();
-            self.withheld.bytes.put(part, offset + at as u64)?;
+            let part = ZEROS.get(..share.saturating_sub(at).min(ZEROS.len())).unwrap_or_default();
+            self.withheld.bytes.put(part, offset.saturating_add(at as u64))?;
         }
-        if share == length {
-            Ok(())
-        } else {
-            self.target.zero(offset + share as u64, (length - share) as u64)
+        match length.saturating_sub(share) {
+            0 => Ok(()),
+            rest => self.target.zero(offset.saturating_add(share as u64), rest as u64),
         }
     }
 

@@ -56,7 +56,7 @@ impl Medium<'_> {
     fn place(self, chunk: &Chunk, origin: Origin) -> Option<u64> {
         match (self, origin) {
             (Medium::Target(_), Origin::InPlace) => Some(chunk.offset),
-            (Medium::Seed(_), Origin::Seed(block)) => Some(u64::from(block) * u64::from(BLOCK)),
+            (Medium::Seed(_), Origin::Seed(block)) => Some(u64::from(block).saturating_mul(u64::from(BLOCK))),
             _ => None,
         }
     }
@@ -124,12 +124,15 @@ impl Survey<'_> {
         let from = |position| (position..).zip(self.index.from(position)).peekable();
         let (mut chunks, mut latest) = (from(0), None);
         map::read(&maps.target, self.chunking, |digest, block| {
-            let place = u64::from(block) * u64::from(BLOCK);
+            let place = u64::from(block).saturating_mul(u64::from(BLOCK));
             // Maps are in order, but for that of a scan, which several threads made.
             if chunks.peek().is_none_or(|(_, chunk)| chunk.offset > place) {
                 chunks = from(self.index.position(place));
             }
-            while chunks.next_if(|(_, chunk)| chunk.offset + u64::from(chunk.length) <= place).is_some() {}
+            while chunks
+                .next_if(|(_, chunk)| chunk.offset.saturating_add(u64::from(chunk.length)) <= place)
+                .is_some()
+            {}
             let Some((position, chunk)) = chunks.peek() else { return };
             let origin = match (chunk.offset, chunk.digest) == (place, digest) {
                 true => Origin::InPlace,
@@ -175,7 +178,7 @@ impl Survey<'_> {
         drop(wanted);
         let medium = Medium::Seed(seed);
         let promised = self.check(medium, origins, threads)?;
-        let missing = promised - self.bytes_in(medium, origins);
+        let missing = promised.saturating_sub(self.bytes_in(medium, origins));
         if missing > 0 {
             tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
         }
@@ -211,7 +214,7 @@ impl Survey<'_> {
     /// it read.
     fn check(&self, medium: Medium<'_>, origins: &Origins, threads: usize) -> Result<u64, StageError> {
         let work = self.bytes_in(medium, origins);
-        self.progress.send_modify(|p| p.total += work);
+        self.progress.send_modify(|p| p.total = p.total.saturating_add(work));
         let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
         let parts = split(self.index.image_size(), threads).into_iter().map(positions);
         let checked = in_parallel(parts, |part| self.check_part(medium, part, origins))?;
@@ -232,12 +235,13 @@ impl Survey<'_> {
         let (mut told, mut unreadable) = (all.filter_map(placed).peekable(), None);
         while let Some((_, start, _)) = told.peek() {
             self.check_cancelled()?;
-            let (start, mut length, mut batch) = (*start, 0, Vec::new());
+            let (start, mut length, mut batch) = (*start, 0usize, Vec::new());
             let joins = |place: u64, chunk: &Chunk, length: usize| {
-                place == start + length as u64 && length + chunk.length as usize <= READ
+                place == start.saturating_add(length as u64)
+                    && length.saturating_add(chunk.length as usize) <= READ
             };
             while let Some(next) = told.next_if(|(_, place, chunk)| joins(*place, chunk, length)) {
-                length += next.2.length as usize;
+                length = length.saturating_add(next.2.length as usize);
                 batch.push(next);
             }
             let mut bytes = buffer.first_mut(length);
@@ -245,14 +249,14 @@ impl Survey<'_> {
             for (position, place, chunk) in batch {
                 let (content, rest) = bytes.split_at_mut(chunk.length as usize);
                 let is_read = failed.is_none() || tries > 0 && medium.read(content, place).is_ok();
-                tries -= usize::from(!is_read && tries > 0);
+                tries = tries.saturating_sub(usize::from(!is_read));
                 if !is_read || !self.index.has(&chunk, content) {
                     origins.set(position, &[self.other_origin(&chunk)]);
                 }
                 bytes = rest;
             }
             unreadable = unreadable.or(failed);
-            self.progress.send_modify(|p| p.done += length as u64);
+            self.progress.send_modify(|p| p.done = p.done.saturating_add(length as u64));
         }
         if let Some(error) = unreadable {
             // Of the target it is written anew: a bad sector may need that, and fails otherwise.

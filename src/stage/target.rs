@@ -202,7 +202,7 @@ impl Target {
             let bytes = buffer.first_mut(step);
             self.read(bytes, at)?;
             if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
-                return Ok(Some(at + place as u64));
+                return Ok(Some(at.saturating_add(place as u64)));
             }
         }
         Ok(None)

@@ -122,7 +122,7 @@ pub(super) fn read_along(
             let mut at = start;
             for (buffer, length) in filled {
                 hash.update(buffer.first(length));
-                at += length as u64;
+                at = at.saturating_add(length as u64);
                 progress.send_if_modified(|p| {
                     let tell = p.step == Step::ReadingBack;
                     p.done = if tell { at } else { p.done };
@@ -137,7 +137,7 @@ pub(super) fn read_along(
             if cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }
-            frontier.wait(at + length as u64)?;
+            frontier.wait(at.saturating_add(length as u64))?;
             let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(PIECE));
             target.read(buffer.first_mut(length), at)?;
             if full.send((buffer, length)).is_err() {

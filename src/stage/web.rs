@@ -23,6 +23,7 @@ use super::hosts::Refused;
 use super::line::{self, HttpClient};
 use super::meter::Meter;
 use super::route::Route;
+use crate::clock::after;
 use crate::manifest::Digest;
 use crate::reach::Memory;
 use crate::tls::Verdict;
@@ -131,10 +132,10 @@ impl Web {
         coming: impl Future<Output = T>,
     ) -> Result<T, Trouble> {
         let stall = self.http.download.stall_timeout;
-        let (give_up, mut coming) = (Instant::now() + stall, pin!(coming));
+        let (give_up, mut coming) = (after(Instant::now(), stall), pin!(coming));
         let mut moved = false;
         loop {
-            let look = give_up.min(Instant::now() + self.http.look);
+            let look = give_up.min(after(Instant::now(), self.http.look));
             if let Ok(done) = timeout_at(look, &mut coming).await {
                 return Ok(done);
             }
@@ -163,8 +164,8 @@ impl Web {
     fn replace(&self, old: impl Fn(&Line) -> bool) {
         let mut line = self.line();
         if old(&line) {
-            let (client, number) =
-                (line::client(&self.http, self.meter.clone(), self.memory.clone()), line.number + 1);
+            let client = line::client(&self.http, self.meter.clone(), self.memory.clone());
+            let number = line.number.wrapping_add(1);
             *line = Line { client, number, route: None };
         }
     }

@@ -108,9 +108,9 @@ struct Pending {
 /// How many of the first parts come from one place at once: chunks whose blocks are here, or that lie side by
 /// side in the seed too, up to about `PIECE` bytes. None, if the next block is not the first part's.
 fn run_length(parts: &[Part], here: &[Block]) -> usize {
-    let mut end = 0;
+    let mut end = 0usize;
     let in_piece = |part: &&Part| {
-        end += part.chunk.length as usize;
+        end = end.saturating_add(part.chunk.length as usize);
         end <= PIECE || end == part.chunk.length as usize
     };
     match parts.first().map(|part| part.origin) {
@@ -178,7 +178,7 @@ impl Worker<'_> {
         let Group { parts, mut arrivals } = group;
         let Some(start) = parts.first().map(|part| part.chunk.offset) else { return Ok(()) };
         let last_fetched = parts.iter().rposition(|part| part.origin == Origin::Fetch);
-        let (mut next, mut pending) = (0, Pending::default());
+        let (mut next, mut pending) = (0usize, Pending::default());
         while let Some(part) = parts.get(next) {
             if part.origin == Origin::Fetch {
                 arrivals.gather();
@@ -195,7 +195,7 @@ impl Worker<'_> {
                 // What comes behind can't be unpacked without it. Where the target itself fails, its next places are
                 // not asked either: each could cost the whole group once more.
                 let history = match part.origin {
-                    Origin::InPlace => last_fetched.map_or(0, |last| last - next),
+                    Origin::InPlace => last_fetched.map_or(0, |last| last.saturating_sub(next)),
                     _ => count,
                 };
                 let is_lost = |(n, part): &(usize, &Part)| *n < history || part.origin != Origin::InPlace;
@@ -206,7 +206,7 @@ impl Worker<'_> {
             for part in run {
                 self.put(part, start, &mut pending)?;
             }
-            next += count;
+            next = next.saturating_add(count);
         }
         self.flush(&mut pending, start)?;
         self.writer.done(start)
@@ -215,9 +215,9 @@ impl Worker<'_> {
     /// Brings a run's verified content into the buffer; `false` if it is not where it was.
     fn fill(&mut self, run: &[Part], here: &mut Vec<Block>, start: u64) -> Result<bool, StageError> {
         let Some(Part { chunk, origin, .. }) = run.first() else { return Ok(true) };
-        let at = (chunk.offset - start) as usize;
+        let at = chunk.offset.saturating_sub(start) as usize;
         let length: usize = run.iter().map(|part| part.chunk.length as usize).sum();
-        let (history, rest) = self.buffer.first_mut(at + length).split_at_mut(at);
+        let (history, rest) = self.buffer.first_mut(at.saturating_add(length)).split_at_mut(at);
         Ok(match origin {
             Origin::Fetch => {
                 let blocks: Vec<Block> = here.drain(..run.len().min(here.len())).collect();
@@ -237,11 +237,12 @@ impl Worker<'_> {
             }
             Origin::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
-                let read = seed.map(|seed| seed.read(rest, u64::from(*block) * u64::from(BLOCK)));
+                let read =
+                    seed.map(|seed| seed.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK))));
                 matches!(read, Some(Ok(()))) && are_right(run, rest)
             }
             Origin::Twin(block) => {
-                let read = self.sink.read(rest, u64::from(*block) * u64::from(BLOCK));
+                let read = self.sink.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK)));
                 read.is_ok() && are_right(run, rest)
             }
             Origin::InPlace => {
@@ -257,23 +258,23 @@ impl Worker<'_> {
         if *origin == Origin::InPlace {
             return Ok(());
         }
-        let (at, length) = ((chunk.offset - start) as usize, chunk.length as usize);
+        let (at, length) = (chunk.offset.saturating_sub(start) as usize, chunk.length as usize);
         let zero = *origin == Origin::Zero && chunk.length >= ZERO_RUN;
-        let full = !zero && pending.range.len() + length > PIECE;
+        let full = !zero && pending.range.len().saturating_add(length) > PIECE;
         if pending.range.end != at || pending.zero != zero || full {
             self.flush(pending, start)?;
             *pending = Pending { range: at..at, zero, reused: 0 };
         }
-        pending.range.end = at + length;
+        pending.range.end = at.saturating_add(length);
         if matches!(origin, Origin::Seed(_) | Origin::Twin(_)) {
-            pending.reused += u64::from(chunk.length);
+            pending.reused = pending.reused.saturating_add(u64::from(chunk.length));
         }
         Ok(())
     }
 
     fn flush(&self, pending: &mut Pending, start: u64) -> Result<(), StageError> {
         let Pending { range, zero, reused } = std::mem::take(pending);
-        let (offset, length) = (start + range.start as u64, range.len());
+        let (offset, length) = (start.saturating_add(range.start as u64), range.len());
         match (length, zero) {
             (0, _) => Ok(()),
             (_, true) => self.writer.zero(offset, length),

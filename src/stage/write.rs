@@ -79,7 +79,8 @@ pub async fn stage(
     };
     staging.run().await?;
     staging.remember().await?;
-    let (written, Progress { downloaded, reused, .. }) = (target.written() - written, *progress.borrow());
+    let (written, Progress { downloaded, reused, .. }) =
+        (target.written().saturating_sub(written), *progress.borrow());
     tracing::info!(downloaded, reused, written, "the slot holds the image");
     Ok(())
 }
@@ -150,7 +151,9 @@ impl Staging<'_> {
         let (need, remote) = (size(origins), self.bundle.remote());
         if need > before && remote.is_metered() {
             remote.meter().afford(need)?;
-            self.shared.progress.send_modify(|p| p.expected_download += need - before);
+            let more = need.saturating_sub(before);
+            let add = |p: &mut Progress| p.expected_download = p.expected_download.saturating_add(more);
+            self.shared.progress.send_modify(add);
         }
         Ok(())
     }
@@ -215,7 +218,7 @@ impl Staging<'_> {
     fn account(&self, origins: &Origins, patch: Option<&Patch>) -> Result<(), StageError> {
         let (index, layout) = (&self.shared.index, self.bundle.layout());
         let patched = patch.map_or(0, |patch| patch.fetch_size(layout, index, origins));
-        let need = patched + fetch_size(layout, index, origins);
+        let need = patched.saturating_add(fetch_size(layout, index, origins));
         let remote = self.bundle.remote();
         let in_place = |(chunk, origin): (Chunk, Origin)| match origin {
             Origin::InPlace => u64::from(chunk.length),

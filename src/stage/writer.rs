@@ -84,8 +84,8 @@ fn write(shared: &Shared, sink: &Sink, job: Job, free: &mpsc::Sender<Buffer>) ->
         }
     };
     shared.progress.send_modify(|p| {
-        p.done += written as u64;
-        p.reused += own;
+        p.done = p.done.saturating_add(written as u64);
+        p.reused = p.reused.saturating_add(own);
     });
     Ok(())
 }
