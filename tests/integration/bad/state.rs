@@ -20,7 +20,8 @@ async fn an_unknown_setting_fails_the_check_and_stops_no_agent() {
     let mut world = World::with(Setup { on: false, ..Setup::default() }).await;
     let file = world.gateway.dir().join("fwupdate.toml");
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("{text}\n[download]\npatiense = \"1min\"\n")).unwrap();
+    let misspelt = text.replace("[download]\n", "[download]\npatiense = \"1min\"\n");
+    fs::write(&file, misspelt).unwrap();
     let mut check = Command::new(env!("CARGO_BIN_EXE_fwupdated"));
     let output = check.arg("--check-config").arg("--config").arg(&file).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
