@@ -126,7 +126,8 @@ async fn interfere(walk: &mut Walk) {
     for answer in futures_util::future::join_all(calls).await {
         assert_eq!((answer.status, &answer.payload["error"]["operationId"]), (409, &ID.into()));
     }
-    let output = walk.world.ctl(&["install", "/nowhere.fwb"]).await;
+    let bundle = walk.release.bundle.display().to_string();
+    let output = walk.world.ctl(&["install", &bundle]).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("Busy"), "{said}");
 }
