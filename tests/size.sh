@@ -34,13 +34,13 @@ for _ in $(seq 600); do connected && break || sleep 0.1; done
 connected || { cat "$dir/agent.log" >&2; echo "the agent did not connect" >&2; exit 1; }
 
 stat -c 'fwupdated  %s bytes, stripped' "$daemon"
-awk '/^VmRSS|^RssAnon/ { printf "%-10s %.1f MiB\n", $1, $2 / 1024 }' "/proc/$agent/status"
-
 # Of all threads, those of helpers included that end when they have nothing to do.
 wakeups() { cat /proc/"$agent"/task/*/status | awk '/^voluntary/ { sum += $2 } END { print sum }'; }
 threads() { ls "/proc/$agent/task" | wc -l; }
 # The helpers' patience is ten seconds; two threads stay.
 for _ in $(seq 600); do [ "$(threads)" -le 2 ] && break || sleep 0.1; done
+awk '/^VmRSS|^RssAnon/ { printf "%-10s %.1f MiB\n", $1, $2 / 1024 }' "/proc/$agent/status"
+
 seconds=${SECONDS_IDLE:-120}
 before=$(wakeups)
 sleep "$seconds"

@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     if matches!(fwupdate::pages::write::<Args>("8"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
-    fwupdate::memory::give_back_large_buffers();
+    fwupdate::memory::stay_small();
     let args = match usage::read::<Args>() {
         Ok(args) => args,
         Err(code) => return code,

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 fn main() -> Result<()> {
-    fwupdate::memory::give_back_large_buffers();
+    fwupdate::memory::stay_small();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(install(&arguments))
