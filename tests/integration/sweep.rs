@@ -25,8 +25,9 @@ use crate::lease::Lease;
 const PAIRS: usize = 16;
 /// Gateways at a time: most of their time is waiting.
 const GATEWAYS: u64 = 4;
-/// Every trouble passes, so patience is long; what a server says for good is believed after two seconds.
-const SETTINGS: &str = "[download]\nrate_limit = \"2MiB\"\nstall_timeout = \"1s\"\nfinal_after = \"2s\"\n\
+/// Every trouble passes, so patience is long; what a server says for good is believed after
+/// longer than an odd one goes on.
+const SETTINGS: &str = "[download]\nrate_limit = \"2MiB\"\nstall_timeout = \"1s\"\nfinal_after = \"8s\"\n\
                         [bootloader]\ntries = 9\n[health]\ndeadline = \"1min\"\n";
 const YEAR: i64 = 365 * 24 * 3600;
 
@@ -54,7 +55,7 @@ enum Trouble {
 
 impl Trouble {
     fn any(random: &mut fastrand::Rng) -> Trouble {
-        let times = random.u64(1..6);
+        let times = random.u64(1..4);
         let status = [400, 403, 404, 408, 416, 429, 500, 502, 503][random.usize(..9)];
         match random.u8(..16) {
             0 | 1 => Trouble::Odd(FileEffect::Status { status }, times),
@@ -224,6 +225,8 @@ impl Sweep<'_> {
                 self.world.gateway.power_cycle().await.unwrap();
             }
             Trouble::Restart => {
+                // A stop waits for the medium, up to systemd's minute.
+                *lease = None;
                 self.world.gateway.stop_agent().await.unwrap();
                 self.world.gateway.start_agent().unwrap();
             }
