@@ -20,10 +20,41 @@ pub fn default_chunking() -> Chunking {
 /// A run of so many zero blocks is worth a chunk of its own.
 const ZERO_RUN: u32 = 4;
 
-/// Takes an image block by block and tells where chunks end. It keeps no data: the caller has the current
-/// chunk, never more than `max` bytes, in its own buffer.
-#[derive(Debug, Clone)]
-pub struct Chunker {
+/// Cuts an image into chunks: it takes the blocks and gives the chunks back one by one. It holds the current chunk
+/// alone, of at most `chunking.max` bytes and a block.
+#[derive(Debug)]
+pub struct Cutter {
+    ends: Chunker,
+    held: Vec<u8>,
+}
+
+impl Cutter {
+    /// `None` if these are not the rules of this module, or sizes that it can't work with.
+    pub fn new(chunking: &Chunking) -> Option<Cutter> {
+        let room = chunking.max.saturating_add(BLOCK) as usize;
+        Some(Cutter { ends: Chunker::new(chunking)?, held: Vec::with_capacity(room) })
+    }
+
+    /// Takes whole blocks, and shows each chunk that they complete to `each`.
+    pub fn push(&mut self, blocks: &[u8], mut each: impl FnMut(&[u8])) {
+        for block in blocks.chunks_exact(BLOCK as usize) {
+            let end = self.ends.push(block);
+            self.held.extend_from_slice(block);
+            let Some(length) = end.map(|length| length as usize) else { continue };
+            each(self.held.get(..length).unwrap_or_default());
+            self.held.drain(..length.min(self.held.len()));
+        }
+    }
+
+    /// What remains when the image is over: its last chunk, if it had any byte.
+    pub fn finish(self) -> Option<Vec<u8>> {
+        Some(self.held).filter(|rest| !rest.is_empty())
+    }
+}
+
+/// Tells where chunks end, block by block.
+#[derive(Debug)]
+struct Chunker {
     /// In blocks, as are the fields below.
     min: u32,
     max: u32,
@@ -36,8 +67,7 @@ pub struct Chunker {
 }
 
 impl Chunker {
-    /// `None` if these are not the rules of this module, or sizes that it can't work with.
-    pub fn new(chunking: &Chunking) -> Option<Chunker> {
+    fn new(chunking: &Chunking) -> Option<Chunker> {
         let Chunking { algorithm, block, min, average, max, group: _ } = chunking;
         let whole = [min, average, max].iter().all(|size| **size % BLOCK == 0);
         let ordered = *min >= BLOCK && min < average && average < max && max / BLOCK > ZERO_RUN;
@@ -49,17 +79,11 @@ impl Chunker {
         Some(Chunker { min, max, threshold, length: 0, zeros: 0 })
     }
 
-    /// Takes the next block, of 4096 bytes. When a chunk is complete, returns its length in bytes; what the
-    /// caller holds beyond that length already belongs to the next chunk.
-    pub fn push(&mut self, block: &[u8]) -> Option<u32> {
+    /// Takes the next block. When a chunk is complete, returns its length in bytes; what was shown beyond that length
+    /// already belongs to the next chunk.
+    fn push(&mut self, block: &[u8]) -> Option<u32> {
         let blocks = if is_zero(block) { self.zero() } else { self.data(block) };
         blocks.map(|blocks| blocks.saturating_mul(BLOCK))
-    }
-
-    /// The length in bytes of what remains when the image is over.
-    pub fn finish(&mut self) -> Option<u32> {
-        let rest = self.restart(0, 0);
-        (rest > 0).then_some(rest.saturating_mul(BLOCK))
     }
 
     fn zero(&mut self) -> Option<u32> {
@@ -129,19 +153,16 @@ mod tests {
     /// Cuts `image` as a caller would, and checks the promises that hold for every image.
     fn cut(image: &[[u8; 4096]]) -> Vec<Vec<[u8; 4096]>> {
         let chunking = default_chunking();
-        let mut cutter = Chunker::new(&chunking).unwrap();
-        let (mut chunks, mut current) = (Vec::new(), Vec::new());
+        let mut cutter = Cutter::new(&chunking).unwrap();
+        let (room, mut chunks) = (cutter.held.capacity(), Vec::new());
+        let blocks = |chunk: &[u8]| -> Vec<[u8; 4096]> {
+            chunk.chunks(4096).map(|block| block.try_into().unwrap()).collect()
+        };
         for block in image {
-            current.push(*block);
-            assert!(current.len() <= 32, "the caller's buffer would be too small");
-            if let Some(length) = cutter.push(block) {
-                let rest = current.split_off(length as usize / 4096);
-                chunks.push(std::mem::replace(&mut current, rest));
-            }
+            cutter.push(block, |chunk| chunks.push(blocks(chunk)));
+            assert!(cutter.held.len() <= 32 * 4096 && cutter.held.capacity() == room, "it grows");
         }
-        let rest = cutter.finish();
-        assert_eq!(rest.unwrap_or(0) as usize, 4096 * current.len());
-        chunks.extend(rest.map(|_| current));
+        chunks.extend(cutter.finish().map(|rest| blocks(&rest)));
         assert!(chunks.iter().all(|chunk| !chunk.is_empty()));
         assert!(chunks.concat() == image);
         chunks
@@ -214,7 +235,7 @@ mod tests {
             Chunking { max: good.average, ..good.clone() },
             Chunking { max: good.max + 1, ..good.clone() },
         ] {
-            assert!(Chunker::new(&other).is_none(), "{other:?}");
+            assert!(Cutter::new(&other).is_none(), "{other:?}");
         }
     }
 

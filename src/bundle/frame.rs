@@ -7,7 +7,8 @@
 
 use zstd_safe::DCtx;
 
-use super::{BundleError, Chunk, ChunkDigest};
+use super::chunk::{Chunk, ChunkDigest};
+use super::error::BundleError;
 
 /// Bytes of a group's frame header; they belong to the group's first chunk.
 pub const FRAME_HEADER: usize = 9;

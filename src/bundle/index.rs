@@ -3,48 +3,14 @@
 //! It is kept as it came, 20 bytes a chunk, wherever its owner has room for it: the list of a large image would fill
 //! a small gateway's memory. Offsets are running sums, remembered once every `STRIDE` chunks.
 
-use std::fmt;
-
+use super::chunk::{Chunk, ChunkDigest};
 use super::chunker::is_zero;
-use super::{BundleError, Chunk, ChunkDigest, frame_bound};
-use crate::manifest::{BLOCK, Digest, INDEX_CAP, Image};
-
-const MAGIC: &[u8; 8] = b"fwuindex";
-const VERSION: u32 = 1;
-const HEADER: usize = 16;
-const RECORD: usize = 20;
-const STRIDE: usize = 256;
-const RECORD_BYTES: u64 = RECORD as u64;
-
-/// How many chunks an index of `size` bytes lists; `None` if no index has that size.
-pub fn chunks_in(size: u64) -> Option<u64> {
-    let records = size.checked_sub(HEADER as u64)?;
-    (records > 0 && records % RECORD_BYTES == 0).then_some(records / RECORD_BYTES)
-}
-
-/// Where the bytes of an index are.
-pub trait Keeper: fmt::Debug + Send + Sync {
-    fn size(&self) -> u64;
-
-    /// Fills `out` from `offset`. `false` if that is not possible: then a list of chunks ends early, and its owner
-    /// has to know of it.
-    fn read(&self, out: &mut [u8], offset: u64) -> bool;
-}
-
-impl Keeper for Vec<u8> {
-    fn size(&self) -> u64 {
-        self.len() as u64
-    }
-
-    fn read(&self, out: &mut [u8], offset: u64) -> bool {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        match self.get(start..start.saturating_add(out.len())) {
-            Some(bytes) => out.copy_from_slice(bytes),
-            None => return false,
-        }
-        true
-    }
-}
+use super::error::BundleError;
+use super::frame::frame_bound;
+use super::list::{self, HEADER};
+use super::members::MEMBERS;
+use super::records::{Chunks, Keeper, MAGIC, RECORD, STRIDE, Sums, count};
+use crate::manifest::{Digest, Image};
 
 /// The chunk list of a signed image; every rule of the format holds for it.
 #[derive(Debug)]
@@ -59,15 +25,6 @@ pub struct Index {
     group: u32,
 }
 
-/// What chunks add up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Sums {
-    offset: u64,
-    /// Where the latest group began.
-    group_offset: u64,
-    frame_offset: u64,
-}
-
 impl Index {
     /// Checks the bytes of `rootfs.index` against the manifest and takes them over.
     pub fn parse(bytes: Vec<u8>, image: &Image) -> Result<Index, BundleError> {
@@ -76,16 +33,18 @@ impl Index {
 
     /// The same for bytes that are kept elsewhere.
     pub fn open(bytes: Box<dyn Keeper>, image: &Image) -> Result<Index, BundleError> {
-        let (member, found, expected) = (super::MEMBERS[2], bytes.size(), image.index_size);
+        let (member, found, expected) = (MEMBERS[2], bytes.size(), image.index_size);
         if found != expected {
             return Err(BundleError::Size { member, found, expected, rule: "signed" });
         }
         if hash(&*bytes) != Some(image.index_sha256) {
             return Err(BundleError::Digest { member });
         }
-        let header =
-            header(&*bytes).ok_or(BundleError::Index { reason: "its header is not that of version 1" })?;
-        if Some(header) != chunks_in(found) {
+        let mut header = [0; HEADER];
+        let listed = if bytes.read(&mut header, 0) { list::read(&header, MAGIC) } else { None };
+        let (listed, _) =
+            listed.ok_or(BundleError::Index { reason: "its header is not that of version 1" })?;
+        if image.chunks() != Some(u64::from(listed)) {
             return Err(BundleError::Index { reason: "its chunk count does not fit its size" });
         }
         let marks = check_records(&*bytes, image)?;
@@ -150,11 +109,6 @@ impl Index {
     }
 }
 
-/// How many records lie behind the header.
-fn count(bytes: &dyn Keeper) -> usize {
-    usize::try_from(bytes.size()).unwrap_or(usize::MAX).saturating_sub(HEADER) / RECORD
-}
-
 fn hash(bytes: &dyn Keeper) -> Option<Digest> {
     use sha2::Digest as _;
     let (mut hash, mut block) = (sha2::Sha256::new(), vec![0; STRIDE * RECORD]);
@@ -167,20 +121,6 @@ fn hash(bytes: &dyn Keeper) -> Option<Digest> {
         hash.update(part);
     }
     Some(Digest(hash.finalize().into()))
-}
-
-/// The chunk count that the header gives; `None` if it is no header of ours.
-fn header(bytes: &dyn Keeper) -> Option<u64> {
-    let mut header = [0; HEADER];
-    let rest = if bytes.read(&mut header, 0) { header.strip_prefix(MAGIC)? } else { return None };
-    let (version, rest) = word(rest)?;
-    let (count, _) = word(rest)?;
-    (version == VERSION).then_some(u64::from(count))
-}
-
-fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
-    let (word, rest) = bytes.split_first_chunk::<4>()?;
-    Some((u32::from_le_bytes(*word), rest))
 }
 
 /// Checks every record and the sums; returns the marks.
@@ -220,108 +160,9 @@ fn zero_digests(block: u32, max: u32) -> Vec<ChunkDigest> {
         .collect()
 }
 
-/// The chunks of an index in image order.
-///
-/// The sums can't overflow: an index has at most `INDEX_CAP` bytes, hence fewer than 2^21 chunks of less
-/// than 2^24 bytes.
-#[derive(Debug, Clone)]
-pub struct Chunks<'a> {
-    bytes: &'a dyn Keeper,
-    /// Records from `next` on that were read together, the last ones first.
-    read: Vec<[u8; RECORD]>,
-    next: usize,
-    sums: Sums,
-    group: u32,
-}
-
-impl<'a> Chunks<'a> {
-    fn new(bytes: &'a dyn Keeper, group: u32, next: usize, sums: Sums) -> Chunks<'a> {
-        Chunks { bytes, read: Vec::new(), next, sums, group }
-    }
-
-    /// The next record; `None` at the end, and where it can't be read.
-    fn record(&mut self) -> Option<[u8; RECORD]> {
-        if self.read.is_empty() {
-            let mut block = [0; STRIDE * RECORD];
-            let left = count(self.bytes).saturating_sub(self.next);
-            let part = block.get_mut(..left.min(STRIDE).saturating_mul(RECORD))?;
-            if !self.bytes.read(part, HEADER.saturating_add(self.next.saturating_mul(RECORD)) as u64) {
-                return None;
-            }
-            let records = part.chunks_exact(RECORD).rev();
-            self.read.extend(records.filter_map(|record| <[u8; RECORD]>::try_from(record).ok()));
-        }
-        self.read.pop()
-    }
-}
-
-const _: () = assert!(INDEX_CAP / (RECORD as u64) < 1 << 21);
-
-impl Iterator for Chunks<'_> {
-    type Item = Chunk;
-
-    fn next(&mut self) -> Option<Chunk> {
-        let record = self.record()?;
-        let (sizes, digest) = word(&record)?;
-        let (length, frame_length) = ((sizes >> 24).saturating_mul(BLOCK), sizes & 0x00ff_ffff);
-        let digest = ChunkDigest(digest.try_into().ok()?);
-        let Sums { offset, frame_offset, .. } = self.sums;
-        let number = |offset: u64| offset.checked_div(u64::from(self.group));
-        if number(offset) != number(self.sums.group_offset) {
-            self.sums.group_offset = offset;
-        }
-        let group_offset = self.sums.group_offset;
-        self.next = self.next.saturating_add(1);
-        self.sums.offset = offset.saturating_add(u64::from(length));
-        self.sums.frame_offset = frame_offset.saturating_add(u64::from(frame_length));
-        Some(Chunk { offset, group_offset, length, frame_offset, frame_length, digest })
-    }
-}
-
-/// Builds the bytes of `rootfs.index`, chunk by chunk.
-#[derive(Debug, Clone)]
-pub struct IndexWriter {
-    bytes: Vec<u8>,
-    count: u32,
-}
-
-impl Default for IndexWriter {
-    fn default() -> IndexWriter {
-        IndexWriter::new()
-    }
-}
-
-impl IndexWriter {
-    pub fn new() -> IndexWriter {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&0u32.to_le_bytes());
-        IndexWriter { bytes, count: 0 }
-    }
-
-    /// `length`: a multiple of 4096 below 2^20; `frame_length`: below 2^24.
-    pub fn push(&mut self, length: u32, frame_length: u32, digest: ChunkDigest) {
-        let sizes = (length / BLOCK) << 24 | frame_length;
-        self.bytes.extend_from_slice(&sizes.to_le_bytes());
-        self.bytes.extend_from_slice(&digest.0);
-        self.count = self.count.saturating_add(1);
-    }
-
-    /// Bytes so far.
-    pub fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    pub fn finish(mut self) -> Vec<u8> {
-        if let Some(count) = self.bytes.get_mut(12..HEADER) {
-            count.copy_from_slice(&self.count.to_le_bytes());
-        }
-        self.bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::records::IndexWriter;
     use super::*;
     use crate::bundle::chunker::default_chunking;
 

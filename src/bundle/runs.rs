@@ -4,7 +4,9 @@
 
 use std::ops::Range;
 
-use super::{Chunk, Index, Layout};
+use super::chunk::Chunk;
+use super::index::Index;
+use super::layout::Layout;
 
 /// A gap of so many bytes costs less than the headers and the round trip of a request of its own.
 pub const GAP: u64 = 768;

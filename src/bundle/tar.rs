@@ -1,7 +1,7 @@
 //! ustar headers (POSIX.1-1988), as strict as can be: a header is good only if it is, byte for byte, the one
 //! that we would have written for its name, size and time. No links, no long names, no extensions.
 
-use super::BundleError;
+use super::error::BundleError;
 
 /// Headers and padded contents come in units of so many bytes.
 pub const BLOCK: usize = 512;

@@ -6,10 +6,14 @@ use std::ops::Range;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use time::OffsetDateTime;
 
-use super::{
-    Chunk, ChunkDigest, Index, IndexWriter, MEMBERS, PATCH_MEMBERS, PatchFrame, PatchIndexWriter,
-    PrefixDigest, chunker, frame_bound, frame_header, tar,
-};
+use super::chunk::{Chunk, ChunkDigest};
+use super::chunker::{self, Cutter};
+use super::frame::{frame_bound, frame_header};
+use super::frames::{PatchFrame, PatchIndexWriter, PrefixDigest};
+use super::index::Index;
+use super::members::{MEMBERS, PATCH_MEMBERS};
+use super::records::IndexWriter;
+use super::tar;
 use crate::manifest::{
     Algorithm, Body, Digest, FORMAT, Image, Patch, PublicKey, Signature, SignatureList, TrustedKeys,
 };
@@ -43,12 +47,9 @@ pub(crate) struct Parts {
 /// Packs `image` (a multiple of 4096 bytes) for board `board`, signed by `key(1)`.
 pub(crate) fn parts(image: &[u8], board: &str, version: &str) -> Parts {
     let chunking = chunker::default_chunking();
-    let (mut cutter, mut lengths) = (chunker::Chunker::new(&chunking).unwrap(), Vec::new());
-    lengths.extend(image.chunks(4096).filter_map(|block| cutter.push(block)));
-    lengths.extend(cutter.finish());
     let (mut index, mut payload, mut at) = (IndexWriter::new(), Vec::new(), 0);
     let number = |at: usize| at / chunking.group as usize;
-    let mut lengths = lengths.into_iter().map(|length| length as usize).peekable();
+    let mut lengths = chunks(image).into_iter().map(|chunk| chunk.len()).peekable();
     while let Some(length) = lengths.next() {
         let (start, mut end, mut own) = (at, at + length, vec![length]);
         while let Some(length) = lengths.next_if(|_| number(end) == number(start)) {
@@ -136,16 +137,14 @@ impl Parts {
 
 /// The digests of an image's chunks.
 pub(crate) fn digests(image: &[u8]) -> HashSet<ChunkDigest> {
-    let mut cutter = chunker::Chunker::new(&chunker::default_chunking()).unwrap();
-    let mut lengths: Vec<u32> = image.chunks(4096).filter_map(|block| cutter.push(block)).collect();
-    lengths.extend(cutter.finish());
-    let mut rest = image;
-    let mut next = |length: u32| {
-        let (content, after) = rest.split_at(length as usize);
-        rest = after;
-        ChunkDigest::of(content)
-    };
-    lengths.into_iter().map(&mut next).collect()
+    chunks(image).iter().map(|chunk| ChunkDigest::of(chunk)).collect()
+}
+
+fn chunks(image: &[u8]) -> Vec<Vec<u8>> {
+    let (mut cutter, mut chunks) = (Cutter::new(&chunker::default_chunking()).unwrap(), Vec::new());
+    cutter.push(image, |chunk| chunks.push(chunk.to_vec()));
+    chunks.extend(cutter.finish());
+    chunks
 }
 
 /// One zstd frame behind a raw prefix.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BLOCK, Digest, ManifestError, PAYLOAD_CAP, ensure};
+use super::digest::Digest;
+use super::rules::{BLOCK, ManifestError, PAYLOAD_CAP, ensure};
 
 /// Most old images that one bundle may know.
 pub const PATCHES_CAP: usize = 8;

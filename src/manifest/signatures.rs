@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, KeyId, ManifestError, PublicKey, SIGNATURES_CAP, TrustedKeys, cap, is_word};
+use super::keys::{Algorithm, KeyId, PublicKey, TrustedKeys};
+use super::rules::{ManifestError, SIGNATURES_CAP, cap, is_word};
 
 /// The member `manifest.sig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use super::parallel::{in_parallel, split};
 use super::seed::Seed;
 use super::{Progress, StageError};
 use crate::bundle::ChunkDigest;
-use crate::bundle::chunker::{Chunker, is_zero};
+use crate::bundle::chunker::{Cutter, is_zero};
 use crate::manifest::{BLOCK, Chunking};
 
 /// So many blocks (8 MiB) a scanning thread goes on into the next one's part: by then that one cuts as if it had
@@ -71,19 +71,15 @@ impl Scan<'_> {
         part: Range<u64>,
         note: &(dyn Fn(ChunkDigest, u32) + Sync),
     ) -> Result<(u64, Option<io::Error>), StageError> {
-        let Some(mut chunker) = Chunker::new(self.chunking) else { return Ok((part.end, None)) };
+        let Some(mut cutter) = Cutter::new(self.chunking) else { return Ok((part.end, None)) };
         let mut buffer = self.buffers.take();
-        // Bytes of the current chunk, which may reach back over several reads.
-        let mut held: Vec<u8> =
-            Vec::with_capacity((self.chunking.max as usize).saturating_add(BLOCK as usize));
         let mut start = part.start;
-        let mut emit = |held: &mut Vec<u8>, length: u32| {
+        let mut emit = |content: &[u8]| {
             // Nobody looks for zeros.
-            if let Some(content) = held.get(..length as usize).filter(|content| !is_zero(content)) {
+            if !is_zero(content) {
                 note(ChunkDigest::of(content), start as u32);
             }
-            held.drain(..(length as usize).min(held.len()));
-            start = start.saturating_add(u64::from(length / BLOCK));
+            start = start.saturating_add(content.chunks(BLOCK as usize).len() as u64);
         };
         for at in part.clone().step_by(AT_ONCE) {
             if self.cancel.is_cancelled() {
@@ -98,16 +94,10 @@ impl Scan<'_> {
                 self.buffers.give(buffer);
                 return Ok((next, Some(error)));
             }
-            for content in bytes.chunks_exact(BLOCK as usize) {
-                let cut = chunker.push(content);
-                held.extend_from_slice(content);
-                if let Some(length) = cut {
-                    emit(&mut held, length);
-                }
-            }
+            cutter.push(bytes, &mut emit);
         }
-        if let Some(length) = chunker.finish() {
-            emit(&mut held, length);
+        if let Some(rest) = cutter.finish() {
+            emit(&rest);
         }
         self.buffers.give(buffer);
         Ok((part.end, None))

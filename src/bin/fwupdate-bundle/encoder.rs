@@ -10,11 +10,24 @@ use fwupdate::failure::{Code, Failure};
 use zstd_safe::DCtx;
 
 use crate::Result;
-use crate::pack::{Block, Group};
 use crate::sequences::{Sequence, Sequencer};
 
 /// Shortest match of the format, bytes.
 const MATCH_MIN: u32 = 3;
+
+/// The chunks of one group: their content and their lengths.
+#[derive(Default)]
+pub struct Group {
+    pub content: Vec<u8>,
+    pub lengths: Vec<u32>,
+}
+
+/// A chunk in its compressed form.
+pub struct PackedChunk {
+    pub bytes: Vec<u8>,
+    pub length: u32,
+    pub digest: ChunkDigest,
+}
 
 /// Compresses groups; keep one a thread.
 pub struct Encoder {
@@ -29,7 +42,7 @@ impl Encoder {
     }
 
     /// The group's blocks, in order; the first carries the header of the frame.
-    pub fn encode(&mut self, group: &Group) -> Result<Vec<Block>> {
+    pub fn encode(&mut self, group: &Group) -> Result<Vec<PackedChunk>> {
         let mut cutter = Cutter::new(self.sequencer.sequences(&group.content)?);
         let (mut blocks, mut rest) = (Vec::with_capacity(group.lengths.len()), group.content.as_slice());
         for length in &group.lengths {
@@ -40,7 +53,7 @@ impl Encoder {
             };
             let sequences = independent(cutter.take(*length));
             self.block(content, &sequences, after.is_empty(), &mut bytes)?;
-            blocks.push(Block { bytes, length: *length, digest: ChunkDigest::of(content) });
+            blocks.push(PackedChunk { bytes, length: *length, digest: ChunkDigest::of(content) });
             rest = after;
         }
         self.check(group, &blocks)?;
@@ -72,7 +85,7 @@ impl Encoder {
     }
 
     /// Unpacks what was packed, as `zstd -d` and as a device does.
-    fn check(&mut self, group: &Group, blocks: &[Block]) -> Result<()> {
+    fn check(&mut self, group: &Group, blocks: &[PackedChunk]) -> Result<()> {
         let broken = |what: &str| {
             let message = format!("zstd made a {what} that can't be unpacked; report this as a bug");
             Failure::new(Code::Internal, message)

@@ -5,7 +5,7 @@ use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
 use fwupdate::bundle::ChunkDigest;
-use fwupdate::bundle::chunker::Chunker;
+use fwupdate::bundle::chunker::Cutter;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest};
 use sha2::Digest as _;
@@ -35,7 +35,7 @@ impl Held {
 
     /// Cuts a plain image; `also` sees it block by block.
     pub fn of_image(path: &Path, chunking: &Chunking, mut also: impl FnMut(&[u8])) -> Result<Held> {
-        let mut cutter = Chunker::new(chunking).ok_or_else(|| {
+        let mut cutter = Cutter::new(chunking).ok_or_else(|| {
             let message =
                 "the new bundle is cut by rules that this release does not know; use a newer fwupdate-bundle";
             Failure::new(Code::MalformedBundle, message)
@@ -43,20 +43,18 @@ impl Held {
         let file = files::open(path)?;
         let mut progress = Progress::new("Reading", files::size(&file).map_err(files::at(path))?);
         let mut reader = BufReader::with_capacity(1 << 20, file);
-        let (mut chunk, mut chunks, mut block) = (Vec::new(), HashSet::new(), [0; BLOCK as usize]);
+        let (mut chunks, mut block) = (HashSet::new(), [0; BLOCK as usize]);
         let (mut hash, mut size) = (sha2::Sha256::new(), 0);
         while fill(&mut reader, &mut block).map_err(files::at(path))? {
             hash.update(block);
             also(&block);
             size += u64::from(BLOCK);
             progress.at(size);
-            chunk.extend_from_slice(&block);
-            if let Some(length) = cutter.push(&block) {
-                let rest = chunk.split_off((length as usize).min(chunk.len()));
-                chunks.insert(ChunkDigest::of(&std::mem::replace(&mut chunk, rest)));
-            }
+            cutter.push(&block, |chunk| {
+                chunks.insert(ChunkDigest::of(chunk));
+            });
         }
-        chunks.insert(ChunkDigest::of(&chunk));
+        chunks.extend(cutter.finish().map(|rest| ChunkDigest::of(&rest)));
         Ok(Held { sha256: Digest(hash.finalize().into()), size, chunks })
     }
 }

@@ -7,13 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use fwupdate::bundle::chunker::Chunker;
-use fwupdate::bundle::{ChunkDigest, IndexWriter};
+use fwupdate::bundle::IndexWriter;
+use fwupdate::bundle::chunker::Cutter;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest, INDEX_CAP, PAYLOAD_CAP};
 use sha2::Digest as _;
 
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, Group, PackedChunk};
 use crate::progress::Progress;
 use crate::{Result, files};
 
@@ -34,22 +34,8 @@ pub struct Source<'a> {
     pub size: u64,
 }
 
-/// A chunk in its compressed form.
-pub struct Block {
-    pub bytes: Vec<u8>,
-    pub length: u32,
-    pub digest: ChunkDigest,
-}
-
-/// The chunks of one group: their content and their lengths.
-#[derive(Default)]
-pub struct Group {
-    pub content: Vec<u8>,
-    pub lengths: Vec<u32>,
-}
-
 /// A group on its way to a compressor, and where its blocks are awaited.
-type Job = (Group, SyncSender<Result<Vec<Block>>>);
+type Job = (Group, SyncSender<Result<Vec<PackedChunk>>>);
 
 /// Packs `source`, writing the frames to `out`.
 pub fn pack(
@@ -58,7 +44,7 @@ pub fn pack(
     level: i32,
     out: &mut (dyn Write + Send),
 ) -> Result<Packed> {
-    let cutter = Chunker::new(chunking);
+    let cutter = Cutter::new(chunking);
     let cutter = cutter.ok_or_else(|| Failure::new(Code::Internal, "the chunking can't be used"))?;
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let (jobs, queue) = sync_channel::<Job>(workers);
@@ -80,10 +66,10 @@ pub fn pack(
 /// Cuts the image; the order of the receivers in `groups` is that of the groups. Returns its digest.
 fn read_all(
     source: Source<'_>,
-    mut cutter: Chunker,
+    mut cutter: Cutter,
     chunking: &Chunking,
     jobs: SyncSender<Job>,
-    groups: SyncSender<Receiver<Result<Vec<Block>>>>,
+    groups: SyncSender<Receiver<Result<Vec<PackedChunk>>>>,
 ) -> Result<Digest> {
     let stopped = || Failure::new(Code::Internal, "packing stopped");
     let send = |group: Group| -> Result<()> {
@@ -94,24 +80,29 @@ fn read_all(
     let number = |offset: u64| offset / u64::from(chunking.group);
     let mut progress = Progress::new("Packing", source.size);
     let (mut hash, mut block, mut done) = (sha2::Sha256::new(), [0; BLOCK as usize], 0);
-    // The current group; `cut` is where its last whole chunk ends, the current chunk follows.
-    let (mut group, mut start, mut cut) = (Group::default(), 0, 0);
+    let (mut group, mut start, mut at) = (Group::default(), 0, 0);
+    let mut add = |chunk: &[u8]| -> Result<()> {
+        if number(at) != number(start) {
+            send(std::mem::take(&mut group))?;
+            start = at;
+        }
+        group.content.extend_from_slice(chunk);
+        group.lengths.push(chunk.len() as u32);
+        at += chunk.len() as u64;
+        Ok(())
+    };
     while done < source.size {
         source.reader.read_exact(&mut block).map_err(|error| read_error(source.path, error))?;
         hash.update(block);
-        group.content.extend_from_slice(&block);
         done += u64::from(BLOCK);
         progress.at(done);
-        let Some(length) = cutter.push(&block) else { continue };
-        group.lengths.push(length);
-        cut += u64::from(length);
-        if number(cut) != number(start) {
-            let content = group.content.split_off(((cut - start) as usize).min(group.content.len()));
-            send(std::mem::replace(&mut group, Group { content, lengths: Vec::new() }))?;
-            start = cut;
-        }
+        let mut added = Ok(());
+        cutter.push(&block, |chunk| added = add(chunk));
+        added?;
     }
-    group.lengths.extend(cutter.finish());
+    if let Some(rest) = cutter.finish() {
+        add(&rest)?;
+    }
     if !group.lengths.is_empty() {
         send(group)?;
     }
@@ -144,7 +135,7 @@ fn compress_all(queue: &Mutex<Receiver<Job>>, level: i32) {
 
 /// Writes the blocks in the order of their receivers; returns index and payload size.
 fn write_all(
-    ordered: &Receiver<Receiver<Result<Vec<Block>>>>,
+    ordered: &Receiver<Receiver<Result<Vec<PackedChunk>>>>,
     out: &mut (dyn Write + Send),
 ) -> Result<(Vec<u8>, u64)> {
     let (mut index, mut size) = (IndexWriter::new(), 0);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use sha2::Digest;
 
-use crate::chunker::{self, ALGORITHM, Chunker, is_zero};
+use crate::chunker::{self, ALGORITHM, Cutter, is_zero};
 use crate::config::Config;
 use crate::manifest::{BLOCK, Chunking};
 
@@ -61,15 +61,13 @@ fn cut(image: &[u8], c: &Config) -> Vec<usize> {
         group: size(c.group),
         ..chunker::default_chunking()
     };
-    let mut chunker = Chunker::new(&rules).expect("sizes that the chunker takes");
+    let mut cutter = Cutter::new(&rules).expect("sizes that the chunker takes");
     let (mut ends, mut end) = (Vec::new(), 0);
-    for block in image.chunks_exact(BLOCK as usize) {
-        if let Some(length) = chunker.push(block) {
-            end += length as usize;
-            ends.push(end);
-        }
-    }
-    ends.extend(chunker.finish().map(|length| end + length as usize));
+    cutter.push(image, |chunk| {
+        end += chunk.len();
+        ends.push(end);
+    });
+    ends.extend(cutter.finish().map(|rest| end + rest.len()));
     ends
 }
 
