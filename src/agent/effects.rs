@@ -11,6 +11,7 @@ use crate::clock;
 use crate::failure::{Code, Evidence, Failure};
 use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
+use crate::manifest::Digest;
 use crate::plan::{self, Device, Now, Wait};
 use crate::slot::{BootEnv, Slot};
 use crate::stage::{self, Booted, Bundle, Maps, Meter, Target, Workspace};
@@ -70,7 +71,7 @@ impl Work {
         let booted = boot.booted.ok_or_else(|| Failure::new(Code::NotReady, reason.unwrap_or_default()))?;
         gateway.env_ready()?;
         let target = gateway.acquire(!booted)?;
-        let bundle = self.bundle(operation).await?;
+        let bundle = self.bundle(operation, operation.manifest_sha256).await?;
         let os = gateway.os_release();
         let known = &self.record.slots.get(booted).image;
         let device = Device {
@@ -91,7 +92,7 @@ impl Work {
     }
 
     /// Opens the bundle anew; cancelling only stops waiting, for nothing has been changed yet.
-    async fn bundle(&self, operation: &Operation) -> Result<Arc<Bundle>, Failure> {
+    async fn bundle(&self, operation: &Operation, pin: Option<Digest>) -> Result<Arc<Bundle>, Failure> {
         let gateway = &self.gateway;
         let keys = gateway.keys()?;
         for why in &keys.unusable {
@@ -101,7 +102,6 @@ impl Work {
         let http = gateway.http()?;
         let source = gateway.source(operation)?;
         let required = gateway.settings.trust.required_signatures;
-        let pin = operation.manifest_sha256;
         let workspace = Workspace::on_disk(&gateway.settings.state.dir);
         let opening = stage::open(source, &http, self.meter.clone(), &keys, required, pin, &workspace);
         tokio::select! {
@@ -152,15 +152,16 @@ impl Work {
         if let Some(bundle) = self.gateway.held.lock().await.bundle.clone() {
             return Ok(bundle);
         }
-        let bundle = self.bundle(&plan.operation).await?;
-        if bundle.manifest().digest() != image.manifest {
-            let message = format!(
-                "{} now holds another bundle than the one this update began with; call the update again",
-                bundle.name()
-            );
-            return Err(Failure::new(Code::DigestMismatch, message));
-        }
-        Ok(bundle)
+        let bundle = self.bundle(&plan.operation, Some(image.manifest)).await;
+        let from = self.gateway.source(&plan.operation)?;
+        bundle.map_err(|failure| match failure.code {
+            Code::DigestMismatch => {
+                let reason =
+                    "now holds another bundle than the one this update began with; call the update again";
+                Failure::new(failure.code, format!("{from} {reason}"))
+            }
+            _ => failure,
+        })
     }
 
     fn wait(&self, operation: &Operation, hold: &Hold) -> Option<Wait> {

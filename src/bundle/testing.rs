@@ -35,6 +35,7 @@ pub(crate) fn trust(seed: u8) -> TrustedKeys {
 }
 
 /// A bundle in its parts, so that tests can damage one and join again.
+#[derive(Clone)]
 pub(crate) struct Parts {
     pub manifest: Vec<u8>,
     pub signatures: Vec<u8>,

@@ -46,6 +46,11 @@ impl Version {
         same && self.size == other.size
     }
 
+    /// Whether both carry one tag: then nothing of the file changed.
+    pub(super) fn has_tag_of(&self, other: &Version) -> bool {
+        self.etag.is_some() && self.etag == other.etag
+    }
+
     /// The header that makes the server refuse (412) to answer from another version.
     pub(super) fn condition(&self) -> Option<(HeaderName, HeaderValue)> {
         let by_tag = self.etag.clone().map(|tag| (header::IF_MATCH, tag));

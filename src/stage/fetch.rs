@@ -25,6 +25,8 @@ use crate::manifest::Digest;
 /// Pauses between attempts: drawn between nothing and a bound that starts here, doubles, and ends there.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// So often another node is asked, where one does not have the version that another has, before digests alone decide.
+const STALE: u32 = 16;
 /// A connection that is silent for so long may be one of a network that the gateway has left.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -212,14 +214,19 @@ impl Remote {
     /// as it did. Where that happens again, servers of one name tell versions apart that are none.
     pub async fn renew(&self, web: &Web, stale: u32) -> Result<(), StageError> {
         let _one_at_a_time = web.renewal.lock().await;
-        if web.seen().generation != stale {
+        let seen = web.seen();
+        if seen.generation != stale {
             return Ok(());
         }
         let (is_same, known) = self.begins_as_before(web).await?;
-        if !is_same {
+        let renewals = web.renewals.fetch_add(1, Ordering::Relaxed);
+        let both = seen.known.as_ref().zip(known.as_ref());
+        // The version is still there: it was a stale node that does not have it.
+        let is_elsewhere = renewals < STALE && both.is_some_and(|(seen, known)| seen.has_tag_of(known));
+        if !is_same || is_elsewhere {
             return Err(StageError::Changed { url: self.name.clone() });
         }
-        let unguarded = web.renewals.fetch_add(1, Ordering::Relaxed) > 0;
+        let unguarded = renewals > 0;
         web.set_seen(Seen { generation: stale.wrapping_add(1), known, unguarded });
         Ok(())
     }
@@ -236,18 +243,18 @@ impl Remote {
         Ok((Digest::of(&head) == digest, range.version()))
     }
 
-    /// Attempts what needs bytes that a digest vouches for, until they are right or others, too, bring wrong ones.
+    /// Attempts what needs bytes that a signature or a digest vouches for, until they are right or others, too, bring
+    /// wrong ones.
     pub async fn insist<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StageError>
     where
         F: Future<Output = Result<T, StageError>>,
     {
-        let mut wrong = Wrong::default();
+        use StageError::{Bundle, Changed, Manifest, Pin};
+        let mut wrong = Wrong::new(self);
         loop {
             match attempt().await {
-                Err(error @ StageError::Bundle { .. }) => wrong.again(self, error).await?,
-                Err(error @ StageError::Changed { .. }) if !self.is_verified() => {
-                    wrong.again(self, error).await?
-                }
+                Err(error @ (Bundle { .. } | Manifest { .. } | Pin { .. })) => wrong.again(error).await?,
+                Err(error @ Changed { .. }) if !self.is_verified() => wrong.again(error).await?,
                 done => return done,
             }
         }
@@ -263,34 +270,51 @@ impl Remote {
 }
 
 /// What came was not what was signed.
-#[derive(Debug, Default)]
-pub(super) struct Wrong {
+#[derive(Debug)]
+pub(super) struct Wrong<'a> {
+    remote: &'a Remote,
     doubt: Doubt,
     attempts: u32,
 }
 
-impl Wrong {
+impl Drop for Wrong<'_> {
+    /// What was said to be waited for is here, or will never be.
+    fn drop(&mut self) {
+        if self.attempts > 0 {
+            self.remote.meter.wait_for(None);
+        }
+    }
+}
+
+impl<'a> Wrong<'a> {
+    pub fn new(remote: &'a Remote) -> Wrong<'a> {
+        Wrong { remote, doubt: Doubt::default(), attempts: 0 }
+    }
+
     /// Less is wrong than before.
     pub fn is_less(&mut self) {
         self.doubt.clear();
     }
 
-    /// Waits before the bytes are fetched once more, over another connection; an error once that is of no use.
-    pub async fn again(&mut self, remote: &Remote, error: StageError) -> Result<(), StageError> {
-        let Kind::Http(web) = &remote.kind else { return Err(error) };
+    /// Waits, and says so, before the bytes are fetched once more, over another connection; an error once that is of no
+    /// use.
+    pub async fn again(&mut self, error: StageError) -> Result<(), StageError> {
+        let Remote { name, kind, meter } = self.remote;
+        let Kind::Http(web) = kind else { return Err(error) };
         let number = web.number();
         let (error, left) = match self.doubt.weigh(error, number, web.http.doubt()) {
-            Verdict::Final(error) => return Err(remote.blame(web, error).await),
+            Verdict::Final(error) => return Err(self.remote.blame(web, error).await),
             Verdict::Again(error, left) => (error, left),
         };
-        remote.meter.afford(0)?;
+        meter.afford(0)?;
         web.elsewhere(number);
         if !web.is_verified() {
-            web.forget();
+            web.forget(matches!(error, StageError::Changed { .. }));
         }
         let pause = web.http.pause(self.attempts).min(left);
         let reason = error.to_string();
-        tracing::warn!(url = remote.name, reason, pause_ms = pause.as_millis() as u64, "fetched again");
+        meter.wait_for(Some(&format!("{reason}; asked again, for one answer is not final")));
+        tracing::warn!(url = name, reason, pause_ms = pause.as_millis() as u64, "fetched again");
         self.attempts = self.attempts.saturating_add(1);
         tokio::time::sleep(pause).await;
         Ok(())

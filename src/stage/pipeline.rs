@@ -52,7 +52,7 @@ pub(super) async fn transfer(
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
-    let (mut wrong, mut least, mut lost) = (Wrong::default(), usize::MAX, false);
+    let (mut wrong, mut least, mut lost) = (Wrong::new(bundle.remote()), usize::MAX, false);
     loop {
         let missed = pass(bundle, shared, origins, sink, cancel).await?;
         bundle.workspace().check()?;
@@ -66,7 +66,7 @@ pub(super) async fn transfer(
         }
         match missed.wrong {
             Some(error) => tokio::select! {
-                again = wrong.again(bundle.remote(), error) => again?,
+                again = wrong.again(error) => again?,
                 () = cancel.cancelled() => return Err(StageError::Cancelled),
             },
             // Only what is in place was not fetched.

@@ -141,7 +141,7 @@ impl Server {
         Server { served, port, acceptor, roots }
     }
 
-    /// Another node of the same name and port, with the same file.
+    /// Another node of the same name, with the same file.
     pub fn another_at(&self, listener: TcpListener) -> Arc<Served> {
         let served = Served::new(self.served.file.lock().unwrap().clone());
         tokio::spawn(accept(listener, self.acceptor.clone(), served.clone()));

@@ -198,14 +198,14 @@ async fn a_bundle_that_is_replaced_is_told_by_its_digest_without_any_tag() {
     bench.assert_not_loadable();
 }
 
-/// A portal on the way: the first so many connections end at it, later ones at the server. Returns its port.
-async fn portal(first: usize, portal: u16, server: u16) -> u16 {
+/// A place on the way where connection `number` (from 0) goes on to port `to(number)`. Returns its port.
+async fn fork(to: impl Fn(usize) -> u16 + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         for number in 0.. {
             let Ok((mut from, _)) = listener.accept().await else { break };
-            let to = if number < first { portal } else { server };
+            let to = to(number);
             tokio::spawn(async move {
                 let mut to = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
                 copy_bidirectional(&mut from, &mut to).await.ok();
@@ -219,7 +219,8 @@ async fn portal(first: usize, portal: u16, server: u16) -> u16 {
 async fn a_portal_with_a_certificate_of_its_own_goes_away() {
     let bench = Bench::new(image(47, 1), 0).await;
     let stranger = Server::start(Vec::new()).await;
-    let port = portal(3, stranger.port, bench.server.port).await;
+    let (foreign, own) = (stranger.port, bench.server.port);
+    let port = fork(move |number| if number < 3 { foreign } else { own }).await;
     let url = format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap();
     let http = bench.server.http_with(&["127.0.0.1"], doubting());
     let (meter, keys) = (Arc::new(free()), bundles::trust(1));
@@ -227,6 +228,66 @@ async fn a_portal_with_a_certificate_of_its_own_goes_away() {
     assert_eq!(meter.waiting(), None);
     assert_eq!((stranger.served.count(), bench.server.served.count()), (0, 1));
     assert!(stranger.served.connections.load(Ordering::SeqCst) >= 3);
+}
+
+/// What a node has that lags behind, or is broken: another release, one of another signer, half of a head.
+fn stale_bundles() -> Vec<(&'static str, Vec<u8>)> {
+    let old = bundles::parts(&image(60, 2), "board", "0.9");
+    let foreign = bundles::Parts { signatures: bundles::sign(&old.manifest, &[2]), ..old.clone() };
+    let mut broken = old.join();
+    broken[257..262].fill(b'x');
+    vec![("an older bundle", old.join()), ("another signer's", foreign.join()), ("a broken head", broken)]
+}
+
+#[tokio::test]
+async fn one_stale_node_of_a_pool_does_not_end_a_pinned_update() {
+    for (shown, stale) in stale_bundles() {
+        let bench = Bench::new(image(61, 3), 0).await;
+        let pin = Some(bench.open(&bench.server.http(), free()).await.unwrap().manifest().digest());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap().port();
+        let node = bench.server.another_at(listener);
+        *node.file.lock().unwrap() = stale;
+        *node.etag.lock().unwrap() = Some("\"old\"".into());
+        // The first contact is with the stale one, and so is every other connection.
+        let ports = [at, bench.server.port];
+        let port = fork(move |number| ports[number % 2]).await;
+        let source = Source::Http(format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap());
+        let http = bench.server.http_with(&["127.0.0.1"], doubting());
+        let (meter, keys) = (Arc::new(free()), bundles::trust(1));
+        let bundle = open(source, &http, meter.clone(), &keys, 1, pin, &Workspace::default()).await.unwrap();
+        assert_eq!(meter.waiting(), None, "{shown}");
+        assert!(node.count() > 0, "{shown}");
+        let (index, cancel) = (bundle.index().await.unwrap(), Default::default());
+        stage(&bundle, index, &bench.target(), None, None, &bench.progress, &cancel).await.unwrap();
+        bench.assert_complete();
+    }
+}
+
+#[tokio::test]
+async fn what_all_nodes_have_is_refused_for_what_it_is_and_told_before() {
+    let (bench, pin) = (Bench::new(image(62, 1), 0).await, crate::manifest::Digest([7; 32]));
+    for (keys, pin, word) in [(1, Some(pin), "pinned"), (2, None, "signature")] {
+        let (served, meter) = (bench.server.served.clone(), Arc::new(free()));
+        let (before, seen) = (served.count(), meter.clone());
+        let told = Arc::new(std::sync::Mutex::new(String::new()));
+        let tell = told.clone();
+        served.script(move |_| {
+            *tell.lock().unwrap() += &seen.waiting().unwrap_or_default();
+            Act::Serve
+        });
+        let (source, keys) = (Source::Http(bench.server.url()), bundles::trust(keys));
+        let connections = served.connections.load(Ordering::SeqCst);
+        let ended =
+            open(source, &bench.server.http(), meter.clone(), &keys, 1, pin, &Workspace::default()).await;
+        let (_, message) = code(ended.map(drop));
+        assert!(message.contains(word) && told.lock().unwrap().contains(&message), "{message} {told:?}");
+        assert_eq!(meter.waiting(), None);
+        let requests = served.count() - before;
+        assert!((2..20).contains(&requests), "{requests}");
+        assert!(served.connections.load(Ordering::SeqCst) - connections >= 2);
+        assert!(meter.spent() <= requests as u64 * 8192);
+    }
 }
 
 #[tokio::test]

@@ -175,9 +175,10 @@ impl Web {
     }
 
     /// Begins anew with whatever version there is; nothing of the bundle was verified yet.
-    pub(super) fn forget(&self) {
-        let generation = self.seen().generation.wrapping_add(1);
-        self.set_seen(Seen { generation, known: None, unguarded: true });
+    pub(super) fn forget(&self, unguarded: bool) {
+        let seen = self.seen();
+        let (generation, unguarded) = (seen.generation.wrapping_add(1), seen.unguarded || unguarded);
+        self.set_seen(Seen { generation, known: None, unguarded });
     }
 
     /// The bundle's first bytes were verified.
