@@ -4,11 +4,11 @@
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use url::Url;
 
-use crate::bounds::{self, URI, VERSION, encoded};
+use crate::bounds::{self, VERSION, encoded};
 use crate::failure::{Code, Failure};
-use crate::machine::{Operation, Origin, without_query};
+use crate::machine::{Operation, Origin};
+use crate::uri::PackageUri;
 
 /// Longest `operationId`, bytes.
 const ID_LIMIT: usize = 128;
@@ -41,7 +41,7 @@ pub fn update(payload: &Value, source: Origin, now: OffsetDateTime) -> Result<Op
     Ok(Operation {
         id: operation_id(fields)?.unwrap_or_default(),
         source,
-        uri: package_uri(&uri)?,
+        uri: PackageUri::asked(&uri).map_err(|why| malformed(format!("fwPackageUri {why}")))?,
         version: version(fields)?,
         manifest_sha256: text(fields, "manifestSha256")?
             .map(|digest| digest.parse().map_err(|why| malformed(format!("manifestSha256: {why}"))))
@@ -80,28 +80,11 @@ pub fn same_request(a: &Operation, b: &Operation) -> bool {
     let essence = |operation: &Operation| Operation {
         id: String::new(),
         source: Origin::Local,
-        uri: without_query(&operation.uri).to_owned(),
+        uri: PackageUri::default(),
         started_at: None,
         ..operation.clone()
     };
-    essence(a) == essence(b)
-}
-
-/// An https URL, or a `file:` URL made by local control alone.
-fn package_uri(uri: &str) -> Result<String, Failure> {
-    // A line's end, as a file has it, is no part of the URL.
-    let uri = uri.trim();
-    if encoded(uri) > URI {
-        return Err(malformed(format!("fwPackageUri has more than {URI} bytes")));
-    }
-    if uri.chars().any(char::is_control) {
-        return Err(malformed("fwPackageUri holds a control character: give the URL alone"));
-    }
-    let url = Url::parse(uri).map_err(|why| malformed(format!("fwPackageUri is no URL ({why})")))?;
-    match url.scheme() {
-        "https" => Ok(uri.to_owned()),
-        other => Err(malformed(format!("fwPackageUri must be an https URL, not {other}"))),
-    }
+    essence(a) == essence(b) && a.uri.is_same_package(&b.uri)
 }
 
 /// No bundle has a version that is longer.
@@ -195,7 +178,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(operation.id, "op-1");
-        assert_eq!(operation.uri, "https://host/fw.fwb?sig=secret");
+        assert_eq!(operation.uri, "https://host/fw.fwb?sig=secret".into());
         assert_eq!(operation.max_download_bytes, Some(1000));
         assert!(operation.allow_downgrade && operation.force);
         assert_eq!(operation.not_before.unwrap().unix_timestamp(), 1_767_225_600);
@@ -256,7 +239,10 @@ mod tests {
 
     #[test]
     fn a_line_end_is_no_part_of_the_url() {
-        assert_eq!(read(json!({"fwPackageUri": " https://host/fw\n"})).unwrap().uri, "https://host/fw");
+        assert_eq!(
+            read(json!({"fwPackageUri": " https://host/fw\n"})).unwrap().uri,
+            "https://host/fw".into()
+        );
     }
 
     #[test]

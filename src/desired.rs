@@ -9,8 +9,9 @@ use time::OffsetDateTime;
 use crate::bounds::{VERSION, short};
 use crate::command;
 use crate::failure::{Code, Failure};
-use crate::machine::{Desired, Operation, Origin, Record, without_query};
+use crate::machine::{Desired, Operation, Origin, Record};
 use crate::manifest::Digest;
+use crate::uri::PackageUri;
 
 /// `Desired::code` of a section whose operation runs, was committed, or gave way to a later command; any other
 /// is an error code of the contract.
@@ -47,7 +48,7 @@ pub enum Action {
     /// Nothing before the running operation has its outcome.
     Wait,
     /// The running operation goes on with a fresh token. `desired`, when the content changed.
-    Continue { uri: String, desired: Option<Desired> },
+    Continue { uri: PackageUri, desired: Option<Desired> },
     /// Remember `desired`, after the section's own operation was cancelled if `cancel`.
     Note { cancel: bool, desired: Option<Desired> },
     /// Start `operation` (its id may be empty), after the section's own was cancelled if `cancel`.
@@ -188,7 +189,7 @@ impl Desired {
 fn digest(content: &Value) -> Digest {
     let mut content = canonical(content);
     if let Some(Value::String(uri)) = content.get_mut("fwPackageUri") {
-        *uri = without_query(uri).to_owned();
+        *uri = PackageUri::from(uri.as_str()).without_query().to_owned();
     }
     Digest::of(content.to_string().as_bytes())
 }

@@ -20,6 +20,7 @@ pub mod machine;
 pub mod manifest;
 pub mod plan;
 pub mod slot;
+pub mod uri;
 
 // Edges: I/O; ignorant of one another.
 pub mod boot;

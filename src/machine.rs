@@ -32,11 +32,6 @@ pub use step::step;
 /// Fields of a newer agent's record, kept as they are.
 pub type Extra = BTreeMap<String, Value>;
 
-/// A URI up to its query: SAS tokens live behind it.
-pub fn without_query(uri: &str) -> &str {
-    uri.split(['?', '#']).next().unwrap_or(uri)
-}
-
 /// What is really booted, what the boot environment says, and what time it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Boot {

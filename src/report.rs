@@ -4,7 +4,6 @@
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use url::Url;
 
 use crate::bounds::{self, NUMBER, VERSION, cut, cut_front, short};
 use crate::machine::{self, Last, Outcome, Phase, Record, SlotState};
@@ -176,7 +175,7 @@ fn operation(record: &Record, view: &View) -> Value {
     json!({
         "id": operation.id,
         "source": operation.source,
-        "uri": short(&redact(&operation.uri), bounds::TOLD_URI),
+        "uri": short(&operation.uri.shown(), bounds::TOLD_URI),
         "version": version.or_else(|| operation.version.clone()),
         "phase": record.phase.name(),
         "percent": percent(record, progress),
@@ -217,31 +216,6 @@ pub fn last(last: &Last) -> Value {
         "finishedAt": moment(Some(last.finished_at)),
         "error": last.error,
     })
-}
-
-/// A URL without its query and user info, where tokens and passwords live.
-pub fn redact(uri: &str) -> String {
-    let bare = crate::machine::without_query(uri);
-    let Ok(mut url) = Url::parse(uri) else { return without_user(bare) };
-    url.set_query(None);
-    url.set_fragment(None);
-    match url.set_username("").and_then(|()| url.set_password(None)) {
-        Ok(()) => url.into(),
-        Err(()) => without_user(bare),
-    }
-}
-
-/// What somebody took for a URL, without `user:password@`.
-fn without_user(uri: &str) -> String {
-    let host = uri.find("://").map_or(0, |at| at.saturating_add(3));
-    let authority = uri.get(host..).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    match authority.rsplit_once('@') {
-        Some((user, rest)) if user.contains(':') => {
-            let path = uri.get(host.saturating_add(authority.len())..).unwrap_or_default();
-            format!("{rest}{path}")
-        }
-        _ => uri.to_owned(),
-    }
 }
 
 /// A time for people: as [`moment`].

@@ -76,7 +76,7 @@ mod write;
 mod writer;
 
 pub use cost::{Cost, cost};
-pub use fetch::{Http, Source, redact};
+pub use fetch::{Http, Source};
 pub use map::Maps;
 pub use meter::Meter;
 pub use open::{Bundle, open};

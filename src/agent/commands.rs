@@ -3,17 +3,15 @@
 use serde_json::{Value, json};
 
 use super::{Agent, doctor};
-use crate::bounds::{URI, encoded};
 use crate::command;
 use crate::control::{self, Method};
 use crate::failure::{Code, Failure};
 use crate::hub;
-use crate::machine::{
-    Event, Extra, Hold, Last, Operation, Origin, Outcome, Phase, Plan, SlotState, without_query,
-};
+use crate::machine::{Event, Extra, Hold, Last, Operation, Origin, Outcome, Phase, Plan, SlotState};
 use crate::plan;
 use crate::report;
 use crate::slot::Slot;
+use crate::uri::PackageUri;
 
 /// What a command is answered with.
 pub type Answer = Result<Value, Refusal>;
@@ -114,11 +112,7 @@ impl Agent {
         let Some(file) = params.get("file").and_then(Value::as_str) else {
             return self.update(params, Origin::Local).await;
         };
-        let uri = url::Url::from_file_path(file)
-            .map_err(|()| malformed(format!("{file} must be an absolute path")))?;
-        if encoded(uri.as_str()) > URI {
-            return Err(malformed(format!("file has more than {URI} bytes as a URL: give a shorter path")));
-        }
+        let uri = PackageUri::of_file(file).map_err(malformed)?;
         can_be_read(file).await?;
         let mut fields = params.clone();
         if let Some(fields) = fields.as_object_mut() {
@@ -128,7 +122,7 @@ impl Agent {
         }
         self.look().await;
         let operation = command::update(&fields, Origin::Local, self.boot.now)?;
-        self.accept(Operation { uri: uri.into(), ..operation }).await
+        self.accept(Operation { uri, ..operation }).await
     }
 
     async fn update(&mut self, payload: &Value, source: Origin) -> Answer {
@@ -167,9 +161,7 @@ impl Agent {
             let failure = Failure::new(Code::Busy, message);
             return Err(Refusal { failure, running: Some(running.id.clone()) });
         }
-        if asked.uri != running.uri && without_query(&asked.uri) == without_query(&running.uri) {
-            self.replace_query(asked.uri).await;
-        }
+        self.renew_token(asked.uri).await;
         Ok(self.state(&running.id))
     }
 
@@ -191,14 +183,15 @@ impl Agent {
         }))
     }
 
-    /// The new query is saved, and a fetch under way starts again with it; what the slot holds is not fetched
-    /// again.
-    pub(super) async fn replace_query(&mut self, uri: String) {
+    /// A new token for the package of the running operation is saved, and a fetch under way starts again with it; what
+    /// the slot holds is not fetched again.
+    pub(super) async fn renew_token(&mut self, uri: PackageUri) {
         if !self.record.phase.can_cancel() || self.is_stopping() {
             return;
         }
-        if let Some(operation) = self.record.phase.operation_mut() {
-            operation.uri = uri;
+        match self.record.phase.operation_mut() {
+            Some(running) if running.uri != uri && running.uri.is_same_package(&uri) => running.uri = uri,
+            _ => return,
         }
         self.stop_work(Event::Started).await;
     }

@@ -4,7 +4,7 @@ use super::Agent;
 use super::commands::new_id;
 use crate::desired::{Action, Running, Section, decide};
 use crate::failure::{Code, Failure};
-use crate::machine::{Desired, Event, Operation, without_query};
+use crate::machine::{Desired, Event, Operation};
 
 impl Agent {
     /// Deals with the newest desired section, unless it has to wait: for an outcome, or for a record that can be
@@ -92,13 +92,5 @@ impl Agent {
         }
         let message = "cancelled: the desired properties changed";
         self.stop_work(Event::Abandoned(Failure::new(Code::Cancelled, message))).await
-    }
-
-    async fn renew_token(&mut self, uri: String) {
-        let running = self.record.phase.operation().map(|operation| operation.uri.as_str());
-        let renewed = |old: &str| old != uri && without_query(old) == without_query(&uri);
-        if running.is_some_and(renewed) {
-            self.replace_query(uri).await;
-        }
     }
 }

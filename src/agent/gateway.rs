@@ -187,7 +187,8 @@ impl Gateway {
     /// Where the bundle of `operation` is read from.
     pub fn source(&self, operation: &Operation) -> Result<Source, Failure> {
         let malformed = |why: String| Failure::new(Code::MalformedRequest, why);
-        let url = url::Url::parse(&operation.uri).map_err(|why| malformed(why.to_string()))?;
+        let url =
+            operation.uri.url().cloned().ok_or_else(|| malformed("the package is named by no URL".into()))?;
         match url.scheme() {
             "file" => url
                 .to_file_path()

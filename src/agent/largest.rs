@@ -40,7 +40,7 @@ fn operation(id: &str) -> Operation {
     Operation {
         id: format!("{id}{}", flood()),
         source: Origin::Desired,
-        uri: format!("https://{}", "%00".repeat(4096)),
+        uri: format!("https://{}", "%00".repeat(4096)).into(),
         version: Some(flood()),
         manifest_sha256: Some(Digest([0xff; 32])),
         max_download_bytes: Some(u64::MAX),

@@ -120,7 +120,7 @@ fn fit_plan(plan: &mut Plan) {
 
 fn fit_operation(operation: &mut Operation) {
     cut(&mut operation.id, bounds::ID);
-    cut(&mut operation.uri, bounds::URI);
+    operation.uri.cut(bounds::URI);
     operation.version.iter_mut().for_each(|version| cut(version, bounds::VERSION));
     for time in [&mut operation.not_before, &mut operation.deadline, &mut operation.started_at] {
         time.iter_mut().for_each(fit_time);
@@ -141,7 +141,7 @@ fn fit_last(last: &mut Last) {
     fit_time(&mut last.finished_at);
     last.error.iter_mut().for_each(|error| fit_failure(error, bounds::MESSAGE, bounds::EXCERPT));
     fit_operation(&mut last.operation);
-    cut(&mut last.operation.uri, bounds::TOLD_URI);
+    last.operation.uri.cut(bounds::TOLD_URI);
     last.operation.extra.clear();
 }
 

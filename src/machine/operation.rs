@@ -7,6 +7,7 @@ use super::{Extra, ImageInfo};
 use crate::failure::Failure;
 use crate::manifest::Digest;
 use crate::slot::{Armed, BootEnv, Slot};
+use crate::uri::PackageUri;
 
 /// Where an operation came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ pub enum Origin {
 pub struct Operation {
     pub id: String,
     pub source: Origin,
-    pub uri: String,
+    pub uri: PackageUri,
     pub version: Option<String>,
     pub manifest_sha256: Option<Digest>,
     pub max_download_bytes: Option<u64>,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Extra, Operation, Origin, Phase, Plan, without_query};
+use super::{Extra, Operation, Origin, Phase, Plan};
 use crate::failure::Failure;
 use crate::manifest::Digest;
 use crate::slot::Slot;
@@ -253,7 +253,7 @@ impl Record {
     /// Ends `operation`: the phase is idle again and the outcome waits to be reported.
     pub(super) fn finish(&mut self, end: End<'_>, now: OffsetDateTime) {
         let mut operation = end.operation.clone();
-        operation.uri = without_query(&operation.uri).to_owned();
+        operation.uri = operation.uri.without_query().into();
         if let Some(desired) = &mut self.desired {
             desired.ended(&operation.id, end.failure.as_ref());
         }

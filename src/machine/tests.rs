@@ -123,7 +123,7 @@ fn the_ended_operation_keeps_no_token() {
     let (ended, _) = step(&next, &boot(Slot::A, BootEnv::only(Slot::A)), Event::Reverted);
     let last = ended.last().unwrap();
     assert_eq!(last.result, Outcome::RolledBack);
-    assert_eq!(last.operation.uri, "https://host/fw.fwb");
+    assert_eq!(last.operation.uri, "https://host/fw.fwb".into());
     assert!(!serde_json::to_string(&ended).unwrap().contains("sig=secret"));
 }
 

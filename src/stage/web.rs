@@ -18,7 +18,7 @@ use url::Url;
 use super::StageError;
 use super::answer::{Answer, Part, Trouble, Version, judge, passing};
 use super::doubt::Patience;
-use super::fetch::{Http, redact};
+use super::fetch::Http;
 use super::hosts::Refused;
 use super::line::{self, HttpClient};
 use super::meter::Meter;
@@ -27,6 +27,7 @@ use crate::clock::after;
 use crate::manifest::Digest;
 use crate::reach::Memory;
 use crate::tls::Verdict;
+use crate::uri::shown;
 
 /// Hops that are followed.
 const REDIRECTS: usize = 5;
@@ -56,7 +57,7 @@ pub(super) struct Web {
 impl fmt::Debug for Web {
     /// The URL may carry a token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Web").field("url", &redact(&self.url)).finish_non_exhaustive()
+        f.debug_struct("Web").field("url", &shown(&self.url)).finish_non_exhaustive()
     }
 }
 
@@ -195,7 +196,7 @@ impl Web {
         let seen = self.seen();
         let mut url = self.url.clone();
         for hop in 0..=REDIRECTS {
-            let shown = redact(&url);
+            let shown = shown(&url);
             if let Err(reason) = self.http.hosts.check(&url) {
                 let denied = StageError::NotPermitted { url: shown, reason };
                 // What we were called with stays what it is; where a server leads to may be another place next time.
@@ -210,7 +211,7 @@ impl Web {
             url = to?;
         }
         let reason = format!("it was redirected more than {REDIRECTS} times");
-        Err(Trouble::Doubtful(StageError::Download { url: redact(&self.url), reason }))
+        Err(Trouble::Doubtful(StageError::Download { url: shown(&self.url), reason }))
     }
 
     async fn send(&self, url: &Url, seen: &Seen, wanted: Wanted) -> Result<Answer, Trouble> {
@@ -219,7 +220,7 @@ impl Web {
             Asked { client: line.client.clone(), number: line.number, route: line.route }
         };
         let request = request(url, seen, wanted).map_err(|error| {
-            Trouble::Final(StageError::Download { url: redact(url), reason: error.to_string() })
+            Trouble::Final(StageError::Download { url: shown(url), reason: error.to_string() })
         })?;
         match self.patiently(asked.route, asked.client.request(request)).await? {
             Ok(response) => {
@@ -240,14 +241,14 @@ impl Web {
     fn connect_trouble(&self, url: &Url, seen: &Seen, error: &ClientError) -> Trouble {
         if let Some(refused) = find::<Refused>(error) {
             let reason = refused.to_string();
-            return Trouble::Doubtful(StageError::NotPermitted { url: redact(url), reason });
+            return Trouble::Doubtful(StageError::NotPermitted { url: shown(url), reason });
         }
         // Once the server was known good, a foreign certificate is a portal on the way that will go away.
         if let Some(rustls::Error::InvalidCertificate(fault)) = find::<rustls::Error>(error) {
             let verdict = Verdict::new(fault, &self.http.clock);
             let reason = format!("its certificate {verdict}");
             return match seen.known.is_none() && !verdict.is_of_time() {
-                true => Trouble::Doubtful(StageError::Download { url: redact(url), reason }),
+                true => Trouble::Doubtful(StageError::Download { url: shown(url), reason }),
                 false => passing(reason),
             };
         }
@@ -329,7 +330,7 @@ fn redirected(from: &Url, answer: &Answer) -> Result<Url, Trouble> {
     let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     location.and_then(|text| from.join(text).ok()).ok_or_else(|| {
         let reason = format!("the server answered {} without a usable Location", answer.code());
-        Trouble::Doubtful(StageError::Download { url: redact(from), reason })
+        Trouble::Doubtful(StageError::Download { url: shown(from), reason })
     })
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Values and decisions.
-const CORE: [&str; 11] = [
+const CORE: [&str; 12] = [
     "bounds",
     "bundle",
     "command",
@@ -18,6 +18,7 @@ const CORE: [&str; 11] = [
     "plan",
     "report",
     "slot",
+    "uri",
 ];
 /// Settings, and what several edges need of the system.
 const GROUND: [&str; 7] = ["clock", "config", "device", "memory", "reach", "root", "tls"];

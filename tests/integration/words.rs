@@ -63,6 +63,43 @@ async fn what_is_no_bundle_is_refused_when_it_is_asked_for() {
     world.finish().await;
 }
 
+/// The log that shows all, the record of what was told, and every command that reads.
+#[tokio::test]
+async fn no_output_shows_the_password_or_the_token_of_a_package_url() {
+    let settings = "[download]\nfinal_after = \"10ms\"\n".to_owned();
+    let mut world = World::with(Setup { on: false, settings, ..Setup::default() }).await;
+    world.gateway.set_variable("FWUPDATE_LOG", "trace");
+    world.switch_on().await;
+    let secret = |url: &str| url.replace("https://", "https://me:hush@") + "?sig=hush#hush";
+    let absent = secret(&world.hub.files_url("absent.fwb"));
+    let mut told = String::new();
+    for payload in [json!({"fwPackageUri": absent}), json!({"fwPackageUri": secret("https://[::1]/x.fwb")})] {
+        let id = world.update(payload).await;
+        let last = world.outcome(&id).await;
+        assert_eq!(last["result"], "failed", "{last}");
+        told += &last.to_string();
+    }
+    assert!(told.contains("/files/absent.fwb"), "it says which: {told}");
+    for refused in ["http://me:hush@h/x?sig=hush", "https://me:hush@?sig=hush", "me:hush@h/x?sig=hush"] {
+        told += &world.call("firmwareUpdate", json!({"fwPackageUri": refused})).await.payload.to_string();
+        let output = world.ctl(&["install", refused]).await;
+        told += &(out(&output) + &err(&output));
+    }
+    let waited = world.ctl(&["install", &absent, "--operation-id", "waited", "--wait"]).await;
+    told += &(out(&waited) + &err(&waited));
+    for line in [&["status"][..], &["history"], &["slots"], &["doctor"]] {
+        for json in [&[][..], &["--json"]] {
+            let output = world.ctl(&[line, json].concat()).await;
+            told += &(out(&output) + &err(&output));
+        }
+    }
+    told += &fs::read_to_string(world.gateway.log_path()).unwrap();
+    told.extend(world.hub.history(DEVICE).into_iter().map(|report| report.patch.to_string()));
+    let shown = told.lines().find(|line| line.contains("hush"));
+    assert!(shown.is_none() && told.contains("waited"), "{shown:?}");
+    world.finish().await;
+}
+
 /// One request without `fwupdatectl`.
 fn install(socket: &Path, file: &Path) -> Value {
     use std::io::{BufRead, BufReader, Write};

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::Path;
 
 use fwupdate::cli::plain::plain;
-use fwupdate::report::redact;
+use fwupdate::uri::PackageUri;
 use serde_json::{Map, Value, json};
 
 use self::counts::follow;
@@ -285,7 +285,7 @@ fn shown(one: &Value) -> String {
     if let Some(update) = update(one) {
         lines.push(("Version", text(update, "/version").unwrap_or("-").to_owned()));
         let uri = text(update, "/fwPackageUri").unwrap_or("-");
-        lines.push(("From", redact(uri)));
+        lines.push(("From", PackageUri::from(uri).shown()));
         lines.push(("Manifest", text(update, "/manifestSha256").unwrap_or("not pinned").to_owned()));
     }
     let mut out: String =

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use fwupdate::cli::plain;
-use fwupdate::report::redact;
+use fwupdate::uri::PackageUri;
 use serde_json::Value;
 
 use crate::args::Args;
@@ -28,7 +28,7 @@ fn without_secrets(mut document: Value) -> Value {
             for (name, value) in fields.iter_mut() {
                 match value {
                     Value::String(uri) if name == "fwPackageUri" || name.ends_with(".fwPackageUri") => {
-                        *uri = redact(uri);
+                        *uri = PackageUri::from(uri.as_str()).shown();
                     }
                     other => hide(other),
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fwupdate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX};
 use fwupdate::cli::usage;
 use fwupdate::manifest::{Body, Digest};
-use fwupdate::report::redact;
+use fwupdate::uri::PackageUri;
 use reqwest::header::RANGE;
 use reqwest::redirect::Policy;
 use serde_json::{Map, Value};
@@ -51,7 +51,8 @@ pub async fn add(args: &Args, pinning: &Pinning, fields: &mut Map<String, Value>
         }
         Err(why) => {
             let hint = "give --bundle FILE or --manifest-sha256, or --no-pin if that is meant";
-            note(args, &format!("not pinned, for {} cannot be read from here ({why}): {hint}", redact(&uri)));
+            let shown = PackageUri::from(uri).shown();
+            note(args, &format!("not pinned, for {shown} cannot be read from here ({why}): {hint}"));
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use fwupdate::cli::update::Options;
 use fwupdate::control::Method;
 use fwupdate::failure::{Code, Failure};
-use fwupdate::report::redact;
+use fwupdate::uri::PackageUri;
 use serde_json::{Map, Value};
 
 /// Controls the firmware update agent of this gateway.
@@ -143,7 +143,7 @@ impl Command {
 
 impl Install {
     fn check(&self, folder: &Path) -> Result<(), Failure> {
-        let shown = redact(&self.source);
+        let shown = PackageUri::from(self.source.as_str()).shown();
         let refused = |code, message| Err(Failure::new(code, message));
         if let Some((scheme, _)) = self.source.split_once("://") {
             let message =
