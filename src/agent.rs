@@ -465,10 +465,12 @@ impl Agent {
             hub::Event::Connected => {
                 tracing::info!("connected to the hub");
                 self.no_session = None;
+                self.gateway.denied.send_replace(None);
                 self.gateway.cloud.send_replace(true);
             }
             hub::Event::ClockChanged => self.follow_clock().await,
-            hub::Event::Disconnected { reason } => {
+            hub::Event::Disconnected { reason, denied } => {
+                self.gateway.denied.send_replace(denied.then(|| reason.clone()));
                 self.no_session = Some(reason);
                 self.gateway.cloud.send_replace(false);
             }

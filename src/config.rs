@@ -5,7 +5,6 @@
 
 mod cloud;
 mod connection;
-mod deadman;
 mod dps;
 mod error;
 mod fragments;
@@ -21,7 +20,7 @@ use std::time::Duration;
 
 pub use error::{ConfigError, Warning};
 pub use fragments::{Environment, Options};
-pub use load::{Board, Loaded, after_deadman, load, load_board, outside_slots};
+pub use load::{Board, Loaded, load, load_board, outside_slots};
 pub use proxy::{Proxy, Via};
 pub use render::render;
 pub use units::duration;

@@ -28,8 +28,8 @@ pub fn remedy(error: &io::Error) -> &'static str {
         Some(EIO) => "; the medium failed: see the kernel's log, and replace the storage if it comes again",
         Some(ENOSPC) => "; it is full: delete what is not needed there, or make it larger",
         Some(EPERM | EACCES) => {
-            "; the agent may not: check the unit's DeviceAllow and ReadWritePaths, the device's \
-                                 owner, and force_ro of an eMMC's boot partition"
+            "; it is read-only (the lock switch of an SD card, force_ro of an eMMC's boot partition, `blockdev --setrw`), \
+             or the agent may not write: check the unit's DeviceAllow and ReadWritePaths, and the device's owner"
         }
         _ => "",
     }
@@ -276,6 +276,45 @@ mod tests {
         for name in ["PARTLABEL=rootfs-a", "PARTUUID=0f0e-02", "/dev/null"] {
             check_unique(name, &kernel).unwrap();
         }
+    }
+
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn new(kind: &str, options: &str, folder: PathBuf) -> Mounted {
+            fs::create_dir(&folder).unwrap();
+            let mut mount = std::process::Command::new("mount");
+            mount.args(["-t", kind, "-o", options, kind]).arg(&folder);
+            assert!(mount.status().unwrap().success(), "{mount:?}");
+            Mounted(folder)
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            drop(std::process::Command::new("umount").arg(&self.0).status());
+        }
+    }
+
+    #[test]
+    fn memory_is_seen_through_an_overlay() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("SKIPPED memory_is_seen_through_an_overlay: mounts need root");
+        }
+        let kernel = Kernel { proc: "/proc".into(), sys: "/sys".into() };
+        let dir = tempfile::tempdir().unwrap();
+        let lower = dir.path().join("lower");
+        fs::create_dir(&lower).unwrap();
+        assert_eq!(volatile(&lower, &kernel), None);
+        let ram = Mounted::new("tmpfs", "size=1m", dir.path().join("ram"));
+        assert_eq!(volatile(&ram.0.join("to/be/made"), &kernel).as_deref(), Some("a RAM disk (tmpfs)"));
+        let [upper, work] = ["upper", "work"].map(|name| ram.0.join(name));
+        [&upper, &work].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        let layers =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let overlay = Mounted::new("overlay", &layers, dir.path().join("overlay"));
+        let found = volatile(&overlay.0, &kernel).unwrap();
+        assert!(found.contains(&upper.display().to_string()), "{found}");
     }
 
     #[test]

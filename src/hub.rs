@@ -46,8 +46,9 @@ pub enum Event {
     Connected,
     /// Another clock is believed than at the last attempt, which is about to be repeated.
     ClockChanged,
-    /// There is no session: it ended, or could not be had for a new reason. A sentence for people.
-    Disconnected { reason: String },
+    /// There is no session: it ended, or could not be had for a new reason. A sentence for people. `denied`: this
+    /// gateway's credentials were refused, and refused again when they were shown once more.
+    Disconnected { reason: String, denied: bool },
     /// A direct method; the caller waits for `respond`.
     Method(MethodCall),
     /// The whole desired section with its `$version`: on each connect, and when it changed. Several changes

@@ -3,6 +3,7 @@
 
 mod board;
 mod cloud;
+mod dead_man;
 mod medium;
 mod offline;
 mod slots;
@@ -90,7 +91,7 @@ const QUESTIONS: &[Question] = &[
     question("downloads", Weight::Vital, trust::downloads),
     question("package host", Weight::Vital, trust::package_host),
     question("hub settings", Weight::Compared, cloud::settings),
-    question("hub", Weight::Advice, cloud::session),
+    question("hub", Weight::Compared, cloud::session),
     question("credentials", Weight::Advice, cloud::credentials),
     question("clock", Weight::Advice, cloud::clock),
     question("state folder", Weight::Compared, state::outside),
@@ -99,7 +100,7 @@ const QUESTIONS: &[Question] = &[
     question("trial record", Weight::Vital, state::same_folder),
     question("record", Weight::Advice, state::saved),
     question("reboot command", Weight::Vital, board::reboot_command),
-    question("dead-man", Weight::Compared, medium::dead_man),
+    question("dead-man", Weight::Compared, dead_man::late_enough),
     question("hardware watchdog", Weight::Advice, board::watchdog),
     question("quarantine", Weight::Advice, state::quarantine),
 ];

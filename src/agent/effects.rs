@@ -19,6 +19,8 @@ use crate::stage::{self, Booted, Bundle, Maps, Meter, Target, Workspace};
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
 const HOLD_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How long a trial without a check for a session waits for the hub's word at most.
+const HUBS_WORD: Duration = Duration::from_secs(60);
 /// How long the slots' devices and the environment may take to appear in a trial, and how often they are looked for.
 const DEVICES: Duration = Duration::from_secs(30);
 const DEVICE_INTERVAL: Duration = Duration::from_millis(500);
@@ -254,6 +256,9 @@ impl Work {
         let require_cloud = settings.require_cloud && trial.connected;
         let settings = crate::config::Health { require_cloud, ..settings.clone() };
         let deadline = clock::sleep_until(Duration::from_secs(trial.since).saturating_add(settings.deadline));
+        if trial.connected && !settings.require_cloud {
+            self.hubs_word(&settings, trial).await?;
+        }
         let cloud = self.gateway.cloud.subscribe();
         let checks = health::run(&settings, &context, cloud, deadline, |progress| self.announce(progress));
         let verdict = tokio::select! {
@@ -263,6 +268,22 @@ impl Work {
         verdict.map_err(|failure| with_attempts(failure, trial))?;
         self.gateway.set_failing(None);
         Ok(Event::ChecksPassed)
+    }
+
+    /// Waits until the hub said yes or no to this image, when no check asks for a session: the slot before had one. Ends
+    /// well before the verdict has to fall, for a hub that cannot be reached says nothing of the image.
+    async fn hubs_word(&self, settings: &crate::config::Health, trial: &Trial) -> Result<(), Failure> {
+        let passed = clock::boottime().saturating_sub(Duration::from_secs(trial.since));
+        let patience =
+            HUBS_WORD.min(settings.deadline.saturating_sub(passed).checked_div(2).unwrap_or_default());
+        let (mut cloud, mut denied) = (self.gateway.cloud.subscribe(), self.gateway.denied.subscribe());
+        tokio::select! {
+            _ = cloud.wait_for(|connected| *connected) => {}
+            _ = denied.wait_for(Option::is_some) => {}
+            () = tokio::time::sleep(patience) => {}
+            () = self.cancel.cancelled() => return Err(cancelled()),
+        }
+        Ok(())
     }
 
     /// What doctor asks of the image on trial.

@@ -29,6 +29,8 @@ pub struct Gateway {
     bootloader: Box<dyn Bootloader>,
     /// True while there is an authenticated hub session.
     pub cloud: watch::Sender<bool>,
+    /// The sentence with which the hub refuses this gateway's credentials, while it does.
+    pub denied: watch::Sender<Option<String>>,
     /// How far staging has come.
     pub progress: watch::Sender<stage::Progress>,
     pub clock: Clock,
@@ -69,10 +71,11 @@ impl Gateway {
         let bootloader = boot::open(&settings.bootloader.kind);
         let kernel = Kernel { proc: settings.system.proc.clone(), sys: settings.system.sys.clone() };
         let (cloud, _) = watch::channel(false);
+        let (denied, _) = watch::channel(None);
         let (progress, _) = watch::channel(stage::Progress::default());
         let clock = Clock::new(settings.system.clock.clone());
         let (held, failing, taking) = Default::default();
-        Gateway { settings, bootloader, cloud, progress, clock, kernel, held, failing, taking }
+        Gateway { settings, bootloader, cloud, denied, progress, clock, kernel, held, failing, taking }
     }
 
     /// Looks at what runs and at what runs next. Reads media, so it may block.
@@ -83,15 +86,6 @@ impl Gateway {
 
     pub(super) fn kernel(&self) -> &Kernel {
         &self.kernel
-    }
-
-    /// A sentence when what is written to `dir` is gone after the next reboot.
-    pub fn volatile(&self, dir: &Path) -> Option<String> {
-        let found = device::volatile(dir, &self.kernel)?;
-        Some(format!(
-            "{} lies on {found}, which forgets everything at a reboot: mount a partition of its own there",
-            dir.display()
-        ))
     }
 
     pub(super) fn bootloader(&self) -> &dyn Bootloader {

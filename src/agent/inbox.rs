@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -16,8 +15,6 @@ use crate::control::{self, Method};
 use crate::failure::Failure;
 use crate::hub;
 
-/// How long a medium may keep the agent waiting before the watchdog takes it for dead.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// What may wait until the agent is free; the rest stays in its channel.
 const LATER: usize = 64;
 
@@ -72,11 +69,11 @@ impl Agent {
         let since = Instant::now();
         tokio::pin!(work);
         loop {
-            let (alive, room) = (since.elapsed() < LONGEST_WAIT, self.inbox.later.len() < LATER);
+            let room = self.inbox.later.len() < LATER;
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                () = self.watchdog.due(), if alive => self.watchdog.feed(),
+                () = self.watchdog.due_for(since) => self.watchdog.feed(),
                 incoming = self.inbox.receive(), if room => self.answer_or_keep(incoming),
             }
         }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
+/// How long a medium may keep the agent waiting before the watchdog takes it for dead.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::debug!(%error, "systemd was not told");
@@ -45,6 +48,14 @@ impl Watchdog {
         }
     }
 
+    /// The same while a medium has been waited for `since` then: for ever means that the agent is dead.
+    pub async fn due_for(&self, since: Instant) {
+        match since.elapsed() < LONGEST_WAIT {
+            true => self.due().await,
+            false => std::future::pending().await,
+        }
+    }
+
     pub fn feed(&mut self) {
         notify(&[NotifyState::Watchdog]);
         self.at = crate::clock::after(Instant::now(), self.every.unwrap_or_default());
@@ -67,5 +78,32 @@ pub async fn while_alive<T>(work: impl Future<Output = T>) -> T {
             done = &mut work => return done,
             () = watchdog.due() => watchdog.feed(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_medium_does_not_answer_the_watchdog_is_fed_for_five_minutes_and_no_longer() {
+        let every = Duration::from_secs(30);
+        let mut watchdog = Watchdog { every: Some(every), at: Instant::now() };
+        let (since, mut fed) = (Instant::now(), Vec::new());
+        let medium = tokio::time::sleep(LONGEST_WAIT * 10);
+        tokio::pin!(medium);
+        loop {
+            tokio::select! {
+                () = &mut medium => break,
+                () = watchdog.due_for(since) => {
+                    watchdog.feed();
+                    fed.push(since.elapsed());
+                }
+            }
+        }
+        let expected: Vec<Duration> = (0..=10).map(|times| every * times).collect();
+        assert_eq!(fed, expected);
+        // It answered: what comes next is waited for anew.
+        tokio::time::timeout(every, watchdog.due_for(Instant::now())).await.unwrap();
     }
 }

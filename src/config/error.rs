@@ -72,8 +72,6 @@ pub enum Warning {
     UnknownKey { key: String, file: String, nearest: Option<&'static str> },
     /// The key may not be set in this layer and was ignored.
     Misplaced { key: String, file: String },
-    /// The health deadline ends after the dead-man fired.
-    LateDeadline { deadline: String, deadman: String },
     /// A file with a secret that others can read.
     Exposed { file: String },
     /// A file of the device's own layer, which does not count as it is.
@@ -118,13 +116,6 @@ impl fmt::Display for Warning {
             }
             Warning::Awaited { why } => write!(f, "the connection to the hub waits for a file: {why}"),
             Warning::Variable { why } => write!(f, "{why}; it is passed over, and no proxy is used"),
-            Warning::LateDeadline { deadline, deadman } => {
-                write!(
-                    f,
-                    "health.deadline is {deadline}, but fwupdate-deadman.timer reboots a trial {deadman} after its boot: \
-                     raise OnBootSec= there (docs/watchdog.md), or lower the deadline"
-                )
-            }
             Warning::Exposed { file } => {
                 write!(f, "{file} holds a secret and others can read it; run `chmod 0600 {file}`")
             }

@@ -123,19 +123,6 @@ fn passed_over(file: &str, error: &ConfigError) -> Warning {
     Warning::PassedOver { file: file.to_owned(), why: error.to_string() }
 }
 
-/// What is to be said of a health deadline that ends after the dead-man fired, as systemd has it here.
-pub fn after_deadman(settings: &Settings) -> Option<Warning> {
-    late_deadline(settings.health.deadline, deadman::uptime(Path::new("/")))
-}
-
-/// A verdict must fall before the dead-man does.
-fn late_deadline(deadline: Duration, deadman: Duration) -> Option<Warning> {
-    (deadline >= deadman).then(|| Warning::LateDeadline {
-        deadline: units::show_duration(deadline),
-        deadman: units::show_duration(deadman),
-    })
-}
-
 /// The part of the settings that the service's sandbox depends on, and what root does for the agent.
 #[derive(Debug)]
 pub struct Board {

@@ -403,6 +403,30 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_read_only_by_its_own_flag_or_its_disks() {
+        // As the kernel lays out an eMMC whose lock switch is open, and whose first boot partition has force_ro.
+        let fake = Fake::new("");
+        let disk = fake.kernel.sys.join("devices/mmcblk0");
+        let numbers = fake.kernel.sys.join("dev/block");
+        fs::create_dir_all(&numbers).unwrap();
+        for (folder, number, flag) in
+            [("", "179:0", "0"), ("mmcblk0p2", "179:2", "0"), ("mmcblk0boot0", "179:8", "1")]
+        {
+            let folder = disk.join(folder);
+            fs::create_dir_all(&folder).unwrap();
+            for (name, text) in [("dev", number), ("ro", flag), ("size", "8192")] {
+                fs::write(folder.join(name), text.to_owned() + "\n").unwrap();
+            }
+            std::os::unix::fs::symlink(folder, numbers.join(number)).unwrap();
+        }
+        let read_only = || [0, 2, 8].map(|minor| fake.kernel.is_read_only(block(179, minor)));
+        assert_eq!(read_only(), [false, false, true]);
+        fs::write(disk.join("ro"), "1\n").unwrap();
+        assert_eq!(read_only(), [true, true, true]);
+        assert!(!fake.kernel.is_read_only(block(8, 3)), "nothing is known of it");
+    }
+
+    #[test]
     fn a_cycle_among_slaves_ends() {
         let fake = Fake::new("");
         fake.put("254:0/slaves/dm-1/dev", "254:1\n");

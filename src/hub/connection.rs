@@ -42,6 +42,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const TIME_PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 /// By then a time service, if there is one, has set the clock.
 const SETTLED: Duration = Duration::from_secs(60);
+/// So many refusals in a row are no passing trouble of the hub's.
+const FINAL: u32 = 2;
 /// Reasons that are logged before there is a session again.
 const REASONS: usize = 32;
 
@@ -94,6 +96,8 @@ pub(super) struct Connection {
     /// The reason that was told last, and all that were logged since the last session.
     reason: Option<String>,
     logged: BTreeSet<String>,
+    /// How often the credentials were refused in a row.
+    denials: u32,
     /// When a server may be asked for the time again.
     time_due: Instant,
     time_pauses: Backoff,
@@ -131,6 +135,7 @@ impl Connection {
             online: false,
             reason: None,
             logged: BTreeSet::new(),
+            denials: 0,
             time_due: Instant::now(),
             time_pauses: Backoff::new(TIME_PAUSES.0, TIME_PAUSES.1),
             settled: SETTLED,
@@ -168,8 +173,10 @@ impl Connection {
         if self.logged.len() < REASONS && self.logged.insert(reason.clone()) {
             tracing::warn!("no session with the hub: {error}");
         }
-        if self.online || self.reason.as_ref() != Some(&reason) {
-            self.outbox.push(Event::Disconnected { reason: error.to_string() });
+        self.denials = if error.is_denial() { self.denials.saturating_add(1) } else { 0 };
+        let denied = self.denials >= FINAL;
+        if self.online || self.reason.as_ref() != Some(&reason) || self.denials == FINAL {
+            self.outbox.push(Event::Disconnected { reason: error.to_string(), denied });
         }
         self.online = false;
         self.reason = Some(reason);
@@ -369,7 +376,7 @@ impl Connection {
     fn ready(&mut self, session: &mut Session) {
         session.ready_at = Some(Instant::now());
         self.placement.reached();
-        self.reason = None;
+        (self.reason, self.denials) = (None, 0);
         self.logged.clear();
         self.ask_the_time_later();
         if !self.online {

@@ -68,7 +68,7 @@ impl Agent {
 
     pub async fn disconnected(&mut self) -> String {
         match self.event().await {
-            Event::Disconnected { reason } => reason,
+            Event::Disconnected { reason, .. } => reason,
             other => panic!("no disconnection but {other:?}"),
         }
     }
@@ -186,16 +186,21 @@ async fn a_renewal_that_fails_is_an_outage() {
 }
 
 #[tokio::test]
-async fn refused_credentials_are_told_once_and_tried_again() {
+async fn refused_credentials_are_told_once_and_again_as_final_and_are_tried_again() {
     let server = Server::start().await;
     let mut agent = Agent::start(server.cloud(), json!({}));
-    for _ in 0..3 {
+    for told in [Some(false), Some(true), None] {
         let connect = server.accept().await.connack(ConnectReturnCode::NotAuthorized, false).await;
         assert_eq!(connect.client_id, "dev-1");
+        if let Some(expected) = told {
+            let event = agent.event().await;
+            let Event::Disconnected { reason, denied } = event else { panic!("{event:?}") };
+            assert!(reason.contains("refused the credentials of dev-1"));
+            assert_eq!(denied, expected, "one refusal may be the hub's own trouble");
+        }
     }
     let mut hub = server.accept().await;
     hub.welcome(&twin(json!({}), json!({}))).await;
-    assert!(agent.disconnected().await.contains("refused the credentials of dev-1"));
     agent.connected().await;
     agent.desired().await;
     agent.acknowledged().await;

@@ -138,6 +138,14 @@ impl HubError {
         }
     }
 
+    /// This gateway's credentials were refused.
+    pub(super) fn is_denial(&self) -> bool {
+        matches!(
+            self,
+            HubError::Refused { .. } | HubError::DpsRefused { .. } | HubError::OwnCertificate { .. }
+        )
+    }
+
     /// The other side said no, as opposed to not being there.
     pub(super) fn is_refusal(&self) -> bool {
         match self {

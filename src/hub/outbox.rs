@@ -81,7 +81,7 @@ mod tests {
             outbox.push(Event::Desired(json!({"$version": version})));
             outbox.push(Event::Acknowledged { generation: version });
             outbox.push(Event::Connected);
-            outbox.push(Event::Disconnected { reason: "r".into() });
+            outbox.push(Event::Disconnected { reason: "r".into(), denied: false });
         }
         let refused = (0..100).filter(|_| outbox.push_call(call()).is_err()).count();
         assert_eq!(refused, 100 - CALLS);

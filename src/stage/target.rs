@@ -281,7 +281,7 @@ fn refuse(path: &Path, error: &io::Error) -> StageError {
     }
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "it does not exist; check [slots] in the settings".to_owned(),
-        _ => error.to_string(),
+        _ => format!("{error}{}", crate::device::remedy(error)),
     };
     StageError::Unusable { path: path.to_owned(), reason }
 }

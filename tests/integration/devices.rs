@@ -23,14 +23,26 @@ pub struct Loops([PathBuf; 2]);
 impl Loops {
     /// Puts a gateway that is still off on them.
     pub fn under(world: &mut World) -> Loops {
-        let loops = Loops([Slot::A, Slot::B].map(|slot| attach(world.gateway.slot(slot))));
+        Loops::with(world, &[])
+    }
+
+    /// The same, slot B by a device that was attached with these options.
+    pub fn with(world: &mut World, options: &[&str]) -> Loops {
+        let slot = |slot| world.gateway.slot(slot);
+        let loops = Loops([attach(slot(Slot::A), &[]), attach(slot(Slot::B), options)]);
         world.gateway.use_devices(loops.0.clone()).unwrap();
         loops
     }
+
+    /// Slot B takes no writes from now on, or takes them again, whoever has it open.
+    pub fn protect(&self, protect: bool) {
+        let flag = if protect { "--setro" } else { "--setrw" };
+        run(Command::new("blockdev").arg(flag).arg(&self.0[1]));
+    }
 }
 
-fn attach(file: &Path) -> PathBuf {
-    let output = run(Command::new("losetup").args(["--find", "--show"]).arg(file));
+fn attach(file: &Path, options: &[&str]) -> PathBuf {
+    let output = run(Command::new("losetup").args(["--find", "--show"]).args(options).arg(file));
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 

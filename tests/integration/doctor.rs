@@ -133,6 +133,10 @@ async fn doctor_warns_of_an_exposed_credential_unequal_slots_and_no_watchdog() {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     let slot = fs::OpenOptions::new().write(true).open(world.gateway.slot(Slot::B)).unwrap();
     slot.set_len(crate::harness::SLOT * 2).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_fwupdated"));
+    let check = check.arg("--check-config").arg("--config").arg(world.gateway.settings_file());
+    let told = String::from_utf8(check.output().unwrap().stderr).unwrap();
+    assert!(told.contains("slot sizes: slot A has ") && told.contains("make them equal"), "{told}");
     world.switch_on().await;
     let found = doctor(&mut world).await;
     for (check, word) in [
@@ -152,6 +156,36 @@ async fn doctor_warns_of_an_exposed_credential_unequal_slots_and_no_watchdog() {
     assert!(finding(&found, "hardware watchdog").1.contains("RuntimeWatchdogSec"));
     fs::write(watchdog.join("state"), "active\n").unwrap();
     assert_eq!(finding(&doctor(&mut world).await, "hardware watchdog").0, "ok");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_health_deadline_after_the_dead_man_is_found_before_a_trial_meets_it() {
+    if !devices::root("a_health_deadline_after_the_dead_man_is_found_before_a_trial_meets_it") {
+        return;
+    }
+    let settings = "[health]\ndeadline = \"19min\"\n".to_owned();
+    let world = World::with(Setup { on: false, settings, ..Setup::default() }).await;
+    // A machine with the timer as it is shipped, which only these programs see.
+    let timer = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/fwupdate-deadman.timer");
+    let beside = "mount -t tmpfs none /run && mkdir -p /run/systemd/system/fwupdate-deadman.timer.d && \
+                  cp \"$1\" /run/systemd/system && \
+                  printf \"$2\" > /run/systemd/system/fwupdate-deadman.timer.d/later.conf && shift 2 && exec \"$@\"";
+    let ask = |drop_in: &str, args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", beside, "sh", timer, drop_in]);
+        command.args(args).arg("--config").arg(world.gateway.settings_file()).output().unwrap()
+    };
+    let agent = env!("CARGO_BIN_EXE_fwupdated");
+    for (drop_in, late) in [("", true), ("[Timer]\nOnBootSec=\nOnBootSec=40min\n", false)] {
+        let found = serde_json::from_slice(&ask(drop_in, &[agent, "--doctor"]).stdout).unwrap();
+        let (status, message) = finding(&found, "dead-man");
+        assert_eq!(status, if late { "failed" } else { "ok" }, "{message}");
+        let checked = ask(drop_in, &[agent, "--check-config"]);
+        let told = String::from_utf8(checked.stderr).unwrap();
+        assert_eq!((told.contains("dead-man"), checked.status.success()), (late, !late), "{told}");
+        assert_eq!(told.contains("raise OnBootSec="), late, "{told}");
+    }
     world.finish().await;
 }
 

@@ -119,6 +119,58 @@ async fn an_image_without_its_hub_goes_back() {
     world.finish_disturbed().await;
 }
 
+/// Settings of an image whose connection string has another key of the same device, and that file.
+fn with_a_wrong_key(world: &World, more: &str) -> (String, String) {
+    let text = fs::read_to_string(world.gateway.dir().join("state/connection")).unwrap();
+    let (who, _) = text.split_once("SharedAccessKey=").unwrap();
+    let path = world.gateway.root().join("etc/connection").display().to_string();
+    let connection = line(world, "connection_string_file = ");
+    let new = format!("connection_string_file = {path:?}\nreconnect_longest = \"2s\"");
+    let changed = settings(world, &[(&connection, &new), ("[health]\n", &format!("[health]\n{more}"))]);
+    let changed = changed.replace("deadline = \"2s\"", "deadline = \"20s\"");
+    (changed, format!("{who}SharedAccessKey=b3RoZXI="))
+}
+
+#[tokio::test]
+async fn an_image_that_its_hub_refuses_goes_back_and_the_hubs_word_is_waited_for() {
+    let mut world = World::new().await;
+    for (version, more) in [("2.0.0", "require_cloud = false\n"), ("2.0.1", "")] {
+        let (changed, wrong) = with_a_wrong_key(&world, more);
+        let etc = [("fwupdate.toml", changed.as_str()), ("connection", &wrong)];
+        goes_back(&mut world, version, &etc, "hub", "refused the credentials of gw").await;
+    }
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_refuses_the_old_slot_too_or_is_not_there_says_nothing_against_an_image() {
+    // Not there: the key is wrong, and nobody says so.
+    let mut world = World::new().await;
+    let (changed, wrong) = with_a_wrong_key(&world, "require_cloud = false\n");
+    let etc = [("fwupdate.toml", changed.as_str()), ("connection", &wrong)];
+    let release = image(&mut world, "2.0.0", &etc);
+    world.update(json!({"fwPackageUri": release.url})).await;
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.cut_off();
+    world.gateway.reboot().await.unwrap();
+    world.until_shown_at_all(&["status"]).await;
+    let committed = |shown: &Value| shown["fwupdate"]["last"]["result"] == "committed";
+    world.until_shown(&["status"], committed).await;
+    assert_eq!(
+        (world.booted(), world.gateway.boot_variable("fwupdate_primary").unwrap()),
+        (Slot::B, "B".into())
+    );
+
+    // There again, and it refuses: so it does what comes next, which is no worse.
+    world.hub.faults().clear();
+    world.doctor_says_of_the_hub("refused the credentials").await;
+    let next = image(&mut world, "2.0.1", &etc);
+    let output = world.ctl(&["install", next.bundle.to_str().unwrap(), "--wait"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(world.booted(), Slot::A);
+    world.finish_disturbed().await;
+}
+
 #[tokio::test]
 async fn an_image_that_lacks_the_other_slot_goes_back() {
     let mut world = World::new().await;

@@ -9,6 +9,8 @@ use crate::clock::{Clock, Origin};
 use crate::config::Auth;
 use crate::tls;
 
+const OPEN: &str = "an authenticated session is open";
+
 /// What is set and does not count yet: a credential that is not there, a damaged file of the device's own layer.
 pub(super) fn awaited(subject: &Subject) -> Option<Answer> {
     let awaited = &subject.gateway.settings.awaited;
@@ -53,9 +55,13 @@ fn hub_is_required(on_trial: &super::OnTrial) -> bool {
     on_trial.cloud_required
 }
 
+/// Asked of a trial too: the hub has the last word on who this gateway is. Where nobody answers, nothing is known.
 pub(super) fn session(subject: &Subject) -> Option<Answer> {
-    let live = subject.live.as_ref()?;
     let connected = *subject.gateway.cloud.borrow();
+    let Some(live) = &subject.live else {
+        let open = || Answer::Well(OPEN.to_owned());
+        return denied(subject).map(Answer::Fault).or_else(|| connected.then(open));
+    };
     let doubt = match &subject.gateway.settings.cloud {
         None => Some(match subject.gateway.settings.awaited.first() {
             Some(awaited) => format!("no session: {awaited}"),
@@ -67,7 +73,13 @@ pub(super) fn session(subject: &Subject) -> Option<Answer> {
             None => "no session yet".to_owned(),
         }),
     };
-    Some(Answer::doubt("an authenticated session is open", doubt))
+    Some(Answer::doubt(OPEN, doubt))
+}
+
+/// Why the hub refuses this image. By a clock that may be wrong good credentials are refused, too.
+fn denied(subject: &Subject) -> Option<String> {
+    let why = subject.gateway.denied.borrow().clone().filter(|_| !subject.gateway.clock.wants_time())?;
+    Some(format!("{why}; the old slot had a session: what outlives both slots belongs into the state folder"))
 }
 
 /// Secrets that everybody on the gateway can read.

@@ -1,9 +1,7 @@
 //! The slots and the boot environment: could a bundle be written, and a trial be armed?
 
 use super::{Answer, Subject};
-use crate::device;
 use crate::failure::Code;
-use crate::slot::Slot;
 
 pub(super) fn running(subject: &Subject) -> Option<Answer> {
     let unknown = || subject.degraded.clone().unwrap_or_else(|| "the running slot is not known".to_owned());
@@ -41,23 +39,13 @@ pub(super) fn spare(subject: &Subject) -> Option<Answer> {
              it; make the slots equal",
             !booted
         )),
-        Ok(room) => Answer::doubt("present, and not in use", unequal(subject, booted, room)),
+        Ok(_) => Answer::Well("present, and not in use".to_owned()),
         // Whoever mounted it may let go again; that is no fault of the image.
         Err(failure) if failure.code == Code::SlotBusy && subject.on_trial.is_some() => {
             Answer::Doubt(failure.message)
         }
         Err(failure) => Answer::Fault(failure.message),
     })
-}
-
-/// A smaller slot takes fewer images than the other: that shows when one no longer fits.
-fn unequal(subject: &Subject, booted: Slot, room: u64) -> Option<String> {
-    let other = device::size(&subject.gateway.device(booted)).ok().filter(|other| *other != room)?;
-    Some(format!(
-        "slot {} has {room} bytes and slot {booted} {other}: an image that fits the larger one cannot be installed in the \
-         other; make them equal",
-        !booted
-    ))
 }
 
 /// Bytes of the running image, as far as they are known.

@@ -595,18 +595,3 @@ fn the_reference_page_names_every_key() {
         assert!(row.is_some_and(|r| r.contains(&default)), "{}: default {default} not in its row", key.path);
     }
 }
-
-#[test]
-fn a_health_deadline_after_the_dead_man_is_told() {
-    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-    assert_eq!(late_deadline(minutes(10), minutes(20)), None);
-    let said = late_deadline(minutes(30), minutes(20)).unwrap();
-    assert!(said.fails_check());
-    let said = said.to_string();
-    assert!(
-        said.contains("health.deadline is 30min") && said.contains("reboots a trial 20min after"),
-        "{said}"
-    );
-    let loaded = with("[health]\ndeadline = \"12h\"").load().unwrap();
-    assert!(after_deadman(&loaded.settings).is_some());
-}

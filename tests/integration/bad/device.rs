@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
+use fwupdate_hub::faults::{FileEffect, FileRule};
 use fwupdate_hub::firmware::Slot;
 use fwupdate_hub::gateway::Bootloader;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{Bytes, expect, failed, fetch, goes_on, no_secrets, take};
 use crate::devices::{self, Loops, Mount};
@@ -47,6 +50,67 @@ async fn a_mounted_slot_is_not_written() {
     expect("a mounted slot", &error, "SlotBusy", &device);
     before.same(&world, "a mounted slot");
     drop(mounted);
+    goes_on(world).await;
+}
+
+#[tokio::test]
+async fn a_read_only_slot_is_named_before_an_update_and_by_it() {
+    if !devices::root("a_read_only_slot_is_named_before_an_update_and_by_it") {
+        return;
+    }
+    for (way, options) in [("losetup", &["--read-only"][..]), ("blockdev", &[])] {
+        let mut world = World::with(Setup { on: false, ..Setup::default() }).await;
+        let loops = Loops::with(&mut world, options);
+        loops.protect(true);
+        let device = world.gateway.slot(Slot::B).display().to_string();
+        let named = |said: &str| said.contains(&device) && said.contains("lock switch");
+        let mut check = Command::new(env!("CARGO_BIN_EXE_fwupdated"));
+        let check = check.arg("--check-config").arg("--config").arg(world.gateway.settings_file()).output();
+        let (told, check) = check.map(|out| (String::from_utf8(out.stderr).unwrap(), out.status)).unwrap();
+        assert!(!check.success() && told.contains("read-only media") && named(&told), "{way}: {told}");
+
+        world.switch_on().await;
+        for check in ["read-only media", "spare slot"] {
+            world.doctor_says(check, &device).await;
+            world.doctor_says(check, "lock switch").await;
+        }
+        let good = world.release("2.0.0");
+        let before = Bytes::of(&world.gateway);
+        let payload = fetch(&world, &good.name);
+        let error = failed(&mut world, payload).await;
+        assert!(named(error["message"].as_str().unwrap()), "{way}: {error}");
+        expect(way, &error, "SlotWriteFailed", "is read-only");
+        before.same(&world, way);
+        if options.is_empty() {
+            loops.protect(false);
+            goes_on(world).await;
+        } else {
+            world.finish().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_turns_read_only_while_it_is_written_ends_the_update_with_what_helps() {
+    if !devices::root("a_slot_that_turns_read_only_while_it_is_written_ends_the_update_with_what_helps") {
+        return;
+    }
+    let mut world = World::with(Setup { on: false, ..Setup::default() }).await;
+    let loops = Loops::under(&mut world);
+    world.switch_on().await;
+    let good = world.release("2.0.0");
+    let faults = world.hub.faults();
+    faults.file(FileRule::always(&good.name, FileEffect::Hold { after: 100_000 }));
+    let id = world.update(fetch(&world, &good.name)).await;
+    timeout(LIMIT, faults.holding()).await.unwrap();
+    world.phase("staging").await;
+    loops.protect(true);
+    world.hub.faults().clear_files();
+    let last = world.outcome(&id).await;
+    expect("in the middle", &last["error"], "SlotWriteFailed", "lock switch");
+    assert_eq!((&last["result"], world.booted()), (&"failed".into(), Slot::A), "{last}");
+    world.doctor_says("read-only media", "lock switch").await;
+    loops.protect(false);
     goes_on(world).await;
 }
 
