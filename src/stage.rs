@@ -9,182 +9,350 @@
 //! In order: `open` (then plan), `Target::acquire`, `Bundle::index`, `stage`; and `read_back` again for a slot that
 //! waited.
 
-use std::io;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
 
-use time::OffsetDateTime;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::bundle::BundleError;
-use crate::device::remedy;
-use crate::failure::{Code, Failure};
-use crate::manifest::{Digest, ManifestError};
+use crate::bundle::{Chunk, Index};
+use crate::manifest::{Digest, Image};
+use apply::fetcher::{Shared, fetch_size, transfer};
+use apply::patch::Patch;
+use buffer::Pool;
+use error::finished;
+use slot::read_back::{Frontier, compare, read_along, read_back_behind};
+use slot::withheld::{Sink, Withheld};
+use sources::maps;
+use sources::plan::{Origin, Origins};
+use sources::seed::Seed;
+use sources::survey::Survey;
 
-mod answer;
+mod apply;
 mod buffer;
-mod by_digest;
-mod cost;
-mod doubt;
-mod fetch;
-mod hosts;
-mod ioctl;
-mod line;
-mod map;
-#[cfg(test)]
-mod map_tests;
-mod meter;
-mod open;
-mod origins;
+mod download;
+mod error;
 mod parallel;
 #[doc(hidden)]
 pub mod parsers;
-mod patch;
-mod pipeline;
-mod range;
-mod route;
-mod scan;
-mod seed;
-mod sink;
-mod survey;
-mod target;
+mod progress;
+mod slot;
+mod sources;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
-mod testing_medium;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_on_bad_media;
-#[cfg(test)]
-mod tests_on_bytes;
-#[cfg(test)]
-mod tests_on_devices;
-#[cfg(test)]
-mod tests_on_faulty_media;
-#[cfg(test)]
-mod tests_on_networks;
-#[cfg(test)]
-mod tests_on_patches;
-#[cfg(test)]
-mod tests_on_servers;
-mod verify;
-mod web;
-mod window;
-mod worker;
 mod workspace;
-mod write;
-mod writer;
 
-pub use cost::{Cost, cost};
-pub use fetch::{Http, Source};
-pub use map::Maps;
-pub use meter::Meter;
-pub use open::{Bundle, open};
-pub use target::Target;
-pub use verify::read_back;
+pub use download::budget::Meter;
+pub use download::open::{Bundle, open};
+pub use download::remote::{Http, Source};
+pub use error::StageError;
+pub use progress::{Progress, Step};
+pub use slot::read_back::read_back;
+pub use slot::target::{GUARD, Target};
+pub use sources::cost::{Cost, cost};
+pub use sources::maps::Maps;
 pub use workspace::Workspace;
-pub use write::{Booted, stage};
 
-/// Bytes at the slot's start that are zeroed first and written last, and at its end that are cleared.
-pub const GUARD: u64 = 1 << 20;
+/// Threads that survey: two that read while two hash. Each has a piece in memory.
+const THREADS: usize = 4;
 
-/// How far staging has come. All figures are bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
-    pub step: Step,
-    /// The current step's work: the size of the image, or while surveying what is read of the slots.
-    pub total: u64,
-    /// How much of it is done.
-    pub done: u64,
-    /// Body bytes received over the network for this operation, those of earlier runs included.
-    pub downloaded: u64,
-    /// What `downloaded` will be at the end if no connection breaks; known once the slots were surveyed.
-    pub expected_download: u64,
-    /// Bytes of the image that were found in one of the slots instead of being fetched.
-    pub reused: u64,
+/// The booted slot.
+#[derive(Debug, Clone, Copy)]
+pub struct Booted<'a> {
+    pub path: &'a Path,
+    /// The digest of the image that was written there, if it is known: whether a patch fits depends on it.
+    pub image: Option<Digest>,
 }
 
-/// The steps of `stage`, in order; each runs `done` from 0 to `total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Step {
-    /// Looks for chunks that the slots already hold.
-    #[default]
-    Surveying,
-    /// Fetches, copies and writes the rest.
-    Writing,
-    /// Reads the slot back from the medium.
-    ReadingBack,
+impl<'a> From<&'a Path> for Booted<'a> {
+    fn from(path: &'a Path) -> Booted<'a> {
+        Booted { path, image: None }
+    }
 }
 
-/// Why staging ended. URLs are redacted.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    #[error("{url} may not be fetched: {reason}")]
-    NotPermitted { url: String, reason: String },
-    #[error("{url} answered {status}: check that the link (its SAS token) is valid and has not expired")]
-    Forbidden { url: String, status: u16 },
-    #[error(
-        "{url} answered {status}: its link expired at {}; call firmwareUpdate again with the same operationId and \
-         a fresh link",
-        crate::report::told(*at)
-    )]
-    Expired { url: String, status: u16, at: OffsetDateTime },
-    #[error("{url} does not exist ({reason}); check the address that the update was called with")]
-    NotFound { url: String, reason: String },
-    #[error("{url} could not be fetched: {reason}")]
-    Download { url: String, reason: String },
-    #[error("this update needs {need} bytes in all and its data budget is {limit}; raise maxDownloadBytes")]
-    Budget { need: u64, limit: u64 },
-    #[error("{url} changed on the server while it was fetched; call the update again")]
-    Changed { url: String },
-    #[error("{from}: {source}")]
-    Manifest { from: String, source: ManifestError },
-    #[error("{from}: {source}")]
-    Bundle { from: String, source: BundleError },
-    #[error("the manifest of {from} has digest {found}, but the call pinned {pinned}")]
-    Pin { from: String, found: Digest, pinned: Digest },
-    #[error("{} does not hold what was written: its digest is {found} instead of {expected}", path.display())]
-    ReadBack { path: PathBuf, found: Digest, expected: Digest },
-    #[error("the image has {image} bytes and the slot {} only {capacity}", path.display())]
-    TooLarge { path: PathBuf, image: u64, capacity: u64 },
-    #[error("the slot {} is in use: {reason}", path.display())]
-    Busy { path: PathBuf, reason: String },
-    #[error("the slot {} failed at offset {offset}: {source}{}", path.display(), remedy(source))]
-    Slot { path: PathBuf, offset: u64, source: io::Error },
-    #[error("the slot {} cannot be used: {reason}", path.display())]
-    Unusable { path: PathBuf, reason: String },
-    #[error("a working file in {} failed: {reason}; check that disk", path.display())]
-    Workspace { path: PathBuf, reason: String },
-    #[error("staging was cancelled")]
-    Cancelled,
-    #[error("a staging thread stopped: {0}")]
-    Thread(String),
+/// Makes the target hold the bundle's image, durably and read back.
+///
+/// `seed` is the booted slot, whose blocks are reused, found by its map if there is one. Chunks that are already
+/// right are not written, and nothing is when all are. After an error or a cancel the target holds verified chunks
+/// only, and cannot be loaded if any of it was written; calling again goes on from there. At the end the target's
+/// own map is kept.
+pub async fn stage(
+    bundle: &Bundle,
+    index: impl Into<Arc<Index>>,
+    target: &Target,
+    seed: Option<Booted<'_>>,
+    maps: Option<&Maps>,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), StageError> {
+    let image = bundle.manifest().image.clone();
+    if image.size > target.capacity() {
+        let (path, capacity) = (target.path().to_owned(), target.capacity());
+        return Err(StageError::TooLarge { path, image: image.size, capacity });
+    }
+    let shared = Arc::new(Shared {
+        name: bundle.name().to_owned(),
+        index: index.into(),
+        seed: seed.and_then(|seed| open_seed(seed.path)),
+        group: image.chunking.group_max(),
+        buffers: Pool::default(),
+        progress: progress.clone(),
+    });
+    let written = target.written();
+    let staging = Staging {
+        bundle,
+        shared,
+        target: target.clone(),
+        image,
+        booted_image: seed.and_then(|seed| seed.image),
+        maps: maps.cloned(),
+        cancel: cancel.clone(),
+    };
+    staging.run().await?;
+    staging.remember().await?;
+    let (written, Progress { downloaded, reused, .. }) =
+        (target.written().saturating_sub(written), *progress.borrow());
+    tracing::info!(downloaded, reused, written, "the slot holds the image");
+    Ok(())
 }
 
-/// Waits for a step that runs where it may block.
-async fn finished<T>(step: JoinHandle<Result<T, StageError>>) -> Result<T, StageError> {
-    step.await.unwrap_or_else(|error| Err(StageError::Thread(error.to_string())))
+/// A seed only saves bytes: without one everything is fetched.
+fn open_seed(path: &Path) -> Option<Seed> {
+    Seed::open(path)
+        .inspect_err(|error| tracing::warn!("the booted slot can't be read: {}: {error}", path.display()))
+        .ok()
 }
 
-impl From<StageError> for Failure {
-    fn from(error: StageError) -> Failure {
-        use StageError::*;
-        let message = error.to_string();
-        let code = match error {
-            NotPermitted { .. } => Code::NotPermitted,
-            Forbidden { .. } | Expired { .. } => Code::Forbidden,
-            NotFound { .. } => Code::NotFound,
-            Download { .. } | Changed { .. } => Code::DownloadFailed,
-            Budget { .. } => Code::DataBudgetExceeded,
-            Manifest { source, .. } => Failure::from(source).code,
-            Bundle { source, .. } => Failure::from(source).code,
-            Pin { .. } | ReadBack { .. } => Code::DigestMismatch,
-            TooLarge { .. } => Code::TooLarge,
-            Busy { .. } => Code::SlotBusy,
-            Slot { .. } | Unusable { .. } => Code::SlotWriteFailed,
-            Cancelled => Code::Cancelled,
-            Workspace { .. } | Thread(_) => Code::Internal,
+struct Staging<'a> {
+    bundle: &'a Bundle,
+    shared: Arc<Shared>,
+    target: Target,
+    image: Image,
+    booted_image: Option<Digest>,
+    maps: Option<Maps>,
+    cancel: CancellationToken,
+}
+
+impl Staging<'_> {
+    async fn run(&self) -> Result<(), StageError> {
+        let origins = self.survey().await?;
+        if origins.iter().all(|origin| origin == Origin::InPlace) {
+            self.account(&origins, None)?;
+            return self.confirm().await;
+        }
+        let (image, cancel) = (self.booted_image, &self.cancel);
+        let patch = Patch::open(self.bundle, &self.shared, image, &origins, cancel).await?;
+        self.account(&origins, patch.as_ref())?;
+        self.invalidate().await?;
+        if let Some(maps) = &self.maps {
+            maps::forget(&maps.target);
+        }
+        let sink = Arc::new(Sink {
+            target: self.target.clone(),
+            withheld: Withheld::new(self.bundle.workspace(), GUARD.min(self.image.size) as usize),
+            frontier: Frontier::new(self.unwritten(&origins)),
+        });
+        let _behind = Behind(sink.clone());
+        let follower = self.follow(&sink);
+        if let Some(patch) = patch {
+            self.patch(patch, &origins, &sink).await?;
+        }
+        transfer(self.bundle, &self.shared, &origins, &sink, cancel).await?;
+        drop(origins);
+        self.blocking(|staging| staging.clear_tail()).await?;
+        let total = self.image.size;
+        self.shared.progress.send_modify(|p| {
+            *p = Progress { step: Step::ReadingBack, total, done: 0, ..*p };
+        });
+        let found = match follower {
+            Some(follower) => Some(follower.await?),
+            None => None,
         };
-        Failure::new(code, message)
+        self.blocking(move |staging| staging.seal(&sink, found)).await
+    }
+
+    /// Brings what the patch has; what it could not bring is fetched after it, within the budget.
+    async fn patch(&self, patch: Patch, origins: &Origins, sink: &Arc<Sink>) -> Result<(), StageError> {
+        let size = |origins: &Origins| fetch_size(self.bundle.layout(), &self.shared.index, origins);
+        let before = size(origins);
+        patch.apply(self.bundle, &self.shared, origins, sink, &self.cancel).await?;
+        let still = self.unwritten(origins);
+        let groups: BTreeSet<u64> = self.shared.index.iter().map(|chunk| chunk.group_offset).collect();
+        groups.difference(&still).for_each(|group| sink.frontier.done(*group));
+        let (need, remote) = (size(origins), self.bundle.remote());
+        if need > before && remote.is_metered() {
+            remote.meter().afford(need)?;
+            let more = need.saturating_sub(before);
+            let add = |p: &mut Progress| p.expected_download = p.expected_download.saturating_add(more);
+            self.shared.progress.send_modify(add);
+        }
+        Ok(())
+    }
+
+    /// Keeps the map of what the target holds now.
+    async fn remember(&self) -> Result<(), StageError> {
+        self.blocking(|staging| {
+            if let Some(maps) = &staging.maps {
+                maps::keep(&maps.target, &staging.shared.index, &staging.image.chunking);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Offsets of the groups that are not in place.
+    fn unwritten(&self, origins: &Origins) -> BTreeSet<u64> {
+        let all = self.shared.index.iter().zip(origins.iter());
+        let missing = all.filter(|(_, origin)| *origin != Origin::InPlace);
+        missing.map(|(chunk, _)| chunk.group_offset).collect()
+    }
+
+    /// Reads back close behind the writing, if both go past the page cache: only then is it the medium that
+    /// answers.
+    fn follow(&self, sink: &Arc<Sink>) -> Option<impl Future<Output = Result<Digest, StageError>> + use<>> {
+        if !self.target.is_direct() {
+            return None;
+        }
+        let (sink, size) = (sink.clone(), self.image.size);
+        let (progress, cancel) = (self.shared.progress.clone(), self.cancel.clone());
+        let follower = tokio::task::spawn_blocking(move || {
+            read_along(&sink.withheld, &sink.target, size, &sink.frontier, &progress, &cancel)
+        });
+        Some(finished(follower))
+    }
+
+    async fn survey(&self) -> Result<Arc<Origins>, StageError> {
+        let workspace = self.bundle.workspace().clone();
+        self.blocking(move |staging| {
+            let Shared { index, seed, buffers, progress, .. } = &*staging.shared;
+            let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
+            let (target, cancel) = (&staging.target, &staging.cancel);
+            let maps = staging.maps.as_ref();
+            let workspace = &workspace;
+            let survey = Survey { index, chunking, target, seed, maps, buffers, workspace, progress, cancel };
+            survey.run(THREADS).map(Arc::new)
+        })
+        .await
+    }
+
+    /// Zeroes the first MiB, before anything else changes.
+    async fn invalidate(&self) -> Result<(), StageError> {
+        // What can't be read is zeroed too: writing may be what it needs.
+        self.blocking(|staging| match staging.target.is_invalid() {
+            Ok(true) => Ok(()),
+            _ => staging.target.invalidate(),
+        })
+        .await
+    }
+
+    /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
+    fn account(&self, origins: &Origins, patch: Option<&Patch>) -> Result<(), StageError> {
+        let (index, layout) = (&self.shared.index, self.bundle.layout());
+        let patched = patch.map_or(0, |patch| patch.fetch_size(layout, index, origins));
+        let need = patched.saturating_add(fetch_size(layout, index, origins));
+        let remote = self.bundle.remote();
+        let in_place = |(chunk, origin): (Chunk, Origin)| match origin {
+            Origin::InPlace => u64::from(chunk.length),
+            _ => 0,
+        };
+        let reused = self.shared.index.iter().zip(origins.iter()).map(in_place).sum();
+        self.bundle.workspace().check()?;
+        let spent = remote.meter().spent();
+        let expected_download = if remote.is_metered() { spent.saturating_add(need) } else { spent };
+        self.shared.progress.send_modify(|p| {
+            *p = Progress {
+                step: Step::Writing,
+                total: self.image.size,
+                done: reused,
+                reused,
+                downloaded: spent,
+                expected_download,
+            };
+        });
+        remote.afford(need)
+    }
+
+    /// Everything was in place already: look at the medium all the same.
+    async fn confirm(&self) -> Result<(), StageError> {
+        self.blocking(|staging| {
+            staging.clear_tail()?;
+            let Image { size, sha256, .. } = staging.image;
+            let verdict = read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel);
+            if let Err(StageError::ReadBack { .. } | StageError::Slot { .. }) = verdict {
+                // The reason that counts is the first.
+                staging.target.invalidate().ok();
+            }
+            verdict
+        })
+        .await
+    }
+
+    /// Runs `work` where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Blocking) -> Result<T, StageError> + Send + 'static,
+    ) -> Result<T, StageError> {
+        let staging = Blocking {
+            shared: self.shared.clone(),
+            target: self.target.clone(),
+            image: self.image.clone(),
+            maps: self.maps.clone(),
+            cancel: self.cancel.clone(),
+        };
+        finished(tokio::task::spawn_blocking(move || work(&staging))).await
+    }
+}
+
+/// Ends the reading back when the writing ends, however that comes about.
+struct Behind(Arc<Sink>);
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.0.frontier.end();
+    }
+}
+
+/// What a blocking step needs of `Staging`.
+struct Blocking {
+    shared: Arc<Shared>,
+    target: Target,
+    image: Image,
+    maps: Option<Maps>,
+    cancel: CancellationToken,
+}
+
+impl Blocking {
+    /// Zeroes the last MiB of the slot beyond the image: stale superblocks there mislead.
+    fn clear_tail(&self) -> Result<(), StageError> {
+        let end = self.target.capacity();
+        self.target.clear(self.image.size.max(end.saturating_sub(GUARD)), end)?;
+        self.target.sync()
+    }
+
+    /// Reads the rest back, then writes the withheld bytes and reads those back too.
+    /// `found` is the digest of the rest, if it was read back already.
+    fn seal(&self, sink: &Sink, found: Option<Digest>) -> Result<(), StageError> {
+        let Image { size, sha256, .. } = self.image;
+        let progress = &self.shared.progress;
+        match found {
+            Some(found) => compare(&self.target, found, sha256)?,
+            None => read_back_behind(&sink.withheld, &self.target, size, sha256, progress, &self.cancel)?,
+        }
+        if self.cancel.is_cancelled() {
+            return Err(StageError::Cancelled);
+        }
+        let released = sink.release();
+        if !matches!(released, Ok(true)) {
+            self.target.invalidate().ok();
+        }
+        if !released? {
+            let error = std::io::Error::other("it does not hold what was just written");
+            return Err(self.target.failed(0, error));
+        }
+        progress.send_modify(|p| p.done = p.total);
+        Ok(())
     }
 }

@@ -6,43 +6,45 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::writer::PIECES;
 use crate::manifest::CHUNK_CAP;
 
 /// What O_DIRECT may ask of addresses, offsets and lengths, bytes.
-pub(super) const ALIGN: usize = 4096;
+pub const ALIGN: usize = 4096;
+
+/// Pieces in memory: one that is written, and one that is filled or waits.
+pub const PIECES: usize = 2;
 
 /// One transfer to or from a medium, bytes; at least the longest chunk.
-pub(super) const PIECE: usize = 256 * 1024;
+pub const PIECE: usize = 256 * 1024;
 const _: () = assert!(PIECE >= CHUNK_CAP as usize);
 
 /// `offset..offset + length` in pieces of at most `PIECE`: where each begins, and how long it is.
-pub(super) fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
+pub fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
     let end = offset.saturating_add(length);
     (offset..end).step_by(PIECE).map(move |at| (at, end.saturating_sub(at).min(PIECE as u64) as usize))
 }
 
 /// A zeroed buffer of fixed capacity.
 #[derive(Debug, Default)]
-pub(super) struct Buffer {
+pub struct Buffer {
     raw: Vec<u8>,
     start: usize,
     capacity: usize,
 }
 
 impl Buffer {
-    pub(super) fn new(capacity: usize) -> Buffer {
+    pub fn new(capacity: usize) -> Buffer {
         let raw = vec![0; capacity.saturating_add(ALIGN)];
         let start = raw.as_ptr().align_offset(ALIGN).min(ALIGN);
         Buffer { raw, start, capacity }
     }
 
     /// The first `length` bytes; fewer if the buffer is smaller.
-    pub(super) fn first(&self, length: usize) -> &[u8] {
+    pub fn first(&self, length: usize) -> &[u8] {
         self.raw.get(self.range(length)).unwrap_or_default()
     }
 
-    pub(super) fn first_mut(&mut self, length: usize) -> &mut [u8] {
+    pub fn first_mut(&mut self, length: usize) -> &mut [u8] {
         let range = self.range(length);
         self.raw.get_mut(range).unwrap_or_default()
     }
@@ -54,18 +56,18 @@ impl Buffer {
 
 /// Buffers of `PIECE` bytes that the steps of one staging use by turns. Idle ones are kept for the writer, no more.
 #[derive(Debug, Default)]
-pub(super) struct Pool {
+pub struct Pool {
     idle: Mutex<Vec<Buffer>>,
 }
 
 impl Pool {
     /// A buffer with anything in it.
-    pub(super) fn take(&self) -> Buffer {
+    pub fn take(&self) -> Buffer {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         idle.unwrap_or_else(|| Buffer::new(PIECE))
     }
 
-    pub(super) fn give(&self, buffer: Buffer) {
+    pub fn give(&self, buffer: Buffer) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < PIECES {
             idle.push(buffer);
@@ -76,22 +78,22 @@ impl Pool {
 /// Bytes that come in pieces and go in others. What goes as it came is not copied, and what must be put together is
 /// copied once, however small the pieces.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
+pub struct Gathered {
     bytes: BytesMut,
     expected: usize,
 }
 
 impl Gathered {
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// So many bytes will be taken or skipped together.
-    pub(super) fn expect(&mut self, length: usize) {
+    pub fn expect(&mut self, length: usize) {
         self.expected = length;
     }
 
-    pub(super) fn add(&mut self, piece: Bytes) {
+    pub fn add(&mut self, piece: Bytes) {
         if self.bytes.is_empty() && piece.len() >= self.expected {
             self.bytes = BytesMut::from(piece);
             return;
@@ -100,17 +102,17 @@ impl Gathered {
         self.bytes.extend_from_slice(&piece);
     }
 
-    pub(super) fn skip(&mut self, length: usize) {
+    pub fn skip(&mut self, length: usize) {
         self.bytes.advance(length.min(self.bytes.len()));
     }
 
-    pub(super) fn take(&mut self, length: usize) -> Bytes {
+    pub fn take(&mut self, length: usize) -> Bytes {
         self.bytes.split_to(length.min(self.bytes.len())).freeze()
     }
 }
 
 /// Whether O_DIRECT takes this transfer.
-pub(super) fn is_aligned(bytes: &[u8], offset: u64) -> bool {
+pub fn is_aligned(bytes: &[u8], offset: u64) -> bool {
     let whole = |number: u64| number.checked_rem(ALIGN as u64) == Some(0);
     bytes.as_ptr().align_offset(ALIGN) == 0 && whole(bytes.len() as u64) && whole(offset)
 }

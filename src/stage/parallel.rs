@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use super::StageError;
+use crate::stage::error::StageError;
 
 /// `0..count` in `parts` ranges of nearly the same length.
-pub(super) fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
+pub fn split(count: u64, parts: usize) -> Vec<Range<u64>> {
     let length = count.div_ceil(parts.max(1) as u64).max(1);
     (0..count).step_by(length as usize).map(|start| start..start.saturating_add(length).min(count)).collect()
 }
 
 /// Runs `work` on each part in a thread of its own, and returns what it returned, in order.
-pub(super) fn in_parallel<P: Send, T: Send>(
+pub fn in_parallel<P: Send, T: Send>(
     parts: impl Iterator<Item = P>,
     work: impl Fn(P) -> T + Sync,
 ) -> Result<Vec<T>, StageError> {

@@ -5,8 +5,9 @@ use std::path::Path;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-use super::{answer, map};
 use crate::manifest::Chunking;
+use crate::stage::download::answer;
+use crate::stage::sources::maps;
 
 /// Header lines of an answer to a request for a range.
 pub fn headers(lines: &str) -> bool {
@@ -31,5 +32,5 @@ pub fn headers(lines: &str) -> bool {
 /// The chunks of the map at `path`.
 pub fn chunk_map(path: &Path, rules: &Chunking) -> Option<usize> {
     let mut chunks = 0usize;
-    map::read(path, rules, |_, _| chunks = chunks.saturating_add(1)).then_some(chunks)
+    maps::read(path, rules, |_, _| chunks = chunks.saturating_add(1)).then_some(chunks)
 }

@@ -1,6 +1,8 @@
 //! What the tests of this edge stand on: a real TLS file server on loopback that misbehaves on demand and
 //! keeps count, and a bench with a bundle, a slot and a client.
 
+pub mod medium;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,13 +16,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::*;
 use crate::bundle::testing::{self as bundles, Parts};
 use crate::config::{Download, Proxy};
+use crate::stage::*;
 
 /// One request as the server saw it.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
+pub struct Request {
     /// Counts from 0.
     pub number: usize,
     pub path: String,
@@ -32,7 +34,7 @@ pub(super) struct Request {
 
 /// What the server does with a request.
 #[derive(Debug, Clone)]
-pub(super) enum Act {
+pub enum Act {
     Serve,
     /// Status and header lines, no body.
     Status(u16, String),
@@ -68,7 +70,7 @@ pub(super) enum Act {
 
 type Script = Box<dyn Fn(&Request) -> Act + Send + Sync>;
 
-pub(super) struct Served {
+pub struct Served {
     pub file: Mutex<Vec<u8>>,
     pub etag: Mutex<Option<String>>,
     pub modified: Mutex<Option<String>>,
@@ -108,7 +110,7 @@ impl Served {
     }
 }
 
-pub(super) struct Server {
+pub struct Server {
     pub served: Arc<Served>,
     pub port: u16,
     acceptor: TlsAcceptor,
@@ -171,7 +173,7 @@ impl Server {
     }
 }
 
-pub(super) fn download() -> Download {
+pub fn download() -> Download {
     let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
     let (min_rate, final_after) = (100, Duration::from_millis(50));
     let (proxy, rate_limit, max_bytes, windows) = (Proxy::default(), None, None, Vec::new());
@@ -216,7 +218,7 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served, carried
 }
 
 /// The value of a header, in lower case.
-pub(super) fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
+pub fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
     headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
@@ -332,7 +334,7 @@ async fn put(stream: &mut (impl AsyncWrite + Unpin), served: &Served, bytes: &[u
 }
 
 /// An image, its bundle on a server, and a file-backed slot.
-pub(super) struct Bench {
+pub struct Bench {
     pub folder: TempDir,
     pub image: Vec<u8>,
     pub server: Server,
@@ -438,12 +440,12 @@ impl Bench {
     }
 }
 
-pub(super) fn parts(image: &[u8]) -> Parts {
+pub fn parts(image: &[u8]) -> Parts {
     bundles::parts(image, "board", "1.0")
 }
 
 /// `mib` of noise with runs of zeros and of compressible text in it; the same for the same seed.
-pub(super) fn image(seed: u64, mib: usize) -> Vec<u8> {
+pub fn image(seed: u64, mib: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut image = vec![0; mib << 20];
     for (n, part) in image.chunks_mut(128 * 1024).enumerate() {

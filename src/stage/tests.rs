@@ -1,15 +1,25 @@
 //! Stories: whole updates of a file-backed slot from a real server, undisturbed and disturbed.
 
+mod on_bad_media;
+mod on_bytes;
+mod on_devices;
+mod on_faulty_media;
+mod on_maps;
+mod on_networks;
+mod on_patches;
+mod on_servers;
+mod on_the_first_mib;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::testing::*;
-use super::*;
 use crate::bundle::testing as bundles;
 use crate::failure::{Code, Failure};
+use crate::stage::testing::*;
+use crate::stage::*;
 
 fn code<T: std::fmt::Debug>(result: Result<T, StageError>) -> Code {
     let failure = Failure::from(result.unwrap_err());
@@ -299,9 +309,17 @@ async fn loopback_must_be_named_even_behind_a_host_name() {
     let open = async |allowed: &[&str]| {
         let http = bench.server.http_with(allowed, download());
         let source = Source::Http(url.parse().unwrap());
-        super::open(source, &http, Arc::new(free()), &bundles::trust(1), 1, None, &Workspace::default())
-            .await
-            .map(drop)
+        crate::stage::open(
+            source,
+            &http,
+            Arc::new(free()),
+            &bundles::trust(1),
+            1,
+            None,
+            &Workspace::default(),
+        )
+        .await
+        .map(drop)
     };
     assert_eq!(code(open(&[]).await), Code::NotPermitted);
     assert_eq!(bench.server.served.count(), 0);
@@ -332,8 +350,16 @@ async fn untrusted_pinned_or_damaged_manifests_are_refused_for_the_price_of_the_
     let bench = Bench::new(image(16, 4), 0).await;
     let open = async |keys, pin| {
         let source = Source::Http(bench.server.url());
-        super::open(source, &bench.server.http(), Arc::new(free()), &keys, 1, pin, &Workspace::default())
-            .await
+        crate::stage::open(
+            source,
+            &bench.server.http(),
+            Arc::new(free()),
+            &keys,
+            1,
+            pin,
+            &Workspace::default(),
+        )
+        .await
     };
     assert_eq!(code(open(bundles::trust(2), None).await), Code::UntrustedSignature);
     let pin = crate::manifest::Digest([7; 32]);
@@ -470,7 +496,8 @@ async fn a_local_file_is_a_source_too() {
 async fn the_rate_limit_paces() {
     let server = Server::start(vec![1; 60_000]).await;
     let meter = Arc::new(Meter::new(0, None, Some(200_000)));
-    let remote = fetch::Remote::new(Source::Http(server.url()), &server.http(), meter).await.unwrap();
+    let remote =
+        download::remote::Remote::new(Source::Http(server.url()), &server.http(), meter).await.unwrap();
     let start = std::time::Instant::now();
     assert_eq!(remote.read(0, 60_000).await.unwrap().len(), 60_000);
     assert!(start.elapsed() >= Duration::from_millis(280), "{:?}", start.elapsed());

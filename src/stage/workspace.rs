@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::fcntl::posix_fallocate;
 use nix::libc::{O_CLOEXEC, O_TMPFILE};
 
-use super::StageError;
 use crate::bundle::Keeper;
+use crate::stage::error::StageError;
 
 /// Where lists are kept. Clones share what went wrong with any of them.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +30,7 @@ impl Workspace {
 
     /// An error if a list could not be written or read back: then some lists ended early, and what was concluded
     /// from them is worthless.
-    pub(super) fn check(&self) -> Result<(), StageError> {
+    pub(in crate::stage) fn check(&self) -> Result<(), StageError> {
         match self.failed().clone() {
             None => Ok(()),
             Some(reason) => {
@@ -44,7 +44,7 @@ impl Workspace {
     }
 
     /// A list of `size` bytes, zeros at first.
-    pub(super) fn list(&self, size: u64) -> List {
+    pub(in crate::stage) fn list(&self, size: u64) -> List {
         let reserved = self.folder.as_ref().map(|folder| (reserve(folder, size), folder));
         let file = match reserved {
             Some((Ok(file), _)) => Some(file),
@@ -78,7 +78,7 @@ fn reserve(folder: &Path, size: u64) -> io::Result<File> {
 
 /// Bytes that many threads read and write by offset.
 #[derive(Debug)]
-pub(super) struct List {
+pub(in crate::stage) struct List {
     place: Place,
     size: u64,
     workspace: Workspace,
@@ -92,7 +92,7 @@ enum Place {
 
 impl List {
     /// `false` after an error, which the workspace then has.
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> bool {
+    pub(in crate::stage) fn write(&self, bytes: &[u8], offset: u64) -> bool {
         let written = match &self.place {
             Place::Disk(file) => file.write_all_at(bytes, offset),
             Place::Memory(all) => {
@@ -104,11 +104,11 @@ impl List {
     }
 
     /// Fills `out` from `offset`.
-    pub(super) fn get(&self, out: &mut [u8], offset: u64) -> Result<(), StageError> {
+    pub(in crate::stage) fn get(&self, out: &mut [u8], offset: u64) -> Result<(), StageError> {
         if self.read(out, offset) { Ok(()) } else { self.workspace.check() }
     }
 
-    pub(super) fn put(&self, bytes: &[u8], offset: u64) -> Result<(), StageError> {
+    pub(in crate::stage) fn put(&self, bytes: &[u8], offset: u64) -> Result<(), StageError> {
         if self.write(bytes, offset) { Ok(()) } else { self.workspace.check() }
     }
 

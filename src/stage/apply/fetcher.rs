@@ -1,0 +1,347 @@
+//! Fetching, unpacking, hashing and writing at the same time: a few requests are on their way; their blocks go to
+//! a thread that unpacks them (`worker`) in the order of the image, each as soon as it has come, and from there to
+//! one that writes (`writer`). So little is lost when the agent dies, and memory is a window of packed bytes, a
+//! group and two pieces, whatever the image's size.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle::{BundleError, Chunk, Index, LONGEST, Layout, Run, fetch_bytes, runs};
+use crate::stage::apply::unpack::{self, Arrivals, Block, Group, Missed, Part};
+use crate::stage::buffer::{Gathered, Pool};
+use crate::stage::download::open::Bundle;
+use crate::stage::download::remote::Wrong;
+use crate::stage::error::StageError;
+use crate::stage::error::finished;
+use crate::stage::progress::Progress;
+use crate::stage::slot::withheld::Sink;
+use crate::stage::sources::plan::{Origin, Origins};
+use crate::stage::sources::seed::Seed;
+
+/// Range requests in flight at most: hides the round trips of many small ones.
+const IN_FLIGHT: usize = 4;
+/// What may have been asked for and not yet been unpacked, bytes: as much as 100 Mbit/s bring in 80 ms, and about two
+/// groups. It bounds memory, and what a kill loses.
+const WINDOW: usize = 2 * LONGEST as usize;
+/// Groups that may wait for the thread; they hold no more than the window lets in.
+const QUEUE: usize = 1;
+
+/// What all threads share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The bundle's name, for messages.
+    pub name: String,
+    pub index: Arc<Index>,
+    pub seed: Option<Seed>,
+    /// Bytes of the longest group.
+    pub group: usize,
+    pub buffers: Pool,
+    pub progress: watch::Sender<Progress>,
+}
+
+/// Brings all chunks that are not in place to `sink`.
+///
+/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `origins` and fetched then, as are those
+/// that came and were not what was signed: for a while, from whatever servers there are.
+pub async fn transfer(
+    bundle: &Bundle,
+    shared: &Arc<Shared>,
+    origins: &Origins,
+    sink: &Arc<Sink>,
+    cancel: &CancellationToken,
+) -> Result<(), StageError> {
+    let (mut wrong, mut least, mut lost) = (Wrong::new(bundle.remote()), usize::MAX, false);
+    loop {
+        let missed = pass(bundle, shared, origins, sink, cancel).await?;
+        bundle.workspace().check()?;
+        let Some(first) = missed.chunks.first().and_then(|position| shared.index.get(*position)) else {
+            return Ok(());
+        };
+        // By half, so that no server can draw this out with one right chunk at a time.
+        if missed.chunks.len() <= least / 2 {
+            least = missed.chunks.len();
+            wrong.is_less();
+        }
+        match missed.wrong {
+            Some(error) => tokio::select! {
+                again = wrong.again(error) => again?,
+                () = cancel.cancelled() => return Err(StageError::Cancelled),
+            },
+            // Only what is in place was not fetched.
+            None if lost => {
+                let error = std::io::Error::other("what was right before can't be read any more");
+                return Err(sink.target.failed(first.offset, error));
+            }
+            None => lost = true,
+        }
+        // The pass brought all others to their places.
+        origins.replace(|_| true, Origin::InPlace);
+        origins.set_each(missed.chunks, Origin::Fetch);
+        let more = fetch_size(bundle.layout(), &shared.index, origins);
+        bundle.remote().afford(more)?;
+        if bundle.remote().is_metered() {
+            shared.progress.send_modify(|p| p.expected_download = p.expected_download.saturating_add(more));
+        }
+    }
+}
+
+/// Bytes of the requests that `transfer` will make.
+pub fn fetch_size(layout: &Layout, index: &Index, origins: &Origins) -> u64 {
+    fetch_bytes(index, layout, must_fetch(origins))
+}
+
+/// Which chunks must be fetched, asked for one after the other.
+fn must_fetch(origins: &Origins) -> impl FnMut(usize, &Chunk) -> bool + '_ {
+    let mut told = origins.iter();
+    move |_, _| told.next() == Some(Origin::Fetch)
+}
+
+/// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
+/// others of their group.
+async fn pass(
+    bundle: &Bundle,
+    shared: &Arc<Shared>,
+    origins: &Origins,
+    sink: &Arc<Sink>,
+    cancel: &CancellationToken,
+) -> Result<Missed, StageError> {
+    let stop = cancel.child_token();
+    let (jobs, queue) = mpsc::channel(QUEUE);
+    let worker = {
+        let (shared, sink, stop) = (shared.clone(), sink.clone(), stop.clone());
+        tokio::task::spawn_blocking(move || {
+            unpack::run(&shared, &sink, queue, &stop).inspect_err(|_| stop.cancel())
+        })
+    };
+    let (lines, coming) = mpsc::unbounded_channel();
+    let fetch = Fetch { bundle, shared, origins, window: Arc::new(Semaphore::new(WINDOW)) };
+    let index = &shared.index;
+    let mut delivery =
+        Delivery { index, origins, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
+    let fed = async {
+        let local = feed(index, origins, &jobs, |group| !group.is_fetched() && !group.has_twins());
+        tokio::try_join!(local, fetch.run(lines), delivery.run())?;
+        // Now the worker has had every original. A group of the network's needs no such care: it comes in the order of
+        // the image, and originals that are fetched lie further ahead.
+        feed(index, origins, &jobs, |group| !group.is_fetched() && group.has_twins()).await
+    };
+    let fed = tokio::select! {
+        fed = fed => fed,
+        () = stop.cancelled() => Err(StageError::Cancelled),
+    };
+    if fed.is_err() {
+        // What has come was paid for. A worker that is gone had an error of its own.
+        delivery.run().await.ok();
+    }
+    drop(delivery);
+    drop(jobs);
+    // The worker's error is the reason, and the feeder's then only its consequence.
+    let missed = finished(worker).await?;
+    fed.map(|()| missed)
+}
+
+/// Queues those groups that `belong`, if there is something to do for them.
+async fn feed(
+    index: &Index,
+    origins: &Origins,
+    jobs: &mpsc::Sender<Group>,
+    belong: impl Fn(&Group) -> bool,
+) -> Result<(), StageError> {
+    let mut next = 0;
+    while next < index.len() {
+        let group = Group::at(index, origins, next);
+        next = next.saturating_add(group.parts.len().max(1));
+        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_) | Origin::Twin(_));
+        if belong(&group) && group.parts.iter().any(local) {
+            // This fails only when the worker has ended: its error is the one that counts.
+            jobs.send(group).await.map_err(|_| stopped())?;
+        }
+    }
+    Ok(())
+}
+
+/// Neighbouring blocks of one group that came together.
+type Batch = Vec<Block>;
+/// The blocks of one request, as they come.
+type Line = mpsc::UnboundedReceiver<Batch>;
+
+/// What the requests share.
+struct Fetch<'a> {
+    bundle: &'a Bundle,
+    shared: &'a Shared,
+    origins: &'a Origins,
+    window: Arc<Semaphore>,
+}
+
+impl Fetch<'_> {
+    /// Makes all requests, a few at a time, and hands out a line for each, in order.
+    async fn run(&self, lines: mpsc::UnboundedSender<Line>) -> Result<(), StageError> {
+        let mut fetches = FuturesUnordered::new();
+        for run in runs(&self.shared.index, self.bundle.layout(), must_fetch(self.origins)) {
+            // Admitted one after the other, so that the first is never kept waiting by a later one.
+            let length = run.span.end.saturating_sub(run.span.start).min(WINDOW as u64);
+            let mut room = std::pin::pin!(self.window.clone().acquire_many_owned(length as u32));
+            let room = loop {
+                tokio::select! {
+                    Some(fetched) = fetches.next() => fetched?,
+                    room = &mut room, if fetches.len() < IN_FLIGHT => break room.map_err(|_| stopped())?,
+                }
+            };
+            let (line, batches) = mpsc::unbounded_channel();
+            lines.send(batches).ok();
+            fetches.push(self.fetch(run, room, line));
+        }
+        while let Some(fetched) = fetches.next().await {
+            fetched?;
+        }
+        Ok(())
+    }
+
+    /// Cuts one range into blocks as its bytes arrive. What is on `line` survives a cancel.
+    async fn fetch(
+        &self,
+        run: Run,
+        mut room: OwnedSemaphorePermit,
+        line: mpsc::UnboundedSender<Batch>,
+    ) -> Result<(), StageError> {
+        let (bundle, shared) = (self.bundle, self.shared);
+        let mut range = bundle.remote().range(run.span.start, run.span.end);
+        let (mut at, mut bytes) = (run.span.start, Gathered::default());
+        let (mut batch, mut group) = (Batch::new(), None);
+        let first = run.chunks.first().map_or(0, |first| *first as usize);
+        let mut chunks = (first..).zip(shared.index.from(first));
+        for position in run.chunks {
+            let position = position as usize;
+            let Some((_, chunk)) = chunks.find(|(number, _)| *number == position) else { break };
+            if group.replace(chunk.group_offset) != Some(chunk.group_offset) {
+                send(&line, &mut batch);
+            }
+            let span = bundle.layout().frame(&chunk);
+            bytes.expect(span.end.saturating_sub(at) as usize);
+            while at.saturating_add(bytes.len() as u64) < span.end {
+                send(&line, &mut batch);
+                let next = range.next().await?;
+                let next = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
+                shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
+                bytes.add(next);
+            }
+            bytes.skip(span.start.saturating_sub(at) as usize);
+            let bytes = bytes.take(chunk.frame_length as usize);
+            at = span.end;
+            let room = room.split(bytes.len()).ok_or_else(stopped)?;
+            batch.push(Block { position, bytes, _room: room });
+        }
+        send(&line, &mut batch);
+        Ok(())
+    }
+}
+
+fn send(line: &mpsc::UnboundedSender<Batch>, batch: &mut Batch) {
+    if !batch.is_empty() {
+        // Nobody listens once the worker is gone.
+        line.send(std::mem::take(batch)).ok();
+    }
+}
+
+/// Brings what arrives to its group, in the order of the image.
+struct Delivery<'a> {
+    index: &'a Index,
+    origins: &'a Origins,
+    jobs: &'a mpsc::Sender<Group>,
+    lines: mpsc::UnboundedReceiver<Line>,
+    line: Option<Line>,
+    /// Stays here until there is room for its group: a cancel may come in between.
+    batch: Option<Batch>,
+    /// The latest group that was queued.
+    open: Option<(u64, mpsc::UnboundedSender<Batch>)>,
+}
+
+impl Delivery<'_> {
+    /// Goes on until the last line has ended; also after it was cancelled in between.
+    async fn run(&mut self) -> Result<(), StageError> {
+        while let Some(position) = self.receive().await {
+            let Some(chunk) = self.index.get(position) else { break };
+            if self.open.as_ref().is_none_or(|(offset, _)| *offset != chunk.group_offset) {
+                // Nothing more comes for the one before.
+                self.open = None;
+                let room = self.jobs.reserve().await.map_err(|_| stopped())?;
+                let (to, coming) = mpsc::unbounded_channel();
+                let first = self.index.position(chunk.group_offset);
+                let group = Group::at(self.index, self.origins, first);
+                room.send(Group { arrivals: Arrivals::new(coming), ..group });
+                self.open = Some((chunk.group_offset, to));
+            }
+            if let (Some((_, to)), Some(batch)) = (&self.open, self.batch.take()) {
+                // A group that lacks something before it does not wait for it.
+                to.send(batch).ok();
+            }
+        }
+        self.open = None;
+        Ok(())
+    }
+
+    /// Waits for a batch; returns the position of its first block.
+    async fn receive(&mut self) -> Option<usize> {
+        while self.batch.is_none() {
+            match &mut self.line {
+                Some(line) => {
+                    self.batch = line.recv().await;
+                    if self.batch.is_none() {
+                        self.line = None;
+                    }
+                }
+                None => self.line = Some(self.lines.recv().await?),
+            }
+        }
+        self.batch.as_ref()?.first().map(|block| block.position)
+    }
+}
+
+fn stopped() -> StageError {
+    StageError::Thread("the writers stopped".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::slot::read_back::Frontier;
+    use crate::stage::slot::withheld::Withheld;
+    use crate::stage::testing::*;
+
+    #[tokio::test]
+    async fn what_the_seed_lost_since_the_survey_is_fetched_within_the_budget() {
+        let bench = Bench::new(image(60, 2), 0).await;
+        let seed = bench.folder.path().join("seed");
+        std::fs::write(&seed, vec![0x33; 2 << 20]).unwrap();
+        for (limit, ends_well) in [(None, true), (Some(100_000), false)] {
+            std::fs::write(&bench.slot, vec![0; 2 << 20]).unwrap();
+            let meter = crate::stage::download::budget::Meter::new(0, limit, None);
+            let bundle = bench.open(&bench.server.http(), meter).await.unwrap();
+            let index = Arc::new(bundle.index().await.unwrap());
+            let shared = Arc::new(Shared {
+                name: "b".into(),
+                index: index.clone(),
+                seed: Some(Seed::open(&seed).unwrap()),
+                group: bundle.manifest().image.chunking.group_max(),
+                buffers: Pool::default(),
+                progress: bench.progress.clone(),
+            });
+            // As if all of it had been there, but for one chunk that even the seed's end is too near for.
+            let origins = Origins::new(bundle.workspace(), index.len());
+            origins.replace(|_| true, Origin::Seed(0));
+            origins.set(1, &[Origin::Seed(511)]);
+            let sink =
+                Sink { target: bench.target(), withheld: Withheld::none(), frontier: Frontier::default() };
+            let cancel = CancellationToken::new();
+            let done = transfer(&bundle, &shared, &origins, &Arc::new(sink), &cancel).await;
+            match ends_well {
+                true => assert!(done.is_ok() && bench.written() == bench.image),
+                false => assert!(matches!(done, Err(StageError::Budget { .. }))),
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The verdict on what the medium really holds: exactly the image's bytes are read back past the page cache
+//! and hashed, reading and hashing at the same time; where the target is written past the page cache too,
+//! close behind the writing.
+
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, PoisonError, mpsc};
+
+use sha2::Digest as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::manifest::Digest;
+use crate::stage::buffer::{Buffer, PIECE, pieces};
+use crate::stage::error::StageError;
+use crate::stage::progress::Progress;
+use crate::stage::progress::Step;
+use crate::stage::slot::target::Target;
+use crate::stage::slot::withheld::Withheld;
+
+/// How far the target holds the image, told while it is written. An empty one holds nobody up.
+#[derive(Debug, Default)]
+pub struct Frontier {
+    pending: Mutex<Pending>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// Offsets of the groups that are not in place yet.
+    groups: BTreeSet<u64>,
+    /// No more of them will be.
+    ended: bool,
+}
+
+impl Frontier {
+    pub fn new(groups: BTreeSet<u64>) -> Frontier {
+        Frontier { pending: Mutex::new(Pending { groups, ended: false }), moved: Condvar::new() }
+    }
+
+    /// The group at this offset is in place.
+    pub fn done(&self, group_offset: u64) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).groups.remove(&group_offset);
+        self.moved.notify_all();
+    }
+
+    /// Whoever still waits does so in vain.
+    pub fn end(&self) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.moved.notify_all();
+    }
+
+    /// Waits until everything before `offset` is in place; an error if that will not come about.
+    fn wait(&self, offset: u64) -> Result<(), StageError> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        while pending.groups.first().is_some_and(|group| *group < offset) {
+            if pending.ended {
+                return Err(StageError::Cancelled);
+            }
+            pending = self.moved.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the first `size` bytes of the target back and compares their SHA-256. Blocks for as long as the
+/// medium takes.
+pub fn read_back(
+    target: &Target,
+    size: u64,
+    sha256: Digest,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), StageError> {
+    read_back_behind(&Withheld::none(), target, size, sha256, progress, cancel)
+}
+
+/// The same for a target whose first bytes are still withheld.
+pub fn read_back_behind(
+    head: &Withheld,
+    target: &Target,
+    size: u64,
+    sha256: Digest,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), StageError> {
+    if size > target.capacity() {
+        return Err(StageError::TooLarge {
+            path: target.path().to_owned(),
+            image: size,
+            capacity: target.capacity(),
+        });
+    }
+    target.sync()?;
+    target.forget(0, size)?;
+    progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, total: size, done: 0, ..*p });
+    let found = read_along(head, target, size, &Frontier::default(), progress, cancel)?;
+    compare(target, found, sha256)
+}
+
+pub fn compare(target: &Target, found: Digest, expected: Digest) -> Result<(), StageError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(StageError::ReadBack { path: target.path().to_owned(), found, expected }),
+    }
+}
+
+/// Hashes `head` and then the target from there to `size`, as far as `frontier` has come. Progress is told
+/// once the step is `ReadingBack`.
+pub fn read_along(
+    head: &Withheld,
+    target: &Target,
+    size: u64,
+    frontier: &Frontier,
+    progress: &watch::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<Digest, StageError> {
+    // Two pieces are in memory: one that is read and one that is hashed.
+    let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(0);
+    let (empty, emptied) = mpsc::channel::<Buffer>();
+    let start = head.len() as u64;
+    frontier.wait(start)?;
+    let mut hash = head.hash()?;
+    std::thread::scope(|scope| {
+        let hasher = scope.spawn(move || {
+            let mut at = start;
+            for (buffer, length) in filled {
+                hash.update(buffer.first(length));
+                at = at.saturating_add(length as u64);
+                progress.send_if_modified(|p| {
+                    let tell = p.step == Step::ReadingBack;
+                    p.done = if tell { at } else { p.done };
+                    tell
+                });
+                // The reader may be done and gone.
+                empty.send(buffer).ok();
+            }
+            Digest(hash.finalize().into())
+        });
+        for (at, length) in pieces(start, size.saturating_sub(start)) {
+            if cancel.is_cancelled() {
+                return Err(StageError::Cancelled);
+            }
+            frontier.wait(at.saturating_add(length as u64))?;
+            let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(PIECE));
+            target.read(buffer.first_mut(length), at)?;
+            if full.send((buffer, length)).is_err() {
+                break;
+            }
+        }
+        drop(full);
+        hasher.join().map_err(|_| StageError::Thread("the hasher panicked".into()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn reading_waits_for_the_group_and_not_for_later_ones() {
+        let frontier = Frontier::new([4096, 8192].into());
+        frontier.wait(4096).unwrap();
+        let (told, tells) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let frontier = &frontier;
+            scope.spawn(move || told.send(frontier.wait(8192).is_ok()));
+            assert!(tells.recv_timeout(Duration::from_millis(20)).is_err());
+            frontier.done(4096);
+            assert!(tells.recv().unwrap());
+        });
+        frontier.end();
+        frontier.wait(8192).unwrap();
+        assert!(matches!(frontier.wait(8193), Err(StageError::Cancelled)));
+    }
+}

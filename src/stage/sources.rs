@@ -1,0 +1,9 @@
+//! Where each chunk of the image comes from: found in the slots, without changing anything.
+
+pub mod cost;
+pub mod duplicates;
+pub mod maps;
+pub mod plan;
+pub mod scan;
+pub mod seed;
+pub mod survey;
