@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use fwupdate_hub::faults::{FileEffect, FileRule};
+use fwupdate_hub::methods::Call;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -16,8 +17,10 @@ const SHORT: u64 = 120;
 /// Laps of one agent before the next update: a reboot ends its process.
 const LAPS_SHORT: usize = 12;
 const LAPS_LONG: usize = 120;
-/// The token of a session ends after so long: renewals come by themselves.
-const SETTINGS: &str = "[cloud]\ntoken_ttl = \"10s\"\n[download]\nstall_timeout = \"1h\"\n";
+/// A token ends after 10 s, so that renewals come by themselves. No session lasts for long, and many are cut: with the
+/// longest pause of a fleet the agent would rightly wait for minutes.
+const SETTINGS: &str = "[cloud]\ntoken_ttl = \"10s\"\nreconnect_first = \"1s\"\nreconnect_longest = \"5s\"\n\
+                        [download]\nstall_timeout = \"1h\"\n";
 /// What may differ at rest: a session that is being renewed has two sockets and their buffers.
 const SLACK: Held = Held { descriptors: 3, threads: 2, anonymous: 1024 };
 
@@ -141,14 +144,15 @@ impl Soak {
         self.world.hub.faults().file(FileRule::always(&name, FileEffect::Stall { after: 50_000 }));
         self.start(&url, &cancelled).await;
         self.world.hub.faults().answered(|served| served.path == name && served.length > 50_000).await;
-        let answer = self.world.call("firmwareCancel", json!({"operationId": cancelled})).await;
-        assert_eq!(answer.status, 200, "{}", answer.payload);
+        self.insist("firmwareCancel", json!({"operationId": cancelled})).await;
         assert_eq!(self.world.outcome(&cancelled).await["result"], "cancelled");
         self.world.hub.faults().clear();
         self.start(&self.world.hub.files_url("garbage.fwb"), &refused).await;
         assert_eq!(self.world.outcome(&refused).await["result"], "failed");
         if lap % 2 == 0 {
+            let before = self.world.hub.visits(DEVICE).iter().filter(|visit| visit.accepted).count();
             self.world.hub.drop_connections(None);
+            assert!(self.world.hub.wait_accepted(DEVICE, before + 1, LIMIT).await);
         }
         self.world.until_shown(&["status"], |status| status["fwupdate"]["operation"].is_null()).await;
         assert!(self.world.hub.wait_connected(DEVICE, true, LIMIT).await);
@@ -156,7 +160,19 @@ impl Soak {
 
     async fn start(&self, url: &str, id: &str) {
         let payload = json!({"fwPackageUri": url, "operationId": id, "force": true, "allowDowngrade": true});
-        self.world.update(payload).await;
+        self.insist("firmwareUpdate", payload).await;
+    }
+
+    /// Calls until it is answered: a call that meets a session's end times out, and may be made again.
+    async fn insist(&self, method: &str, payload: Value) {
+        for _ in 0..5 {
+            let call = Call { connect_timeout: LIMIT, ..Call::new(method, Some(payload.clone())) };
+            match self.world.hub.invoke(DEVICE, call).await {
+                Ok(answer) => return assert_eq!(answer.status, 200, "{}", answer.payload),
+                Err(error) => println!("lap {}: {method}: {error}", self.laps),
+            }
+        }
+        panic!("{method} is never answered\n{}", self.world.gateway.log());
     }
 
     /// One that stays, then one that does not.
