@@ -1,6 +1,8 @@
 //! How long what comes from outside may be: bytes of texts as JSON holds them, and times that every part of the
 //! agent can write and compare. A text is short only when its encoding is: a control character takes six bytes.
 
+use serde_json::Value;
+use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
 /// An operation's id.
@@ -79,10 +81,20 @@ pub fn utc(moment: OffsetDateTime) -> Option<OffsetDateTime> {
     moment.checked_to_offset(UtcOffset::UTC).filter(|utc| YEARS.contains(&utc.year()))
 }
 
+/// A time as people and programs are told it: RFC 3339 in UTC with whole seconds.
+pub fn told(time: OffsetDateTime) -> String {
+    moment(Some(time)).as_str().unwrap_or("an unknown time").to_owned()
+}
+
+/// The same as JSON; null if there is no time, or none that RFC 3339 can say.
+pub fn moment(time: Option<OffsetDateTime>) -> Value {
+    let seconds = time.and_then(|time| time.replace_nanosecond(0).ok());
+    seconds.and_then(|time| time.format(&Rfc3339).ok()).map_or(Value::Null, Value::String)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use time::format_description::well_known::Rfc3339;
 
     #[test]
     fn a_text_is_as_long_as_its_json() {

@@ -26,7 +26,7 @@ mod tests;
 
 pub use chunk::{Chunk, ChunkDigest};
 pub use error::BundleError;
-pub use frame::{BLOCK_HEADER, Decoder, FRAME_HEADER, frame_bound, frame_header};
+pub use frame::{BLOCK_HEADER, Decoder, frame_bound, frame_header};
 pub use frames::{OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndexWriter, PrefixDigest};
 pub use head::{HEAD_MAX, Head, head};
 pub use index::Index;

@@ -9,20 +9,12 @@ use time::OffsetDateTime;
 use crate::bounds::{VERSION, short};
 use crate::command;
 use crate::failure::{Code, Failure};
-use crate::machine::{Desired, Operation, Origin, Record};
+use crate::machine::{ACCEPTED, Desired, Operation, Origin, Record};
 use crate::manifest::Digest;
 use crate::uri::PackageUri;
 
-/// `Desired::code` of a section whose operation runs, was committed, or gave way to a later command; any other
-/// is an error code of the contract.
-pub const ACCEPTED: &str = "Accepted";
-pub const COMMITTED: &str = "Committed";
-pub const SUPERSEDED: &str = "Superseded";
-
 /// Key in the desired properties.
 const SECTION: &str = "fwupdate";
-/// Longest message that is kept, encoded bytes.
-const MESSAGE_LIMIT: usize = 256;
 
 /// The section as the hub handed it over last.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +26,7 @@ pub struct Section {
 
 /// What runs in the booted slot.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Running<'a> {
+pub struct RunningImage<'a> {
     pub version: Option<&'a str>,
     /// Digest of its manifest, if its bundle was installed by this agent.
     pub manifest: Option<Digest>,
@@ -65,13 +57,7 @@ impl Section {
 
     /// What is remembered of this section.
     pub fn noted(&self, code: impl ToString, message: &str) -> Desired {
-        Desired {
-            digest: self.digest,
-            version: self.version.clone(),
-            code: code.to_string(),
-            message: short(message, MESSAGE_LIMIT),
-            operation: None,
-        }
+        Desired::new(self.digest, self.version.clone(), code, message)
     }
 
     /// What is remembered of this section after it was refused.
@@ -84,7 +70,7 @@ impl Section {
 pub fn decide(
     record: &Record,
     section: Option<&Section>,
-    running: Running<'_>,
+    running: RunningImage<'_>,
     now: OffsetDateTime,
 ) -> Action {
     let own = own_operation(record);
@@ -139,11 +125,17 @@ fn is_same(current: &Operation, asked: &Operation) -> bool {
     if asked.id.is_empty() { command::same_request(current, asked) } else { current.id == asked.id }
 }
 
-fn begin(record: &Record, section: &Section, asked: Operation, running: Running<'_>, cancel: bool) -> Action {
+fn begin(
+    record: &Record,
+    section: &Section,
+    asked: Operation,
+    running: RunningImage<'_>,
+    cancel: bool,
+) -> Action {
     let ended = record.history.iter().find(|last| !asked.id.is_empty() && last.id == asked.id);
     if let Some(last) = ended {
-        let (code, message) = outcome(last.error.as_ref());
-        let desired = Desired { operation: Some(last.id.clone()), ..section.noted(code, message) };
+        let mut desired = Desired { operation: Some(last.id.clone()), ..section.noted(ACCEPTED, "") };
+        desired.ended(&last.id, last.error.as_ref());
         return Action::Note { cancel, desired: Some(desired) };
     }
     if is_installed(&asked, running) {
@@ -154,35 +146,11 @@ fn begin(record: &Record, section: &Section, asked: Operation, running: Running<
 }
 
 /// A fleet's section reaches gateways that already run the version: there nothing is to be done, nor to fail.
-fn is_installed(asked: &Operation, running: Running<'_>) -> bool {
+fn is_installed(asked: &Operation, running: RunningImage<'_>) -> bool {
     let pinned = asked.manifest_sha256;
     let same_version = asked.version.is_some() && asked.version.as_deref() == running.version;
     let same = if pinned.is_some() { pinned == running.manifest } else { same_version };
     same && !asked.force
-}
-
-/// Code and message for an operation that ended with `error`, or well.
-fn outcome(error: Option<&Failure>) -> (String, &str) {
-    match error {
-        None => (COMMITTED.to_owned(), ""),
-        Some(failure) => (failure.code.to_string(), &failure.message),
-    }
-}
-
-impl Desired {
-    /// The operation `id` ended.
-    pub fn ended(&mut self, id: &str, error: Option<&Failure>) {
-        if self.operation.as_deref() == Some(id) {
-            let (code, message) = outcome(error);
-            (self.code, self.message) = (code, short(message, MESSAGE_LIMIT));
-        }
-    }
-
-    /// Another command took the section's place.
-    pub fn superseded(&mut self) {
-        SUPERSEDED.clone_into(&mut self.code);
-        "a later command took its place; change the section to act on it again".clone_into(&mut self.message);
-    }
 }
 
 /// SHA-256 of the section with its keys in order and its URL without query.
@@ -206,7 +174,7 @@ fn canonical(value: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Boot, BootId, Event, Last, Outcome, Phase, Plan, step};
+    use crate::machine::{Boot, BootId, COMMITTED, Event, Last, Outcome, Phase, Plan, SUPERSEDED, step};
     use crate::slot::{BootEnv, Slot};
     use serde_json::json;
 
@@ -225,7 +193,7 @@ mod tests {
     }
 
     fn decided(record: &Record, section: Option<&Section>) -> Action {
-        decide(record, section, Running::default(), NOW)
+        decide(record, section, RunningImage::default(), NOW)
     }
 
     fn boot() -> Boot {
@@ -339,7 +307,7 @@ mod tests {
     #[test]
     fn what_runs_already_is_no_failure() {
         let first = asks("https://h/2.fwb");
-        let two = Running { version: Some("2"), manifest: None };
+        let two = RunningImage { version: Some("2"), manifest: None };
         assert_eq!(code(&decide(&idle(), Some(&first), two, NOW)), "AlreadyInstalled");
         for other in [
             json!({"fwPackageUri": "https://h/2.fwb", "version": "2", "force": true}),

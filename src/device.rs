@@ -2,6 +2,7 @@
 //! stands on (through partitions, loop devices, device mapper and overlays).
 
 mod kernel;
+mod mounts;
 
 use std::fs;
 use std::io;
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 
-pub use kernel::{Kernel, Mount};
+pub use kernel::Kernel;
+pub use mounts::Mount;
 
 use crate::failure::{Code, Failure};
 

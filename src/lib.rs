@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod machine;
 pub mod manifest;
 pub mod plan;
+pub mod report;
 pub mod slot;
 pub mod uri;
 
@@ -45,4 +46,3 @@ pub mod pages;
 
 // Driver.
 pub mod agent;
-pub mod report;

@@ -6,9 +6,9 @@
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::bounds::moment;
 use crate::failure::Code;
 use crate::machine::{Last, Operation, Phase, Record};
-use crate::report::moment;
 
 /// The name and version of the body's shape.
 pub const SCHEMA: &str = "fwupdate.lifecycle.v1";
@@ -16,7 +16,7 @@ const ACCEPTED: &str = "accepted";
 
 /// One lifecycle event.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct LifecycleEvent {
     pub name: String,
     pub operation: String,
     /// Boot attempt of a trial, else 1: the same phase of an operation may be entered again.
@@ -27,9 +27,9 @@ pub struct Event {
 }
 
 /// The events that lead from `before` to `after`, in their order. `now` dates the phases; outcomes carry their time.
-pub fn between(before: &Record, after: &Record, now: OffsetDateTime) -> Vec<Event> {
+pub fn between(before: &Record, after: &Record, now: OffsetDateTime) -> Vec<LifecycleEvent> {
     let fresh = after.history.iter().take_while(|last| Some(*last) != before.last());
-    let mut events: Vec<Event> = fresh.map(ended).collect();
+    let mut events: Vec<LifecycleEvent> = fresh.map(ended).collect();
     events.reverse();
     let Some(operation) = after.phase.operation() else { return events };
     let known = before.phase.operation().is_some_and(|before| before.id == operation.id);
@@ -52,7 +52,7 @@ fn stage(record: &Record) -> (&'static str, u8) {
 }
 
 /// The event that told, or should have told, an outcome.
-fn ended(last: &Last) -> Event {
+fn ended(last: &Last) -> LifecycleEvent {
     let name = json!(last.result).as_str().unwrap_or("unknown").to_owned();
     let body = json!({
         "schema": SCHEMA,
@@ -65,10 +65,10 @@ fn ended(last: &Last) -> Event {
         "error": last.error.as_ref().map(|error| json!({"code": error.code, "message": error.message})),
     });
     let code = last.error.as_ref().map(|error| error.code);
-    Event { name, operation: last.id.clone(), attempt: 1, code, body: without_nulls(body) }
+    LifecycleEvent { name, operation: last.id.clone(), attempt: 1, code, body: without_nulls(body) }
 }
 
-fn entered(name: &str, operation: &Operation, record: &Record, now: OffsetDateTime) -> Event {
+fn entered(name: &str, operation: &Operation, record: &Record, now: OffsetDateTime) -> LifecycleEvent {
     let plan = record.phase.plan();
     let image = plan.and_then(|plan| plan.image.as_ref()).map(|image| image.version.clone());
     let failure = match &record.phase {
@@ -89,7 +89,13 @@ fn entered(name: &str, operation: &Operation, record: &Record, now: OffsetDateTi
         "error": failure.map(|failure| json!({"code": failure.code, "message": failure.message})),
     });
     let code = failure.map(|failure| failure.code);
-    Event { name: name.to_owned(), operation: operation.id.clone(), attempt, code, body: without_nulls(body) }
+    LifecycleEvent {
+        name: name.to_owned(),
+        operation: operation.id.clone(),
+        attempt,
+        code,
+        body: without_nulls(body),
+    }
 }
 
 fn without_nulls(mut body: Value) -> Value {

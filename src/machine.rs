@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::failure::{Code, Evidence, Failure};
 use crate::slot::{BootEnv, Slot};
 
+mod desired;
 #[cfg(test)]
 mod explorer;
 mod fit;
@@ -19,12 +20,13 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+pub use desired::{ACCEPTED, COMMITTED, Desired, SUPERSEDED};
 pub use fit::RECORD_LIMIT;
 pub use operation::{BootId, Hold, Operation, Origin, Phase, Plan, Trial};
 use record::End;
 pub use record::{
-    Abilities, Desired, ImageInfo, Last, Outcome, Progress, Quarantined, RECORD_VERSION, Record, SlotInfo,
-    SlotState, Slots, Times,
+    Abilities, ImageInfo, Last, Outcome, Progress, Quarantined, RECORD_VERSION, Record, SlotInfo, SlotState,
+    Slots, Times,
 };
 pub use start::is_decided;
 pub use step::step;
@@ -122,9 +124,9 @@ pub enum Event {
 pub enum Effect {
     /// Read and verify the manifest, and plan: reads only.
     Open(Operation),
-    /// Write `env_before`, then durably zero the target's first MiB.
+    /// Take the target, and write `env_before`.
     Prepare(Plan),
-    /// Bring the image into the target and read it back.
+    /// Zero the target's first MiB durably, bring the image into the target and read it back.
     Stage(Plan),
     /// Wait for the window, the time or the approval.
     Hold(Plan, Hold),

@@ -1,11 +1,10 @@
-//! Record + progress -> reported properties, in the shapes of docs/interface.md. Pure: the same record gives
-//! the same report, and a report says nothing that the record does not hold.
+//! Record and this run's facts -> reported properties, in the shapes of docs/interface.md. Pure: the same record and
+//! facts give the same report.
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::bounds::{self, NUMBER, VERSION, cut, cut_front, short};
+use crate::bounds::{self, NUMBER, VERSION, cut, cut_front, moment, short};
 use crate::machine::{self, Last, Outcome, Phase, Record, SlotState};
 use crate::slot::Slot;
 
@@ -30,7 +29,7 @@ pub struct View {
     /// Which server told the time that counts, while nothing sets the clock.
     pub clock: Option<String>,
     /// Between two steps of ten percent, for local watchers; `None`: the record's.
-    pub progress: Option<Progress>,
+    pub progress: Option<ReportedProgress>,
     /// What the running operation waits for, while only a person can provide it.
     pub waiting: Option<String>,
     /// When what is reported changed last.
@@ -39,16 +38,16 @@ pub struct View {
 
 /// How far the running operation has come; bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct ReportedProgress {
     pub staged: machine::Progress,
     pub downloaded: u64,
     pub eta_seconds: Option<u64>,
 }
 
-impl Progress {
+impl ReportedProgress {
     /// What the record remembers of it.
-    pub fn of(record: &Record) -> Progress {
-        Progress { staged: record.progress, downloaded: record.downloaded, eta_seconds: None }
+    pub fn of(record: &Record) -> ReportedProgress {
+        ReportedProgress { staged: record.progress, downloaded: record.downloaded, eta_seconds: None }
     }
 }
 
@@ -167,7 +166,7 @@ fn operation(record: &Record, view: &View) -> Value {
     let Some(operation) = asked else { return Value::Null };
     let plan = record.phase.plan();
     let version = plan.and_then(|plan| plan.image.as_ref()).map(|image| image.version.clone());
-    let progress = view.progress.unwrap_or_else(|| Progress::of(record));
+    let progress = view.progress.unwrap_or_else(|| ReportedProgress::of(record));
     let attempt = match &record.phase {
         Phase::Trying { trial, .. } => trial.boots,
         _ => 1,
@@ -190,7 +189,7 @@ fn operation(record: &Record, view: &View) -> Value {
 }
 
 /// Staging counts; everything after it has staged all.
-fn percent(record: &Record, progress: Progress) -> u64 {
+fn percent(record: &Record, progress: ReportedProgress) -> u64 {
     match record.phase {
         Phase::Opening { .. } | Phase::Preparing { .. } => 0,
         Phase::Staging { .. } => progress.staged.percent.min(100),
@@ -216,17 +215,6 @@ pub fn last(last: &Last) -> Value {
         "finishedAt": moment(Some(last.finished_at)),
         "error": last.error,
     })
-}
-
-/// A time for people: as [`moment`].
-pub fn told(time: OffsetDateTime) -> String {
-    moment(Some(time)).as_str().unwrap_or("an unknown time").to_owned()
-}
-
-/// RFC 3339 in UTC with whole seconds.
-pub fn moment(time: Option<OffsetDateTime>) -> Value {
-    let seconds = time.and_then(|time| time.replace_nanosecond(0).ok());
-    seconds.and_then(|time| time.format(&Rfc3339).ok()).map_or(Value::Null, Value::String)
 }
 
 /// Inside `fwupdate` what does not hold is absent.

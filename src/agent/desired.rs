@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::commands::new_id;
-use crate::desired::{Action, Running, Section, decide};
+use crate::desired::{Action, RunningImage, Section, decide};
 use crate::failure::{Code, Failure};
 use crate::machine::{Desired, Event, Operation};
 
@@ -55,9 +55,9 @@ impl Agent {
     }
 
     /// What the booted slot holds, as far as it is known.
-    fn running(&self) -> Running<'_> {
+    fn running(&self) -> RunningImage<'_> {
         let image = self.boot.booted.and_then(|slot| self.record.slots.get(slot).image.as_ref());
-        Running {
+        RunningImage {
             version: image.map(|image| image.version.as_str()).or(self
                 .publisher
                 .view

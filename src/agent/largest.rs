@@ -221,8 +221,10 @@ fn within_the_twins_limits(value: &Value, depth: usize) {
 
 #[test]
 fn the_largest_report_is_one_small_patch() {
-    let progress =
-        report::Progress { eta_seconds: Some(u64::MAX), ..report::Progress::of(&largest(Phase::Idle)) };
+    let progress = report::ReportedProgress {
+        eta_seconds: Some(u64::MAX),
+        ..report::ReportedProgress::of(&largest(Phase::Idle))
+    };
     let view = View {
         booted: Some(Slot::A),
         booted_version: Some(flood()),

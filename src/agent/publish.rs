@@ -13,7 +13,7 @@ use crate::hub::{Document, Message};
 use crate::lifecycle;
 use crate::machine::{self, Last, Phase, Record};
 use crate::manifest::Digest;
-use crate::report::{self, Progress, View};
+use crate::report::{self, ReportedProgress, View};
 use crate::stage::Step;
 
 /// The newest report, for the hub and for those who watch.
@@ -112,7 +112,7 @@ impl Publisher {
             return;
         }
         self.view.log_time = Some(self.clock.now());
-        body.insert("logTime".into(), report::moment(self.view.log_time));
+        body.insert("logTime".into(), crate::bounds::moment(self.view.log_time));
         let generation = newest.generation.saturating_add(1);
         self.note_outcome(record, generation);
         let milestone = self.milestone(record);
@@ -163,8 +163,10 @@ impl Agent {
         let saved = self.saved.clone();
         self.publisher.view.clock = self.gateway.clock.learned_from();
         let staging = matches!(saved.phase, Phase::Staging { .. });
-        self.publisher.view.progress = staging
-            .then(|| Progress { eta_seconds: self.eta(saved.progress.percent), ..Progress::of(&saved) });
+        self.publisher.view.progress = staging.then(|| ReportedProgress {
+            eta_seconds: self.eta(saved.progress.percent),
+            ..ReportedProgress::of(&saved)
+        });
         self.publisher.events(&saved, self.gateway.clock.now());
         self.publisher.publish(&saved);
     }
@@ -180,7 +182,7 @@ impl Agent {
             }
             return self.publish();
         }
-        let progress = Progress {
+        let progress = ReportedProgress {
             staged,
             downloaded: self.meter.spent().max(self.saved.downloaded),
             eta_seconds: self.eta(staged.percent),
@@ -252,7 +254,7 @@ impl Agent {
 }
 
 /// A copy of an event has the same id, also one that another run of the agent sends.
-fn message(event: &lifecycle::Event) -> Message {
+fn message(event: &lifecycle::LifecycleEvent) -> Message {
     let named = format!("{}\n{}\n{}", event.operation, event.name, event.attempt);
     let id = Digest::of(named.as_bytes()).to_string().chars().take(32).collect();
     let mut properties = vec![("schema", lifecycle::SCHEMA.to_owned()), ("event", event.name.clone())];

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::desired::Desired;
 use super::{Extra, Operation, Origin, Phase, Plan};
 use crate::failure::Failure;
 use crate::manifest::Digest;
@@ -103,21 +104,6 @@ pub struct Progress {
     pub expected: u64,
     /// Bytes of the image that needed no download.
     pub reused: u64,
-}
-
-/// The desired section as it was last acted upon, and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Desired {
-    /// Digest of the section without query strings.
-    pub digest: Digest,
-    pub version: Option<String>,
-    /// `Accepted`, `Committed`, `Superseded`, or an error code.
-    pub code: String,
-    pub message: String,
-    /// The operation that it led to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub operation: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

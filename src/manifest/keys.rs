@@ -86,7 +86,7 @@ pub struct PublicKey {
 
 impl PublicKey {
     /// Takes a DER SubjectPublicKeyInfo.
-    pub fn from_spki(spki: &[u8]) -> Result<PublicKey, KeyError> {
+    fn from_spki(spki: &[u8]) -> Result<PublicKey, KeyError> {
         let key =
             |algorithm, point: &[u8]| PublicKey { algorithm, spki: spki.to_vec(), point: point.to_vec() };
         match (spki.strip_prefix(ED25519_PREFIX), spki.strip_prefix(P256_PREFIX)) {
@@ -147,15 +147,6 @@ pub struct TrustedKeys(BTreeMap<KeyId, PublicKey>);
 impl TrustedKeys {
     pub fn new() -> TrustedKeys {
         TrustedKeys::default()
-    }
-
-    /// Takes one PEM text a key file.
-    pub fn from_pems<'a>(pems: impl IntoIterator<Item = &'a str>) -> Result<TrustedKeys, KeyError> {
-        let mut keys = TrustedKeys::new();
-        for pem in pems {
-            keys.add_pem(pem)?;
-        }
-        Ok(keys)
     }
 
     /// Adds every `PUBLIC KEY` of one PEM text, of which there must be one at least. On an error nothing of
@@ -221,7 +212,8 @@ mod tests {
         let other = data_encoding::BASE64.encode(other.spki());
         let pem =
             format!("# old and new\n{ED25519}-----BEGIN PUBLIC KEY-----\n{other}\n-----END PUBLIC KEY-----");
-        let keys = TrustedKeys::from_pems([pem.as_str(), ED25519]).unwrap();
+        let mut keys = TrustedKeys::new();
+        [pem.as_str(), ED25519].into_iter().for_each(|pem| keys.add_pem(pem).unwrap());
         assert_eq!(keys.len(), 2);
         let id = PublicKey::from_pem(ED25519).unwrap().id();
         assert_eq!(keys.get(&id).unwrap().algorithm(), Algorithm::Ed25519);

@@ -21,7 +21,7 @@ pub enum StageError {
     #[error(
         "{url} answered {status}: its link expired at {}; call firmwareUpdate again with the same operationId and \
          a fresh link",
-        crate::report::told(*at)
+        crate::bounds::told(*at)
     )]
     Expired { url: String, status: u16, at: OffsetDateTime },
     #[error("{url} does not exist ({reason}); check the address that the update was called with")]

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::super::*;
 use super::world::{Agent, Content, World, newest, operation, plan_of};
-use crate::desired::{ACCEPTED, Action, COMMITTED, Running, Section, decide};
+use crate::desired::{Action, RunningImage, Section, decide};
 
 /// The operation of the section's change number 0; `operation` and rollbacks count below it.
 const WISH: u8 = 20;
@@ -38,7 +38,7 @@ impl World {
         newest(&self.env)?;
         let content = self.wish.map(|change| json!({"fwPackageUri": format!("https://host/{change}")}));
         let section = Section::of(&json!({"fwupdate": content}));
-        let action = decide(record, section.as_ref(), Running::default(), OffsetDateTime::UNIX_EPOCH);
+        let action = decide(record, section.as_ref(), RunningImage::default(), OffsetDateTime::UNIX_EPOCH);
         assert!(action != Action::Wait || !record.phase.is_idle(), "the section waits for nothing");
         (!matches!(action, Action::Settled | Action::Wait)).then_some(action)
     }

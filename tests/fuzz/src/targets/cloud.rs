@@ -57,7 +57,7 @@ pub mod twin {
     pub fn run(bytes: &[u8]) -> bool {
         let Some(desired) = fwupdate::hub::parsers::twin(bytes) else { return false };
         let Some(section) = Section::of(&desired) else { return true };
-        let running = desired::Running { version: Some("1.0.0"), manifest: None };
+        let running = desired::RunningImage { version: Some("1.0.0"), manifest: None };
         let mut record = Record { phase: Phase::Idle, ..Record::default() };
         for _ in 0..2 {
             let action = desired::decide(&record, Some(&section), running, now());
