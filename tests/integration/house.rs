@@ -49,7 +49,7 @@ impl Source {
     fn module(&self) -> Option<String> {
         let path = self.path.strip_prefix(project().join("src")).unwrap();
         let first = path.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs").to_owned();
-        (first != "bin" && first != "lib").then_some(first)
+        (!["bin", "host", "lib"].contains(&first.as_str())).then_some(first)
     }
 
     /// The top-level modules that it names as `crate::...`.
@@ -195,6 +195,29 @@ fn the_core_does_no_io_and_has_no_clock() {
         for word in IMPURE {
             assert!(!source.product().contains(word), "{} uses {word}", source.path.display());
         }
+    }
+}
+
+/// What a gateway carries is the library and `src/bin`; what makes bundles and orders updates is in `src/host`.
+#[test]
+fn nothing_of_the_hosts_tools_runs_on_the_device() {
+    let manifest = fs::read_to_string(project().join("Cargo.toml")).unwrap();
+    let (host, _) = manifest.split_once("host = [").unwrap().1.split_once(']').unwrap();
+    let own: Vec<&str> = host.split('"').filter_map(|item| item.strip_prefix("dep:")).collect();
+    assert!(own.contains(&"reqwest"), "{host}");
+    for source in
+        Source::all("src").iter().filter(|source| !source.path.starts_with(project().join("src/host")))
+    {
+        for package in &own {
+            assert!(
+                !source.text.contains(&format!("{package}::")),
+                "{} uses {package}",
+                source.path.display()
+            );
+        }
+    }
+    for program in manifest.split("[[bin]]").skip(1).filter(|program| program.contains("\"src/host/")) {
+        assert!(program.contains("required-features = [\"host\"]"), "{program}");
     }
 }
 

@@ -4,6 +4,7 @@
 //! stderr, or `{"error":{"code","message"}}` with `--json`.
 
 mod args;
+mod error;
 mod offline;
 mod run;
 mod wait;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     match run::run(&args, &mut stdout).and_then(|code| Ok(stdout.flush().map(|()| code)?)) {
         Ok(code) => code.into(),
         // The reader of a pipe has seen enough.
-        Err(run::Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error::Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             usage::tell(&if args.json { error.json() } else { error.sentence() });
             error.exit().into()

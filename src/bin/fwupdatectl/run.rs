@@ -3,76 +3,14 @@
 use std::io::{self, IsTerminal, Write};
 
 use fwupdate::cli::screen::{Screen, Style};
-use fwupdate::cli::{plain, show, usage};
+use fwupdate::cli::{plain, show};
 use fwupdate::control::{Client, ClientError};
 use fwupdate::failure::{Code, Failure};
 use serde_json::Value;
 
 use crate::args::{Args, Command, Follow};
+use crate::error::Error;
 use crate::{offline, wait};
-
-/// Why a command did not do what it was asked to.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("the output cannot be written: {0}")]
-    Output(#[from] io::Error),
-    /// The update was followed to its end, and that was no success.
-    #[error("{0}")]
-    Outcome(Failure),
-    #[error("no update runs, so there is nothing to wait for; see `fwupdatectl status`")]
-    NothingToWaitFor,
-    #[error("the agent does not know operation {0}; see `fwupdatectl history`")]
-    LostTrack(String),
-}
-
-impl Error {
-    /// What scripts see: 1 failed, 2 usage, 3 refused, 4 not reached.
-    pub fn exit(&self) -> u8 {
-        match self {
-            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => exit_of(failure.code),
-            Error::Client(ClientError::Denied { .. }) => 3,
-            Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => 4,
-            Error::Client(ClientError::Garbled(_))
-            | Error::Output(_)
-            | Error::NothingToWaitFor
-            | Error::LostTrack(_) => 1,
-        }
-    }
-
-    pub fn sentence(&self) -> String {
-        usage::error_sentence("fwupdatectl", &self.to_string())
-    }
-
-    pub fn json(&self) -> String {
-        let code = match self {
-            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.code,
-            Error::Client(ClientError::Denied { .. }) => Code::NotPermitted,
-            Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => Code::NotReady,
-            _ => Code::Internal,
-        };
-        let message = match self {
-            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.message.clone(),
-            other => other.to_string(),
-        };
-        usage::error_json(&code.to_string(), &message)
-    }
-}
-
-fn exit_of(code: Code) -> u8 {
-    match code {
-        Code::MalformedRequest => 2,
-        Code::NotPermitted
-        | Code::UntrustedSignature
-        | Code::WrongBoard
-        | Code::VersionMismatch
-        | Code::AlreadyInstalled
-        | Code::Downgrade
-        | Code::Quarantined => 3,
-        _ => 1,
-    }
-}
 
 /// Does what `args` say; the exit code when that was no error.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
@@ -136,7 +74,7 @@ fn act(
         }
         None => {
             let id = id.ok_or(Error::NothingToWaitFor)?;
-            let watch = wait::Watch { socket: &args.socket, id, style, patience: wait::PATIENCE };
+            let watch = wait::OperationWatch { socket: &args.socket, id, style, patience: wait::PATIENCE };
             watch.until_done(client, out)?
         }
     };

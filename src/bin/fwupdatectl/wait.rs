@@ -8,7 +8,7 @@ use fwupdate::cli::screen::{Screen, Style};
 use fwupdate::control::{Client, ClientError, Method};
 use serde_json::Value;
 
-use crate::run::Error;
+use crate::error::Error;
 
 /// How long an agent that went away may take to come back.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -17,14 +17,14 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// What is followed, and how.
 #[derive(Debug)]
-pub struct Watch<'a> {
+pub struct OperationWatch<'a> {
     pub socket: &'a Path,
     pub id: &'a str,
     pub style: Style,
     pub patience: Duration,
 }
 
-impl Watch<'_> {
+impl OperationWatch<'_> {
     /// Shows progress until the operation is over; its `fwupdate.last`.
     pub fn until_done(&self, client: Client, out: &mut impl Write) -> Result<Value, Error> {
         let mut screen = Screen::new(self.style);

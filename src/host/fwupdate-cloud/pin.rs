@@ -26,7 +26,7 @@ const REDIRECTS: usize = 5;
 
 /// What a bundle says of itself.
 #[derive(Debug)]
-struct Found {
+struct FoundManifest {
     digest: Digest,
     /// `None`: this release does not understand the manifest.
     version: Option<String>,
@@ -59,7 +59,7 @@ pub async fn add(args: &Args, pinning: &Pinning, fields: &mut Map<String, Value>
 }
 
 /// A gateway would refuse it.
-fn expected(found: &Found, fields: &Map<String, Value>) -> Result<(), Error> {
+fn expected(found: &FoundManifest, fields: &Map<String, Value>) -> Result<(), Error> {
     match (fields.get("version").and_then(Value::as_str), &found.version) {
         (Some(wanted), Some(version)) if wanted != version => Err(Error::Usage(format!(
             "the bundle has version {version}, not {wanted}: correct --version or the URL, or give --no-pin"
@@ -75,22 +75,22 @@ fn note(args: &Args, text: &str) {
     }
 }
 
-fn of_file(path: &Path) -> Result<Found, String> {
+fn of_file(path: &Path) -> Result<FoundManifest, String> {
     let is_file = std::fs::metadata(path).map_err(|why| why.to_string())?.is_file();
     let mut bytes = Vec::new();
     let file = if is_file { File::open(path) } else { return Err("it is no regular file".into()) };
     let read = file.and_then(|file| file.take(HEAD_MAX as u64).read_to_end(&mut bytes));
     read.map_err(|why| why.to_string())?;
-    Found::of(&bytes).map_err(|why| why.to_string())
+    FoundManifest::of(&bytes).map_err(|why| why.to_string())
 }
 
-async fn of_server(args: &Args, uri: &str) -> Result<Found, String> {
+async fn of_server(args: &Args, uri: &str) -> Result<FoundManifest, String> {
     let asked = tokio::time::timeout(PATIENCE, fetch(args, uri)).await;
     asked.unwrap_or_else(|_| Err(format!("no answer in {} s", PATIENCE.as_secs())))
 }
 
 /// Reads from the start until the head is whole. A server that knows no ranges is left in the middle of its answer.
-async fn fetch(args: &Args, uri: &str) -> Result<Found, String> {
+async fn fetch(args: &Args, uri: &str) -> Result<FoundManifest, String> {
     let http =
         service::client(args.ca.as_deref(), Policy::limited(REDIRECTS)).map_err(|why| why.to_string())?;
     let (mut bytes, mut until) = (Vec::new(), FIRST_READ);
@@ -107,7 +107,7 @@ async fn fetch(args: &Args, uri: &str) -> Result<Found, String> {
         let limit = if whole { HEAD_MAX } else { usize::try_from(until).unwrap_or(HEAD_MAX).min(HEAD_MAX) };
         let before = bytes.len();
         read(answer, limit, &mut bytes).await?;
-        match Found::of(&bytes) {
+        match FoundManifest::of(&bytes) {
             Err(BundleError::Short { need }) if !whole && bytes.len() > before && need <= HEAD_MAX as u64 => {
                 until = need;
             }
@@ -127,10 +127,10 @@ async fn read(mut answer: reqwest::Response, limit: usize, bytes: &mut Vec<u8>) 
     Ok(())
 }
 
-impl Found {
-    fn of(bytes: &[u8]) -> Result<Found, BundleError> {
+impl FoundManifest {
+    fn of(bytes: &[u8]) -> Result<FoundManifest, BundleError> {
         let head = bundle::head(bytes)?;
         let version = Body::parse(head.manifest).ok().map(|body| body.version);
-        Ok(Found { digest: Digest::of(head.manifest), version })
+        Ok(FoundManifest { digest: Digest::of(head.manifest), version })
     }
 }

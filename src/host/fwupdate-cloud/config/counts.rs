@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{REPORTED, quoted, text, update};
 use crate::error::Error;
-use crate::patience::Patience;
+use crate::patience::HubPatience;
 use crate::rollout::{condition, interval};
 use crate::service::Service;
 
@@ -28,7 +28,7 @@ pub async fn follow(service: &Service, found: &Value, json: bool, out: &mut impl
         Error::Usage(format!("{id} names no version of firmware, so there is nothing to watch"))
     })?;
     let target = text(found, "/targetCondition").map_or("*", condition);
-    let (mut shown, mut patience) = (String::new(), Patience::default());
+    let (mut shown, mut patience) = (String::new(), HubPatience::default());
     loop {
         if let Some(counts) = patience.forgive(Counts::ask(service, target, version).await)? {
             let line = if json { plain::json(&counts.json(id)) } else { plain(&counts.line(id)) };

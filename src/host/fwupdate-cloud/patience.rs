@@ -9,19 +9,19 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Bridges failures to reach the hub, as long as they do not last.
 #[derive(Debug)]
-pub struct Patience {
+pub struct HubPatience {
     limit: Duration,
     /// The first failure in a row.
     since: Option<Instant>,
 }
 
-impl Default for Patience {
-    fn default() -> Patience {
-        Patience { limit: LIMIT, since: None }
+impl Default for HubPatience {
+    fn default() -> HubPatience {
+        HubPatience { limit: LIMIT, since: None }
     }
 }
 
-impl Patience {
+impl HubPatience {
     /// `None`: it failed, and may be tried again.
     pub fn forgive<T>(&mut self, outcome: Result<T, Error>) -> Result<Option<T>, Error> {
         match outcome {
@@ -48,12 +48,12 @@ mod tests {
 
     #[test]
     fn only_what_passes_is_forgiven_and_not_for_ever() {
-        let mut patience = Patience::default();
+        let mut patience = HubPatience::default();
         assert!(matches!(patience.forgive(away()), Ok(None)));
         assert!(matches!(patience.forgive(Ok(())), Ok(Some(()))));
         assert!(patience.since.is_none(), "a success begins anew");
         assert!(patience.forgive::<()>(Err(Error::failed("NotFound", "no job"))).is_err());
-        let mut impatient = Patience { limit: Duration::ZERO, since: None };
+        let mut impatient = HubPatience { limit: Duration::ZERO, since: None };
         assert!(impatient.forgive(away()).is_err());
     }
 }

@@ -10,38 +10,38 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest};
 use sha2::Digest as _;
 
-use crate::progress::Progress;
-use crate::reader::Bundle;
+use crate::progress::ProgressLine;
+use crate::reader::BundleFile;
 use crate::{Result, files};
 
 /// An old image.
-pub struct Held {
+pub struct OldImage {
     pub sha256: Digest,
     pub size: u64,
     pub chunks: HashSet<ChunkDigest>,
 }
 
-impl Held {
+impl OldImage {
     /// Of a bundle, which lists its chunks, or of a plain image.
-    pub fn of(path: &Path, chunking: &Chunking) -> Result<Held> {
+    pub fn of(path: &Path, chunking: &Chunking) -> Result<OldImage> {
         if !is_bundle(path)? {
-            return Held::of_image(path, chunking, |_| {});
+            return OldImage::of_image(path, chunking, |_| {});
         }
-        let bundle = Bundle::open(path)?;
+        let bundle = BundleFile::open(path)?;
         let chunks = bundle.index()?.iter().map(|chunk| chunk.digest).collect();
         let image = &bundle.body.image;
-        Ok(Held { sha256: image.sha256, size: image.size, chunks })
+        Ok(OldImage { sha256: image.sha256, size: image.size, chunks })
     }
 
     /// Cuts a plain image; `also` sees it block by block.
-    pub fn of_image(path: &Path, chunking: &Chunking, mut also: impl FnMut(&[u8])) -> Result<Held> {
+    pub fn of_image(path: &Path, chunking: &Chunking, mut also: impl FnMut(&[u8])) -> Result<OldImage> {
         let mut cutter = Cutter::new(chunking).ok_or_else(|| {
             let message =
                 "the new bundle is cut by rules that this release does not know; use a newer fwupdate-bundle";
             Failure::new(Code::MalformedBundle, message)
         })?;
         let file = files::open(path)?;
-        let mut progress = Progress::new("Reading", files::size(&file).map_err(files::at(path))?);
+        let mut progress = ProgressLine::new("Reading", files::size(&file).map_err(files::at(path))?);
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let (mut chunks, mut block) = (HashSet::new(), [0; BLOCK as usize]);
         let (mut hash, mut size) = (sha2::Sha256::new(), 0);
@@ -55,7 +55,7 @@ impl Held {
             });
         }
         chunks.extend(cutter.finish().map(|rest| ChunkDigest::of(&rest)));
-        Ok(Held { sha256: Digest(hash.finalize().into()), size, chunks })
+        Ok(OldImage { sha256: Digest(hash.finalize().into()), size, chunks })
     }
 }
 

@@ -7,15 +7,15 @@ use fwupdate::cli::amount::size;
 use fwupdate::stage::cost;
 use serde_json::json;
 
-use crate::held::Held;
-use crate::reader::Bundle;
-use crate::{Answer, Result};
+use crate::held::OldImage;
+use crate::reader::BundleFile;
+use crate::{Output, Result};
 
 /// Compares chunk by chunk, and takes the patch from OLD if the bundle has one.
-pub fn estimate(old: &Path, new: &Path) -> Result<Answer> {
-    let new = Bundle::open(new)?;
+pub fn estimate(old: &Path, new: &Path) -> Result<Output> {
+    let new = BundleFile::open(new)?;
     let index = new.index()?;
-    let held = Held::of(old, &new.body.image.chunking)?;
+    let held = OldImage::of(old, &new.body.image.chunking)?;
     let has = |chunk: &Chunk| held.chunks.contains(&chunk.digest);
     let patch = new.body.patches.iter().position(|patch| patch.base_sha256 == held.sha256);
     let cost = cost(&new.layout, &index, has, patch, |number| new.patch_index(number, &index))?;
@@ -35,5 +35,5 @@ pub fn estimate(old: &Path, new: &Path) -> Result<Answer> {
         "patchBytes": cost.patch, "reusedBytes": reused, "imageSize": new.body.image.size,
         "bundleSize": bundle_size,
     });
-    Ok(Answer { text, json })
+    Ok(Output { text, json })
 }

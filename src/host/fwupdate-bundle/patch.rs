@@ -17,8 +17,8 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest, PAYLOAD_CAP, Patch};
 use zstd_safe::{CCtx, CParameter};
 
-use crate::held::Held;
-use crate::progress::Progress;
+use crate::held::OldImage;
+use crate::progress::ProgressLine;
 use crate::similar::{Builder, Similar};
 use crate::{Result, files};
 
@@ -30,7 +30,7 @@ const WINDOW_LOG: u32 = 22;
 const _: () = assert!(PREFIX_CAP + OUTPUT_CAP <= 1 << WINDOW_LOG);
 
 /// A patch, its frames in a scratch file.
-pub struct Made {
+pub struct MadePatch {
     pub entry: Patch,
     pub index: Vec<u8>,
     pub frames: File,
@@ -39,23 +39,27 @@ pub struct Made {
 }
 
 /// The new image.
-pub struct Target<'a> {
+pub struct NewImage<'a> {
     pub path: &'a Path,
     pub index: &'a Index,
     pub chunking: &'a Chunking,
 }
 
 /// Makes the patch from the image at `base`; `None` if there is nothing that it saves.
-pub fn make(target: &Target<'_>, base: &Path, level: i32, mut frames: File) -> Result<Option<Made>> {
-    let maker =
-        Maker { index: target.index, image: Image::open(target.path)?, base: Image::open(base)?, level };
+pub fn make(target: &NewImage<'_>, base: &Path, level: i32, mut frames: File) -> Result<Option<MadePatch>> {
+    let maker = Maker {
+        index: target.index,
+        image: ImageFile::open(target.path)?,
+        base: ImageFile::open(base)?,
+        level,
+    };
     let mut builder = Builder::new(maker.base.size()?);
-    let held = Held::of_image(base, target.chunking, |block| builder.push(block))?;
+    let held = OldImage::of_image(base, target.chunking, |block| builder.push(block))?;
     let similar = builder.finish();
     let plans = maker.plan(&held, &similar)?;
     let mut out = BufWriter::with_capacity(1 << 20, &mut frames);
     let mut writer = PatchIndexWriter::new();
-    let (mut progress, mut size, mut count) = (Progress::new("Patching", plans.len() as u64), 0, 0);
+    let (mut progress, mut size, mut count) = (ProgressLine::new("Patching", plans.len() as u64), 0, 0);
     let workers = thread::available_parallelism().map_or(1, usize::from);
     for (number, batch) in plans.chunks(workers).enumerate() {
         progress.at((number * workers) as u64);
@@ -81,19 +85,19 @@ pub fn make(target: &Target<'_>, base: &Path, level: i32, mut frames: File) -> R
             index_sha256: Digest::of(&index),
             payload_size: size,
         };
-        Made { entry, index, frames, count }
+        MadePatch { entry, index, frames, count }
     }))
 }
 
 /// An image to read from here and there.
-struct Image<'a> {
+struct ImageFile<'a> {
     path: &'a Path,
     file: File,
 }
 
-impl Image<'_> {
-    fn open(path: &Path) -> Result<Image<'_>> {
-        Ok(Image { path, file: files::open(path)? })
+impl ImageFile<'_> {
+    fn open(path: &Path) -> Result<ImageFile<'_>> {
+        Ok(ImageFile { path, file: files::open(path)? })
     }
 
     fn size(&self) -> Result<u64> {
@@ -110,19 +114,19 @@ impl Image<'_> {
 }
 
 /// Numbers of the chunks of one frame.
-type Plan = Vec<u32>;
+type FramePlan = Vec<u32>;
 
 struct Maker<'a> {
     index: &'a Index,
-    image: Image<'a>,
-    base: Image<'a>,
+    image: ImageFile<'a>,
+    base: ImageFile<'a>,
     level: i32,
 }
 
 impl Maker<'_> {
     /// Shares the chunks that the base does not have out among frames.
-    fn plan(&self, held: &Held, similar: &Similar) -> Result<Vec<Plan>> {
-        let (mut plans, mut plan, mut length, mut content) = (Vec::new(), Plan::new(), 0, Vec::new());
+    fn plan(&self, held: &OldImage, similar: &Similar) -> Result<Vec<FramePlan>> {
+        let (mut plans, mut plan, mut length, mut content) = (Vec::new(), FramePlan::new(), 0, Vec::new());
         for (number, chunk) in (0..).zip(self.index.iter()) {
             if self.index.is_zero(&chunk) || held.chunks.contains(&chunk.digest) {
                 continue;
@@ -149,7 +153,7 @@ impl Maker<'_> {
     }
 
     /// The frames of these plans that save something, in order; each in a thread of its own.
-    fn frames(&self, plans: &[Plan], similar: &Similar) -> Result<Vec<(PatchFrame, Vec<u8>)>> {
+    fn frames(&self, plans: &[FramePlan], similar: &Similar) -> Result<Vec<(PatchFrame, Vec<u8>)>> {
         thread::scope(|scope| {
             let frame = |plan| scope.spawn(move || self.frame(plan, similar));
             let threads: Vec<_> = plans.iter().map(frame).collect();
@@ -162,7 +166,7 @@ impl Maker<'_> {
         })
     }
 
-    fn frame(&self, plan: &Plan, similar: &Similar) -> Result<Option<(PatchFrame, Vec<u8>)>> {
+    fn frame(&self, plan: &FramePlan, similar: &Similar) -> Result<Option<(PatchFrame, Vec<u8>)>> {
         let chunks: Vec<Chunk> = plan.iter().filter_map(|number| self.index.get(*number as usize)).collect();
         let (mut content, mut prefix) = (Vec::with_capacity(OUTPUT_CAP), Vec::new());
         for chunk in &chunks {

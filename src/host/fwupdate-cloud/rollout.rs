@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::args::Rollout;
 use crate::error::Error;
-use crate::patience::Patience;
+use crate::patience::HubPatience;
 use crate::service::Service;
 
 /// Between two looks: a hub answers 20 queries a minute, and each look costs two and a read of the job.
@@ -79,7 +79,7 @@ pub fn condition(query: &str) -> &str {
 
 /// Follows the job to its end, then its gateways to theirs. An error when any of them did not commit.
 pub async fn follow(service: &Service, id: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let (mut shown, mut patience) = (String::new(), Patience::default());
+    let (mut shown, mut patience) = (String::new(), HubPatience::default());
     loop {
         if let Some((status, summary)) = patience.forgive(look(service, id).await)? {
             let line = summary.told(&status, json);

@@ -22,10 +22,10 @@ use fwupdate::cli::screen::{Screen, Style};
 use fwupdate::cli::{show, usage};
 use serde_json::Value;
 
-use crate::args::{Args, Command, Invoke, Job, Rollout};
+use crate::args::{Args, Command, Invoke, JobArgs, Rollout};
 use crate::error::Error;
 use crate::service::Service;
-use crate::watch::{Start, Watch};
+use crate::watch::{DeviceWatch, Start};
 
 fn main() -> ExitCode {
     #[cfg(feature = "pages")]
@@ -106,7 +106,7 @@ async fn follow(
     id: Option<String>,
     start: Start,
 ) -> Result<(), Error> {
-    let watch = Watch { service, device, style: style(args), start };
+    let watch = DeviceWatch { service, device, style: style(args), start };
     verdict(&watch.until_done(id, &mut std::io::stdout()).await?)
 }
 
@@ -131,7 +131,7 @@ async fn rollout(args: &Args, service: &Service, asked: &Rollout) -> Result<(), 
     output::print(args, &job, &ordered, &mut std::io::stdout())
 }
 
-async fn job(args: &Args, service: &Service, asked: &Job) -> Result<(), Error> {
+async fn job(args: &Args, service: &Service, asked: &JobArgs) -> Result<(), Error> {
     // The id stands in queries; no job of ours has another sign.
     check_job(&asked.id)?;
     let out = &mut std::io::stdout();

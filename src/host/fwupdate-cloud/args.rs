@@ -35,11 +35,11 @@ pub enum Command {
     /// Start an update on one gateway by the direct method firmwareUpdate.
     Invoke(Invoke),
     /// Follow an update to its outcome; the exit status is the outcome.
-    Watch(Watch),
+    Watch(WatchArgs),
     /// Start an update on all gateways that a query selects, by a job of IoT Hub.
     Rollout(Rollout),
     /// Show, follow or cancel a job that `rollout` ordered.
-    Job(Job),
+    Job(JobArgs),
     /// Automatic device configurations: an update for every gateway that fits a condition, now or later.
     #[command(subcommand)]
     Config(Config),
@@ -89,7 +89,7 @@ pub struct Rollout {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Watch {
+pub struct WatchArgs {
     #[arg(value_name = "DEVICE")]
     pub device: String,
     /// The operation to follow; without it the one that runs, else the last one.
@@ -98,7 +98,7 @@ pub struct Watch {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Job {
+pub struct JobArgs {
     #[arg(value_name = "ID")]
     pub id: String,
     /// Show a live summary until every gateway has its outcome; the exit status is 0 when all committed.

@@ -12,13 +12,13 @@ use serde_json::json;
 use sha2::Digest as _;
 use time::format_description::well_known::Rfc3339;
 
-use crate::progress::Progress;
-use crate::reader::Bundle;
-use crate::{Answer, Result, files, keys};
+use crate::progress::ProgressLine;
+use crate::reader::BundleFile;
+use crate::{Output, Result, files, keys};
 
 /// Shows the manifest, who is said to have signed it, and what the index holds.
-pub fn inspect(path: &Path) -> Result<Answer> {
-    let bundle = Bundle::open(path)?;
+pub fn inspect(path: &Path) -> Result<Output> {
+    let bundle = BundleFile::open(path)?;
     let (index, list) = (bundle.index()?, bundle.signature_list()?);
     let digest = Digest::of(&bundle.manifest);
     let zero = index.iter().filter(|chunk| index.is_zero(chunk)).count();
@@ -33,10 +33,10 @@ pub fn inspect(path: &Path) -> Result<Answer> {
         "headSize": bundle.layout.payload().start,
         "bundleSize": bundle.layout.file_size(),
     });
-    Ok(Answer { text: describe(&bundle, &index, zero, digest)?, json })
+    Ok(Output { text: describe(&bundle, &index, zero, digest)?, json })
 }
 
-fn describe(bundle: &Bundle, index: &Index, zero: usize, digest: Digest) -> Result<String> {
+fn describe(bundle: &BundleFile, index: &Index, zero: usize, digest: Digest) -> Result<String> {
     let body = &bundle.body;
     let created = body.created.format(&Rfc3339).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
     let mut text = format!(
@@ -67,8 +67,8 @@ fn describe(bundle: &Bundle, index: &Index, zero: usize, digest: Digest) -> Resu
 /// Checks everything that a device would, and the rest of the file too.
 ///
 /// Of a patch only the index can be checked without its base; each image of `bases` checks its patch's frames.
-pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -> Result<Answer> {
-    let bundle = Bundle::open_trusted(path, &load_trusted(trusted)?, required)?;
+pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -> Result<Output> {
+    let bundle = BundleFile::open_trusted(path, &load_trusted(trusted)?, required)?;
     let (body, digest) = (&bundle.body, Digest::of(&bundle.manifest));
     let index = bundle.index()?;
     check_end(&bundle)?;
@@ -91,12 +91,12 @@ pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -
         index.len()
     );
     let json = json!({"verified": true, "manifestSha256": digest, "version": body.version});
-    Ok(Answer { text, json })
+    Ok(Output { text, json })
 }
 
 /// Unpacks every chunk against its digest; returns the digest of them all.
-fn image_digest(bundle: &Bundle, index: &Index) -> Result<Digest> {
-    let mut progress = Progress::new("Verifying", bundle.body.image.size);
+fn image_digest(bundle: &BundleFile, index: &Index) -> Result<Digest> {
+    let mut progress = ProgressLine::new("Verifying", bundle.body.image.size);
     let (mut decoder, mut hash) = (Decoder::new(), sha2::Sha256::new());
     let (mut block, mut group) = (Vec::new(), Vec::new());
     for chunk in index.iter() {
@@ -114,7 +114,7 @@ fn image_digest(bundle: &Bundle, index: &Index) -> Result<Digest> {
 }
 
 /// Unpacks every frame of the patch from the image at `path`.
-fn verify_patch(bundle: &Bundle, index: &Index, path: &Path) -> Result<()> {
+fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
     let file = files::open(path)?;
     let sha256 = files::digest(&file).map_err(files::at(path))?;
     let number = bundle.body.patches.iter().position(|patch| patch.base_sha256 == sha256);
@@ -122,7 +122,7 @@ fn verify_patch(bundle: &Bundle, index: &Index, path: &Path) -> Result<()> {
         let message = format!("{}: the bundle has no patch from this image ({sha256})", path.display());
         Failure::new(Code::NotFound, message)
     })?;
-    let mut progress = Progress::new("Verifying", bundle.body.image.size);
+    let mut progress = ProgressLine::new("Verifying", bundle.body.image.size);
     for frame in bundle.patch_index(number, index)?.frames() {
         let (_, chunks): (Vec<_>, Vec<Chunk>) = frame.chunks(index).unzip();
         progress.at(chunks.first().map_or(0, |chunk| chunk.offset));
@@ -153,7 +153,7 @@ fn prefix(base: &File, frame: &PatchFrame) -> std::io::Result<Vec<u8>> {
 }
 
 /// After each payload come zeros, and after the last one nothing.
-fn check_end(bundle: &Bundle) -> Result<()> {
+fn check_end(bundle: &BundleFile) -> Result<()> {
     let length = bundle.file.metadata().map_err(files::at(&bundle.path))?.len();
     for (member, place) in bundle.layout.padding() {
         let mut zeros = vec![0; (place.end - place.start) as usize];

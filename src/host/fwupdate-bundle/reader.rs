@@ -11,7 +11,7 @@ use fwupdate::manifest::{self, Body, ManifestError, SignatureList, TrustedKeys};
 use crate::{Result, files};
 
 /// An open bundle whose head was read. Nothing in it is trusted unless `open_trusted` made it.
-pub struct Bundle {
+pub struct BundleFile {
     pub path: PathBuf,
     pub file: File,
     /// The exact bytes of the first two members.
@@ -21,21 +21,21 @@ pub struct Bundle {
     pub layout: Layout,
 }
 
-impl Bundle {
+impl BundleFile {
     /// Opens without asking who signed.
-    pub fn open(path: &Path) -> Result<Bundle> {
-        Bundle::open_with(path, |head| Body::parse(head.manifest))
+    pub fn open(path: &Path) -> Result<BundleFile> {
+        BundleFile::open_with(path, |head| Body::parse(head.manifest))
     }
 
     /// Opens as a device does: the signatures come before the manifest's parser.
-    pub fn open_trusted(path: &Path, keys: &TrustedKeys, required: usize) -> Result<Bundle> {
-        Bundle::open_with(path, |head| {
+    pub fn open_trusted(path: &Path, keys: &TrustedKeys, required: usize) -> Result<BundleFile> {
+        BundleFile::open_with(path, |head| {
             let manifest = manifest::open(head.manifest, head.signatures, keys, required)?;
             Ok(manifest.body().clone())
         })
     }
 
-    fn open_with(path: &Path, read: impl FnOnce(&Head) -> Result<Body, ManifestError>) -> Result<Bundle> {
+    fn open_with(path: &Path, read: impl FnOnce(&Head) -> Result<Body, ManifestError>) -> Result<BundleFile> {
         let file = files::open(path)?;
         let mut bytes = Vec::new();
         (&file).take(HEAD_MAX as u64).read_to_end(&mut bytes).map_err(files::at(path))?;
@@ -43,7 +43,7 @@ impl Bundle {
         let body = read(&head).map_err(files::in_file(path))?;
         let layout = head.layout(&body).map_err(files::in_file(path))?;
         let (manifest, signatures) = (head.manifest.to_vec(), head.signatures.to_vec());
-        Ok(Bundle { path: path.to_owned(), file, manifest, signatures, body, layout })
+        Ok(BundleFile { path: path.to_owned(), file, manifest, signatures, body, layout })
     }
 
     pub fn signature_list(&self) -> Result<SignatureList> {

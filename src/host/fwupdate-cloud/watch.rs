@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is followed, and how.
 #[derive(Debug)]
-pub struct Watch<'a> {
+pub struct DeviceWatch<'a> {
     pub service: &'a Service,
     pub device: &'a str,
     pub style: Style,
@@ -33,14 +33,14 @@ pub enum Start {
 
 /// What a twin says of the operation that is followed.
 #[derive(Debug, PartialEq)]
-enum State {
+enum OperationState {
     Running,
     Ended(Value),
     /// It is not there (yet).
     Absent,
 }
 
-impl Watch<'_> {
+impl DeviceWatch<'_> {
     /// Shows progress until the operation is over; its `fwupdate.last`. Without `id`: the operation that runs,
     /// else the last one.
     pub async fn until_done(&self, id: Option<String>, out: &mut impl Write) -> Result<Value, Error> {
@@ -55,23 +55,23 @@ impl Watch<'_> {
                     let reported = twin.pointer("/properties/reported").unwrap_or(&Value::Null);
                     let followed = id.get_or_insert_with(|| newest(reported)).clone();
                     match state(reported, &followed) {
-                        State::Ended(last) => {
+                        OperationState::Ended(last) => {
                             screen.finish(&last, out)?;
                             return Ok(last);
                         }
-                        State::Running => {
+                        OperationState::Running => {
                             (seen, quiet) = (true, Instant::now());
                             screen.draw(reported, remark(&twin), out)?;
                         }
-                        State::Absent if seen || quiet.elapsed() >= LIMIT => {
+                        OperationState::Absent if seen || quiet.elapsed() >= LIMIT => {
                             return Err(lost(self.device, &followed));
                         }
-                        State::Absent if followed.is_empty() => return Err(nothing(self.device)),
+                        OperationState::Absent if followed.is_empty() => return Err(nothing(self.device)),
                         // A report may be on its way: once more.
-                        State::Absent if self.start == Start::Found && looks > 0 => {
+                        OperationState::Absent if self.start == Start::Found && looks > 0 => {
                             return Err(unknown(self.device, &followed, reported));
                         }
-                        State::Absent => looks += 1,
+                        OperationState::Absent => looks += 1,
                     }
                 }
             }
@@ -94,14 +94,14 @@ fn newest(reported: &Value) -> String {
     id("/fwupdate/operation/id").or_else(|| id("/fwupdate/last/id")).unwrap_or_default()
 }
 
-fn state(reported: &Value, id: &str) -> State {
+fn state(reported: &Value, id: &str) -> OperationState {
     let at = |place: &str| {
         reported.pointer(place).filter(|found| found.get("id").and_then(Value::as_str) == Some(id))
     };
     match (at("/fwupdate/operation"), at("/fwupdate/last")) {
-        (Some(_), _) => State::Running,
-        (None, Some(last)) => State::Ended(last.clone()),
-        (None, None) => State::Absent,
+        (Some(_), _) => OperationState::Running,
+        (None, Some(last)) => OperationState::Ended(last.clone()),
+        (None, None) => OperationState::Absent,
     }
 }
 
@@ -138,9 +138,9 @@ mod tests {
     fn an_operation_is_found_running_then_ended() {
         let twin = json!({"fwupdate": {"operation": {"id": "b"}, "last": {"id": "a", "result": "failed"}}});
         assert_eq!(newest(&twin), "b");
-        assert_eq!(state(&twin, "b"), State::Running);
-        assert_eq!(state(&twin, "a"), State::Ended(json!({"id": "a", "result": "failed"})));
-        assert_eq!(state(&twin, "c"), State::Absent);
+        assert_eq!(state(&twin, "b"), OperationState::Running);
+        assert_eq!(state(&twin, "a"), OperationState::Ended(json!({"id": "a", "result": "failed"})));
+        assert_eq!(state(&twin, "c"), OperationState::Absent);
         let rest = json!({"fwupdate": {"last": {"id": "a"}}});
         assert_eq!(newest(&rest), "a");
         assert_eq!(newest(&json!({})), "");

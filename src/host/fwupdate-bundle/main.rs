@@ -48,10 +48,10 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         #[arg(long, value_enum, default_value = "ed25519")]
-        algorithm: keys::Kind,
+        algorithm: keys::KeyKind,
     },
     /// Pack and sign a file-system image.
-    Create(create::Options),
+    Create(create::CreateOptions),
     /// Show what a bundle says of itself; signatures are not checked.
     Inspect { bundle: PathBuf },
     /// Check signatures, indexes, every chunk and the whole image.
@@ -93,7 +93,7 @@ enum Command {
 }
 
 /// What a command has to say: a text for people and an object for scripts.
-struct Answer {
+struct Output {
     text: String,
     json: serde_json::Value,
 }
@@ -129,7 +129,7 @@ fn missing(command: &Command) -> Option<&'static str> {
     }
 }
 
-fn run(command: Command) -> Result<Answer> {
+fn run(command: Command) -> Result<Output> {
     match command {
         Command::Keygen { out, algorithm } => keys::generate(&out, algorithm),
         Command::Create(options) => create::create(&options),
@@ -143,7 +143,7 @@ fn run(command: Command) -> Result<Answer> {
     }
 }
 
-fn print(answer: &Answer, json: bool) -> Result<()> {
+fn print(answer: &Output, json: bool) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match json {
         true => out.write_all(plain::json_lines(&answer.json).as_bytes()),

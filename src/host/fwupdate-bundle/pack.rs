@@ -13,8 +13,8 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest, INDEX_CAP, PAYLOAD_CAP};
 use sha2::Digest as _;
 
-use crate::encoder::{Encoder, Group, PackedChunk};
-use crate::progress::Progress;
+use crate::encoder::{ChunkGroup, Encoder, PackedChunk};
+use crate::progress::ProgressLine;
 use crate::{Result, files};
 
 /// Groups in flight for each compressor.
@@ -28,18 +28,18 @@ pub struct Packed {
 }
 
 /// The image to pack, of a size that is known and a multiple of 4096.
-pub struct Source<'a> {
+pub struct ImageSource<'a> {
     pub path: &'a Path,
     pub reader: &'a mut dyn Read,
     pub size: u64,
 }
 
 /// A group on its way to a compressor, and where its blocks are awaited.
-type Job = (Group, SyncSender<Result<Vec<PackedChunk>>>);
+type PackJob = (ChunkGroup, SyncSender<Result<Vec<PackedChunk>>>);
 
 /// Packs `source`, writing the frames to `out`.
 pub fn pack(
-    source: Source<'_>,
+    source: ImageSource<'_>,
     chunking: &Chunking,
     level: i32,
     out: &mut (dyn Write + Send),
@@ -47,7 +47,7 @@ pub fn pack(
     let cutter = Cutter::new(chunking);
     let cutter = cutter.ok_or_else(|| Failure::new(Code::Internal, "the chunking can't be used"))?;
     let workers = thread::available_parallelism().map_or(1, usize::from);
-    let (jobs, queue) = sync_channel::<Job>(workers);
+    let (jobs, queue) = sync_channel::<PackJob>(workers);
     let (groups, ordered) = sync_channel(DEPTH * workers);
     let queue = Mutex::new(queue);
     thread::scope(|scope| {
@@ -65,22 +65,22 @@ pub fn pack(
 
 /// Cuts the image; the order of the receivers in `groups` is that of the groups. Returns its digest.
 fn read_all(
-    source: Source<'_>,
+    source: ImageSource<'_>,
     mut cutter: Cutter,
     chunking: &Chunking,
-    jobs: SyncSender<Job>,
+    jobs: SyncSender<PackJob>,
     groups: SyncSender<Receiver<Result<Vec<PackedChunk>>>>,
 ) -> Result<Digest> {
     let stopped = || Failure::new(Code::Internal, "packing stopped");
-    let send = |group: Group| -> Result<()> {
+    let send = |group: ChunkGroup| -> Result<()> {
         let (sender, receiver) = sync_channel(1);
         groups.send(receiver).map_err(|_| stopped())?;
         jobs.send((group, sender)).map_err(|_| stopped())
     };
     let number = |offset: u64| offset / u64::from(chunking.group);
-    let mut progress = Progress::new("Packing", source.size);
+    let mut progress = ProgressLine::new("Packing", source.size);
     let (mut hash, mut block, mut done) = (sha2::Sha256::new(), [0; BLOCK as usize], 0);
-    let (mut group, mut start, mut at) = (Group::default(), 0, 0);
+    let (mut group, mut start, mut at) = (ChunkGroup::default(), 0, 0);
     let mut add = |chunk: &[u8]| -> Result<()> {
         if number(at) != number(start) {
             send(std::mem::take(&mut group))?;
@@ -119,7 +119,7 @@ fn read_error(path: &Path, error: io::Error) -> Failure {
 }
 
 /// Compresses jobs until there are no more.
-fn compress_all(queue: &Mutex<Receiver<Job>>, level: i32) {
+fn compress_all(queue: &Mutex<Receiver<PackJob>>, level: i32) {
     let mut encoder = Encoder::new(level);
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();

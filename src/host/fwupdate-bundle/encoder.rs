@@ -17,7 +17,7 @@ const MATCH_MIN: u32 = 3;
 
 /// The chunks of one group: their content and their lengths.
 #[derive(Default)]
-pub struct Group {
+pub struct ChunkGroup {
     pub content: Vec<u8>,
     pub lengths: Vec<u32>,
 }
@@ -42,8 +42,8 @@ impl Encoder {
     }
 
     /// The group's blocks, in order; the first carries the header of the frame.
-    pub fn encode(&mut self, group: &Group) -> Result<Vec<PackedChunk>> {
-        let mut cutter = Cutter::new(self.sequencer.sequences(&group.content)?);
+    pub fn encode(&mut self, group: &ChunkGroup) -> Result<Vec<PackedChunk>> {
+        let mut cutter = SequenceCutter::new(self.sequencer.sequences(&group.content)?);
         let (mut blocks, mut rest) = (Vec::with_capacity(group.lengths.len()), group.content.as_slice());
         for length in &group.lengths {
             let (content, after) = rest.split_at((*length as usize).min(rest.len()));
@@ -85,7 +85,7 @@ impl Encoder {
     }
 
     /// Unpacks what was packed, as `zstd -d` and as a device does.
-    fn check(&mut self, group: &Group, blocks: &[PackedChunk]) -> Result<()> {
+    fn check(&mut self, group: &ChunkGroup, blocks: &[PackedChunk]) -> Result<()> {
         let broken = |what: &str| {
             let message = format!("zstd made a {what} that can't be unpacked; report this as a bug");
             Failure::new(Code::Internal, message)
@@ -120,14 +120,14 @@ impl Encoder {
 }
 
 /// Hands out a group's sequences chunk by chunk, cutting those that reach beyond.
-struct Cutter {
+struct SequenceCutter {
     sequences: std::vec::IntoIter<Sequence>,
     rest: Sequence,
 }
 
-impl Cutter {
-    fn new(sequences: Vec<Sequence>) -> Cutter {
-        Cutter { sequences: sequences.into_iter(), rest: Sequence::default() }
+impl SequenceCutter {
+    fn new(sequences: Vec<Sequence>) -> SequenceCutter {
+        SequenceCutter { sequences: sequences.into_iter(), rest: Sequence::default() }
     }
 
     /// The sequences of the next `length` bytes; the last one has literals only.

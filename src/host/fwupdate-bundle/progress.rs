@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use fwupdate::cli::amount::size;
 
-pub struct Progress {
+pub struct ProgressLine {
     what: &'static str,
     total: u64,
     drawn: Option<Instant>,
     terminal: bool,
 }
 
-impl Progress {
+impl ProgressLine {
     /// For work on `total` bytes.
-    pub fn new(what: &'static str, total: u64) -> Progress {
-        Progress { what, total, drawn: None, terminal: stderr().is_terminal() }
+    pub fn new(what: &'static str, total: u64) -> ProgressLine {
+        ProgressLine { what, total, drawn: None, terminal: stderr().is_terminal() }
     }
 
     /// Draws, but no more than ten times a second.
@@ -32,7 +32,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         if self.drawn.is_some() {
             eprint!("\r\x1b[K");

@@ -14,13 +14,13 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::files::{self, Replacement};
 use crate::keys::SigningKey;
-use crate::pack::{self, Packed, Source};
-use crate::patch::{self, Made};
-use crate::{Answer, Result, content, held};
+use crate::pack::{self, ImageSource, Packed};
+use crate::patch::{self, MadePatch};
+use crate::{Output, Result, content, held};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("signing").required(true).args(["key", "unsigned"]))]
-pub struct Options {
+pub struct CreateOptions {
     /// The file-system image: a file or block device of a multiple of 4096 bytes.
     #[arg(long)]
     image: PathBuf,
@@ -62,7 +62,7 @@ fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
 }
 
 /// Packs, signs and writes.
-pub fn create(options: &Options) -> Result<Answer> {
+pub fn create(options: &CreateOptions) -> Result<Output> {
     let keys: Vec<_> = options.key.iter().map(|path| SigningKey::load(path)).collect::<Result<_>>()?;
     let created = created(options)?;
     Body::check_identity(&options.compatible, &options.release, created).map_err(as_request)?;
@@ -97,7 +97,7 @@ fn as_request(error: ManifestError) -> Failure {
 }
 
 /// Refuses before the long work what can't end well.
-fn check_files(options: &Options) -> Result<()> {
+fn check_files(options: &CreateOptions) -> Result<()> {
     let refused = |message: String| Err(Failure::new(Code::MalformedRequest, message));
     if options.base.len() > PATCHES_CAP {
         return refused(format!("--base is given {} times; the limit is {PATCHES_CAP}", options.base.len()));
@@ -142,7 +142,7 @@ fn whole_blocks(path: &Path) -> Result<u64> {
     Ok(size)
 }
 
-fn created(options: &Options) -> Result<OffsetDateTime> {
+fn created(options: &CreateOptions) -> Result<OffsetDateTime> {
     let given = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|_| options.created.is_none());
     let epoch = given.map(|text| {
         let seconds = text.trim().parse().ok();
@@ -157,12 +157,12 @@ fn created(options: &Options) -> Result<OffsetDateTime> {
     Ok(time.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(time))
 }
 
-fn pack_image(options: &Options, frames: &mut File) -> Result<(Packed, u64)> {
+fn pack_image(options: &CreateOptions, frames: &mut File) -> Result<(Packed, u64)> {
     let path = options.image.as_path();
     let size = whole_blocks(path)?;
     let image = files::open(path)?;
     let mut reader = BufReader::with_capacity(1 << 20, image);
-    let source = Source { path, reader: &mut reader, size };
+    let source = ImageSource { path, reader: &mut reader, size };
     let mut out = BufWriter::with_capacity(1 << 20, &mut *frames);
     let packed = pack::pack(source, &chunker::default_chunking(), options.level, &mut out)?;
     out.flush().map_err(files::at(&options.output))?;
@@ -172,14 +172,14 @@ fn pack_image(options: &Options, frames: &mut File) -> Result<(Packed, u64)> {
 }
 
 /// A patch from each base that helps.
-fn patches(options: &Options, body: &Body, packed: &Packed) -> Result<Vec<Made>> {
+fn patches(options: &CreateOptions, body: &Body, packed: &Packed) -> Result<Vec<MadePatch>> {
     if options.base.is_empty() {
         return Ok(Vec::new());
     }
     let index = Index::parse(packed.index.clone(), &body.image).map_err(files::in_file(&options.image))?;
     let chunking = &body.image.chunking;
-    let target = patch::Target { path: &options.image, index: &index, chunking };
-    let mut patches: Vec<Made> = Vec::new();
+    let target = patch::NewImage { path: &options.image, index: &index, chunking };
+    let mut patches: Vec<MadePatch> = Vec::new();
     for base in &options.base {
         let frames = files::scratch(&options.output, "patch")?;
         let Some(patch) = patch::make(&target, base, options.level, frames)? else { continue };
@@ -192,7 +192,7 @@ fn patches(options: &Options, body: &Body, packed: &Packed) -> Result<Vec<Made>>
     Ok(patches)
 }
 
-fn body(options: &Options, created: OffsetDateTime, size: u64, packed: &Packed) -> Body {
+fn body(options: &CreateOptions, created: OffsetDateTime, size: u64, packed: &Packed) -> Body {
     Body {
         format: FORMAT,
         compatible: options.compatible.clone(),
@@ -238,7 +238,7 @@ impl Archive<'_> {
         &mut self,
         contents: [&[u8]; 3],
         (frames, size): (&mut File, u64),
-        patches: &mut [Made],
+        patches: &mut [MadePatch],
     ) -> io::Result<()> {
         for (name, mut content) in MEMBERS.iter().zip(contents) {
             let size = content.len() as u64;
@@ -274,12 +274,12 @@ pub fn pad(out: &mut File, size: u64) -> io::Result<()> {
 }
 
 fn answer(
-    options: &Options,
+    options: &CreateOptions,
     manifest: &[u8],
     packed: &Packed,
     image_size: u64,
-    patches: &[Made],
-) -> Result<Answer> {
+    patches: &[MadePatch],
+) -> Result<Output> {
     let path: &Path = &options.output;
     let bundle_size = path.metadata().map_err(files::at(path))?.len();
     let digest = Digest::of(manifest);
@@ -291,7 +291,7 @@ fn answer(
         size(image_size),
         options.compatible,
     );
-    for Made { entry, count, .. } in patches {
+    for MadePatch { entry, count, .. } in patches {
         let bytes = size(entry.index_size + entry.payload_size);
         text += &format!("\npatch from {}: {bytes} in {count} frames", entry.base_sha256);
     }
@@ -304,5 +304,5 @@ fn answer(
         "imageSize": image_size, "imageSha256": packed.sha256, "payloadSize": packed.payload_size,
         "patches": entries,
     });
-    Ok(Answer { text, json })
+    Ok(Output { text, json })
 }

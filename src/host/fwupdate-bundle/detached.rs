@@ -10,27 +10,27 @@ use serde_json::json;
 
 use crate::create::{pad, write_header};
 use crate::files::{self, Replacement};
-use crate::reader::Bundle;
-use crate::{Answer, Result, keys};
+use crate::reader::BundleFile;
+use crate::{Output, Result, keys};
 
 /// More than any signature of the two kinds has.
 const SIGNATURE_CAP: u64 = 256;
 
 /// Prints the digest of the manifest, and writes the manifest itself when a file is named.
-pub fn digest(path: &Path, manifest: Option<&Path>) -> Result<Answer> {
-    let bundle = Bundle::open(path)?;
+pub fn digest(path: &Path, manifest: Option<&Path>) -> Result<Output> {
+    let bundle = BundleFile::open(path)?;
     if let Some(out) = manifest {
         let mut file = Replacement::of(out)?;
         file.file.write_all(&bundle.manifest).map_err(files::at(out))?;
         file.commit()?;
     }
     let digest = Digest::of(&bundle.manifest);
-    Ok(Answer { text: digest.to_string(), json: json!({"manifestSha256": digest}) })
+    Ok(Output { text: digest.to_string(), json: json!({"manifestSha256": digest}) })
 }
 
 /// Adds a signature, or replaces that of the same key, after it was found good.
-pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Answer> {
-    let bundle = Bundle::open(path)?;
+pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Output> {
+    let bundle = BundleFile::open(path)?;
     let key = keys::load_public(public_key)?;
     let bytes = files::read(signature, SIGNATURE_CAP)?;
     let bytes = accept(&key, &bundle.manifest, bytes).ok_or_else(|| {
@@ -46,7 +46,7 @@ pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Answer> 
     list.signatures.push(Signature::by(&key, bytes));
     rewrite(&bundle, &list.to_bytes()?)?;
     let text = format!("{}: signed by key {}", path.display(), key.id());
-    Ok(Answer { text, json: json!({"bundle": path, "keyId": key.id()}) })
+    Ok(Output { text, json: json!({"bundle": path, "keyId": key.id()}) })
 }
 
 /// The signature in the form that devices take, if it is good in this or that form.
@@ -75,7 +75,7 @@ fn integer(number: &[u8]) -> Vec<u8> {
 }
 
 /// Writes the bundle anew with other signatures; everything else keeps its bytes.
-fn rewrite(bundle: &Bundle, signatures: &[u8]) -> Result<()> {
+fn rewrite(bundle: &BundleFile, signatures: &[u8]) -> Result<()> {
     let mut out = Replacement::of(&bundle.path)?;
     let permissions = bundle.file.metadata().map(|metadata| metadata.permissions());
     permissions.and_then(|same| out.file.set_permissions(same)).map_err(files::at(&bundle.path))?;
@@ -83,7 +83,7 @@ fn rewrite(bundle: &Bundle, signatures: &[u8]) -> Result<()> {
     out.commit()
 }
 
-fn copy(bundle: &Bundle, signatures: &[u8], out: &mut std::fs::File) -> io::Result<()> {
+fn copy(bundle: &BundleFile, signatures: &[u8], out: &mut std::fs::File) -> io::Result<()> {
     let mtime = u64::try_from(bundle.body.created.unix_timestamp()).unwrap_or_default();
     for (name, content) in MEMBERS.iter().zip([bundle.manifest.as_slice(), signatures]) {
         write_header(out, name, content.len() as u64, mtime)?;

@@ -11,7 +11,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use crate::{Answer, Result, files};
+use crate::{Output, Result, files};
 
 /// RFC 8410: PKCS#8 version 1 around a seed. `ring` would write version 2, which OpenSSL 3.0 can't read.
 const ED25519_PKCS8: &[u8] =
@@ -21,13 +21,13 @@ const ED25519_PKCS8: &[u8] =
 pub const KEY_CAP: u64 = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Kind {
+pub enum KeyKind {
     Ed25519,
     P256,
 }
 
 /// Writes a new pair of key files.
-pub fn generate(folder: &Path, kind: Kind) -> Result<Answer> {
+pub fn generate(folder: &Path, kind: KeyKind) -> Result<Output> {
     let (secret, public) = (folder.join("release.key.pem"), folder.join("release.pub.pem"));
     for path in [&secret, &public] {
         if path.symlink_metadata().is_ok() {
@@ -47,19 +47,19 @@ pub fn generate(folder: &Path, kind: Kind) -> Result<Answer> {
         secret.display(),
         public.display()
     );
-    Ok(Answer { text, json: json!({"keyId": id, "secretKey": secret, "publicKey": public}) })
+    Ok(Output { text, json: json!({"keyId": id, "secretKey": secret, "publicKey": public}) })
 }
 
-fn new_pkcs8(kind: Kind) -> Result<Vec<u8>> {
+fn new_pkcs8(kind: KeyKind) -> Result<Vec<u8>> {
     let random = SystemRandom::new();
     let failed = |_| Failure::new(Code::Internal, "the system has no random numbers; try again");
     match kind {
-        Kind::Ed25519 => {
+        KeyKind::Ed25519 => {
             let mut seed = [0; 32];
             random.fill(&mut seed).map_err(failed)?;
             Ok([ED25519_PKCS8, &seed].concat())
         }
-        Kind::P256 => {
+        KeyKind::P256 => {
             let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random);
             Ok(pkcs8.map_err(failed)?.as_ref().to_vec())
         }

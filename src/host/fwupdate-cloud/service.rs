@@ -38,13 +38,13 @@ pub struct Service {
 
 /// What a direct method was answered with.
 #[derive(Debug)]
-pub struct Answer {
+pub struct MethodAnswer {
     pub status: i64,
     pub payload: Value,
 }
 
 /// One request.
-struct Request<'a> {
+struct HubRequest<'a> {
     method: Method,
     path: &'a str,
     body: Option<Value>,
@@ -54,9 +54,9 @@ struct Request<'a> {
     if_match: Option<&'a str>,
 }
 
-impl Request<'_> {
-    fn new(method: Method, path: &str) -> Request<'_> {
-        Request { method, path, body: None, timeout: TIMEOUT, page: None, if_match: None }
+impl HubRequest<'_> {
+    fn new(method: Method, path: &str) -> HubRequest<'_> {
+        HubRequest { method, path, body: None, timeout: TIMEOUT, page: None, if_match: None }
     }
 }
 
@@ -99,7 +99,7 @@ impl Service {
         payload: Value,
         connect: Duration,
         response: Duration,
-    ) -> Result<Answer, Error> {
+    ) -> Result<MethodAnswer, Error> {
         let body = json!({
             "methodName": name,
             "payload": payload,
@@ -109,7 +109,7 @@ impl Service {
         let path = format!("twins/{}/methods", encoded(device));
         let answer = self.send(Method::POST, &path, Some(body), connect + response + TIMEOUT).await?;
         let status = answer.get("status").and_then(Value::as_i64).unwrap_or(0);
-        Ok(Answer { status, payload: answer.get("payload").cloned().unwrap_or_default() })
+        Ok(MethodAnswer { status, payload: answer.get("payload").cloned().unwrap_or_default() })
     }
 
     /// Orders a job: `PUT /jobs/v2/{id}`.
@@ -143,13 +143,13 @@ impl Service {
         let etag = etag.map(|etag| format!("\"{etag}\""));
         let path = format!("configurations/{}", encoded(id));
         let request =
-            Request { body: Some(body), if_match: etag.as_deref(), ..Request::new(Method::PUT, &path) };
+            HubRequest { body: Some(body), if_match: etag.as_deref(), ..HubRequest::new(Method::PUT, &path) };
         Ok(self.ask(request).await?.body)
     }
 
     pub async fn delete_configuration(&self, id: &str) -> Result<(), Error> {
         let path = format!("configurations/{}", encoded(id));
-        let request = Request { if_match: Some("*"), ..Request::new(Method::DELETE, &path) };
+        let request = HubRequest { if_match: Some("*"), ..HubRequest::new(Method::DELETE, &path) };
         self.ask(request).await.map(drop)
     }
 
@@ -164,7 +164,7 @@ impl Service {
         loop {
             let body = Some(json!({"query": query}));
             let request =
-                Request { body, page: next.as_deref(), ..Request::new(Method::POST, "devices/query") };
+                HubRequest { body, page: next.as_deref(), ..HubRequest::new(Method::POST, "devices/query") };
             let page = self.ask(request).await?;
             rows.extend(page.body.as_array().cloned().unwrap_or_default());
             match page.next {
@@ -181,12 +181,12 @@ impl Service {
         body: Option<Value>,
         timeout: Duration,
     ) -> Result<Value, Error> {
-        Ok(self.ask(Request { body, timeout, ..Request::new(method, path) }).await?.body)
+        Ok(self.ask(HubRequest { body, timeout, ..HubRequest::new(method, path) }).await?.body)
     }
 
     async fn ask(
         &self,
-        Request { method, path, body, timeout, page, if_match }: Request<'_>,
+        HubRequest { method, path, body, timeout, page, if_match }: HubRequest<'_>,
     ) -> Result<Page, Error> {
         let url = format!("https://{}/{path}?api-version={API_VERSION}", self.host);
         let expires = OffsetDateTime::now_utc().unix_timestamp() + TOKEN_TTL;
