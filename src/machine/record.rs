@@ -38,8 +38,9 @@ pub struct Record {
     pub floor: u64,
     /// The tutorial's time stamps.
     pub times: Times,
-    /// What a synchronised clock said last, Unix seconds: one that is not synchronised never falls below it.
-    pub wall_clock: i64,
+    /// What a synchronised clock said last, Unix seconds: one that is not synchronised never falls below it. Early
+    /// agents saved whatever the clock said, as `wallClock`.
+    pub synchronised_time: i64,
     /// Bytes that the running operation has received, over all its runs.
     pub downloaded: u64,
     /// How far its staging has come, so that no restart takes back what was reported.
@@ -67,7 +68,7 @@ impl Default for Record {
             quarantine: Vec::new(),
             floor: 0,
             times: Times::default(),
-            wall_clock: 0,
+            synchronised_time: 0,
             downloaded: 0,
             progress: Progress::default(),
             failed_units: None,

@@ -25,10 +25,8 @@ pub(super) fn start(record: &Record, boot: &Boot) -> Step {
 /// The witnesses disagree, or there is no environment: touch nothing. A trial that the boot script began gets a
 /// verdict all the same: its checks find what is wrong, and each of its boots was counted.
 fn unsure(record: &Record, boot: &Boot) -> Step {
-    match (boot.trial, &record.phase) {
-        // Committing was not reached: what stands in the way of it is looked at again.
-        (Some(slot), Phase::Committing { plan }) if plan.target == slot => trying(record, boot, plan.clone()),
-        (Some(slot), phase) if !known_good(record, phase, slot) => on_trial(record, boot, slot),
+    match boot.trial {
+        Some(slot) if !known_good(record, &record.phase, slot) => on_trial(record, boot, slot),
         _ => (record.clone(), None),
     }
 }
@@ -67,8 +65,9 @@ fn on_trial(record: &Record, boot: &Boot, booted: Slot) -> Step {
         Phase::RollingBack { plan, failure, tried, .. } if plan.target == booted => {
             way_back(record, boot, plan, failure, tried)
         }
+        // A record can be forged: whoever says that the checks passed shows it in this boot.
         Phase::Committing { plan } if plan.target == booted => {
-            enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))
+            (record.clone(), Some(Effect::Check(plan, first_of_boot(boot, 0, false))))
         }
         Phase::Staging { plan }
         | Phase::Holding { plan, .. }
@@ -79,10 +78,7 @@ fn on_trial(record: &Record, boot: &Boot, booted: Slot) -> Step {
         {
             trying(record, boot, plan)
         }
-        // An environment older than the commit came back: the slot has proven itself before.
-        _ if record.slots.get(booted).state == SlotState::Proven => {
-            (record.clone(), Some(Effect::Rebuild(Plan::unknown(booted).env_committed())))
-        }
+        // Also a slot that the record calls proven has to show it, where an older environment came back.
         phase => {
             let ended = overtaken(record, boot, &phase);
             trying(&ended, boot, Plan::unknown(booted))
@@ -279,9 +275,6 @@ fn no_way_back(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> S
 /// an unproven slot primary.
 fn environment_lost(record: &Record, booted: Slot) -> Step {
     match record.phase.clone() {
-        Phase::Committing { plan } if plan.target == booted => {
-            (record.clone(), Some(Effect::Rebuild(plan.env_committed())))
-        }
         Phase::RollingBack { plan, .. } if plan.target == booted => {
             (record.clone(), Some(Effect::Rebuild(plan.env_before())))
         }

@@ -47,6 +47,8 @@ fn advanced(record: &Record, boot: &Boot, event: Event) -> Step {
         (Phase::Trying { plan, .. }, Event::ChecksPassed) => {
             enter(record, Phase::Committing { plan: plan.clone() }, Effect::Commit(plan))
         }
+        // They were asked again, after a restart.
+        (Phase::Committing { plan }, Event::ChecksPassed) => (record.clone(), Some(Effect::Commit(plan))),
         (Phase::Committing { plan }, Event::Committed) => committed(record, boot, &plan),
         (Phase::RollingBack { plan, failure, tried, .. }, Event::Reverted) => {
             reverted(record, boot, plan, failure, tried)

@@ -170,6 +170,26 @@ fn a_forged_way_back_leads_to_no_slot_that_the_environment_does_not_call_proven(
 }
 
 #[test]
+fn what_a_record_says_of_passed_checks_is_asked_again() {
+    let record = Record { phase: Phase::Committing { plan: plan() }, ..record() };
+    let on_trial = boot(Slot::B, plan().env_armed());
+    let (next, effect) = step(&record, &on_trial, Event::Started);
+    assert!(matches!(effect, Some(Effect::Check(..))), "{effect:?}");
+    assert_eq!(next.phase, record.phase, "nothing that was reported is taken back");
+    let (next, effect) = step(&next, &on_trial, Event::ChecksPassed);
+    assert_eq!(effect, Some(Effect::Commit(plan())));
+    let (back, effect) = step(&next, &on_trial, Event::Failed(Failure::new(Code::HealthCheckFailed, "no")));
+    assert!(matches!(effect, Some(Effect::Revert(_))) && back.phase.name() == "rollingBack");
+    let mut proven = Record { phase: Phase::Idle, ..record.clone() };
+    proven.slots.b.state = SlotState::Proven;
+    let (_, effect) = step(&proven, &on_trial, Event::Started);
+    assert!(matches!(effect, Some(Effect::Check(..))), "{effect:?}");
+    let lost = Boot { env: None, rebuild: true, ..on_trial };
+    let (_, effect) = step(&record, &lost, Event::Started);
+    assert!(matches!(effect, Some(Effect::Rebuild(env)) if env.primary == Slot::A), "{effect:?}");
+}
+
+#[test]
 fn a_trial_cannot_have_begun_in_the_time_to_come() {
     let trial = Trial { boot_id: BootId("b1".into()), since: u64::MAX, boots: 1, connected: true };
     let record = Record { phase: Phase::Trying { plan: plan(), trial }, ..record() };

@@ -20,7 +20,7 @@ impl World {
             // The write lands and is reported as failed; or power tears it.
             worlds.extend(self.fault(|b| &mut b.failures).map(|mut world| {
                 write(&mut world.env, env);
-                world.note_commit(record, effect);
+                world.note_commit(effect);
                 match effect {
                     Effect::Rebuild(_) => world.feed(record, Event::Rebuilt),
                     _ => world.feed(record, failure(Code::BootloaderFailed)),
@@ -78,8 +78,8 @@ impl World {
             Effect::Reboot => world.then(|w| w.agent = None),
             Effect::Check(plan, trial) => world.check(record, plan, trial),
             Effect::Commit(plan) => {
-                assert!(world.proven[index(plan.target)] || world.amnesia, "committed without checks");
-                world.note_commit(record, effect);
+                assert!(world.checked, "committed without checks in this boot");
+                world.note_commit(effect);
                 world.write_env(plan.env_committed());
                 world.feed(record, Event::Committed)
             }
@@ -89,21 +89,16 @@ impl World {
             }
             Effect::Rebuild(env) => {
                 assert!(!world.said_trial || newest(&world.env).is_some(), "made anew during a trial");
-                world.note_commit(record, effect);
                 world.write_env(*env);
                 world.feed(record, Event::Rebuilt)
             }
         }
     }
 
-    /// A commit is written in its own way, or with an environment that was lost.
-    fn note_commit(&mut self, record: &Record, effect: &Effect) {
-        let committing = match (effect, &record.phase) {
-            (Effect::Commit(plan), _) => Some(plan),
-            (Effect::Rebuild(env), Phase::Committing { plan }) if *env == plan.env_committed() => Some(plan),
-            _ => None,
-        };
-        self.commits.extend(committing.map(|plan| plan.operation.id.clone()));
+    fn note_commit(&mut self, effect: &Effect) {
+        if let Effect::Commit(plan) = effect {
+            self.commits.push(plan.operation.id.clone());
+        }
     }
 
     /// The writer's own refusal is part of what is checked: it must never be needed.
@@ -137,7 +132,10 @@ impl World {
         match verdict {
             Some(code) => self.feed(record, Event::Failed(Failure::new(code, "check"))),
             None => {
-                let passed = self.then(|world| world.proven[index(plan.target)] = true);
+                let passed = self.then(|world| {
+                    world.proven[index(plan.target)] = true;
+                    world.checked = true;
+                });
                 passed.feed(record, Event::ChecksPassed)
             }
         }

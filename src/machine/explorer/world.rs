@@ -103,6 +103,8 @@ pub(super) struct World {
     pub(super) budget: Budget,
     /// Slots that passed their checks, or were there from the start.
     pub(super) proven: [bool; 2],
+    /// Checks passed in this boot.
+    pub(super) checked: bool,
     /// Every copy of the record was lost once: the agent may know less than the world.
     pub(super) amnesia: bool,
     /// Copies of the record that were lost, torn ones included.
@@ -165,6 +167,7 @@ impl World {
             boots: 0,
             budget,
             proven: [true, true],
+            checked: false,
             amnesia: false,
             record_losses: 0,
             lost: false,
@@ -283,7 +286,7 @@ impl World {
         assert_ne!(self.slot(slot), Content::Broken, "a slot that is not whole was booted");
         self.then(|world| {
             world.booted = slot;
-            (world.said_lost, world.said_trial) = (false, false);
+            (world.said_lost, world.said_trial, world.checked) = (false, false, false);
             world.boots += 1;
             world.agent = Some(Agent::Starting);
         })

@@ -2,12 +2,13 @@
 
 use std::fs;
 
+use fwupdate_hub::firmware::Slot;
 use serde_json::{Value, json};
 
 use super::state::{newest, read_record, records, write_record};
 use super::{expect, failed, fetch, goes_on, take};
 use crate::devices::{self, Mount};
-use crate::harness::{DEVICE, LIMIT, Setup, World};
+use crate::harness::{DEVICE, LIMIT, Setup, Spec, World};
 
 /// A URL that leads nowhere, as long as one may be; it fails at once.
 fn long_url(n: usize) -> String {
@@ -119,6 +120,28 @@ async fn a_forged_record_arms_no_slot_that_was_never_written() {
         assert_eq!(world.gateway.boot_variable("fwupdate_trial").unwrap(), "");
         assert_eq!(world.gateway.power_ons(), 1, "the slot was booted");
     }
+    goes_on(world).await;
+}
+
+#[tokio::test]
+async fn a_forged_record_commits_no_image_whose_checks_fail() {
+    let settings = "[health]\ndeadline = \"2s\"\n".into();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let bad = world.make(Spec { health: "bad", ..Spec::default() });
+    let id = world.update(fetch(&world, &bad.name)).await;
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.gateway.shut_down().await.unwrap();
+    let mut record = newest(&world);
+    record["phase"] = json!({"name": "committing", "plan": record["phase"]["plan"]});
+    for path in records(&world) {
+        let (sequence, _) = read_record(&path);
+        write_record(&path, 1, sequence, &record);
+    }
+    world.gateway.power_on().unwrap();
+    let last = world.outcome(&id).await;
+    assert_eq!(last["result"], "rolledBack", "{last}");
+    assert_eq!(last["error"]["code"], "HealthCheckFailed", "{last}");
+    assert_eq!(world.booted(), Slot::A);
     goes_on(world).await;
 }
 
