@@ -116,7 +116,7 @@ impl Opened {
     fn open(gateway: &Gateway) -> Result<Opened, Failure> {
         let store = Store::open(&gateway.settings.state.dir)?;
         let record = load(&store);
-        gateway.clock.remember(record.wall_clock);
+        gateway.clock.remember(record.synchronised_time);
         let sight = gateway.look();
         let listener = control::bind(&gateway.settings.system.run);
         let listener = listener.inspect_err(|error| tracing::error!("no local control: {error}")).ok();
@@ -362,11 +362,12 @@ impl Agent {
 
     /// Makes the record durable in both copies, one after the other.
     async fn save(&mut self) -> Result<(), Failure> {
-        self.record.wall_clock = self.gateway.clock.worth_saving(self.record.wall_clock);
+        self.record.synchronised_time = self.gateway.clock.worth_saving(self.record.synchronised_time);
         self.record.version = self.record.version.max(crate::machine::RECORD_VERSION);
         self.record.fit();
-        let same = Record { wall_clock: self.saved.wall_clock, ..self.record.clone() } == self.saved;
-        if same && !self.gateway.clock.must_save(self.saved.wall_clock) && self.unsaved.is_none() {
+        let same =
+            Record { synchronised_time: self.saved.synchronised_time, ..self.record.clone() } == self.saved;
+        if same && !self.gateway.clock.must_save(self.saved.synchronised_time) && self.unsaved.is_none() {
             return Ok(());
         }
         let (store, record) = (self.store.clone(), self.record.clone());
@@ -374,7 +375,7 @@ impl Agent {
         match &saved {
             Ok(()) => {
                 self.saved = self.record.clone();
-                self.gateway.clock.remember(self.saved.wall_clock);
+                self.gateway.clock.remember(self.saved.synchronised_time);
                 self.retry.0 = SAVE_RETRY.0;
             }
             Err(failure) => {
@@ -418,7 +419,7 @@ impl Agent {
     /// report that carries a time of the future is told anew.
     async fn follow_clock(&mut self) {
         self.clock_look = crate::clock::after(Instant::now(), CLOCK_LOOK);
-        let must_save = self.unsaved.is_none() && self.gateway.clock.must_save(self.saved.wall_clock);
+        let must_save = self.unsaved.is_none() && self.gateway.clock.must_save(self.saved.synchronised_time);
         if must_save {
             let saved = self.save().await;
             saved.unwrap_or_else(|failure| tracing::warn!("the time is not saved: {failure}"));

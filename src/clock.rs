@@ -13,7 +13,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::time::clock_gettime;
 use tokio::io::unix::AsyncFd;
 
-pub use wall::{Clock, Origin};
+pub use wall::{Clock, Origin, VOUCHED};
 
 /// The longest time that anything is put off.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);

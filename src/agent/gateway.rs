@@ -74,6 +74,9 @@ impl Gateway {
         let (denied, _) = watch::channel(None);
         let (progress, _) = watch::channel(stage::Progress::default());
         let clock = Clock::new(settings.system.clock.clone());
+        if settings.cloud.is_some() {
+            clock.demand_proof();
+        }
         let (held, failing, taking) = Default::default();
         Gateway { settings, bootloader, cloud, denied, progress, clock, kernel, held, failing, taking }
     }

@@ -124,7 +124,7 @@ fn largest(phase: Phase) -> Record {
             started_applying_image: Some(EARLY),
             last_firmware_update: Some(LATE),
         },
-        wall_clock: i64::MIN,
+        synchronised_time: i64::MIN,
         downloaded: u64::MAX,
         progress: Progress { percent: u64::MAX, expected: u64::MAX, reused: u64::MAX },
         // As long as a list may be that is kept.

@@ -19,8 +19,8 @@ const FIRST_RELEASE: i64 = 1_735_689_600;
 /// some give 0 or 1980 to mean none.
 const BUILD_TIME: i64 = later(option_env!("SOURCE_DATE_EPOCH"), FIRST_RELEASE);
 
-/// systemd-timesyncd touches it once a server answered.
-const TIMESYNC: &str = "/run/systemd/timesync/synchronized";
+/// systemd-timesyncd touches it once a server answered; whoever sets the clock by hand may do the same.
+pub const VOUCHED: &str = "/run/systemd/timesync/synchronized";
 /// Made by `fwupdate-clock.service` once the kernel counts its clock as synchronised: the agent's sandbox shuts out the
 /// setting of the clock, and the question with it.
 const KERNEL: &str = "/run/fwupdate-clock";
@@ -52,6 +52,10 @@ struct Inner {
 #[derive(Debug, Default, Clone)]
 struct Known {
     saved: Option<Moment>,
+    /// A hub's certificate was good at this time.
+    proven: Option<Moment>,
+    /// Only a proven time is saved.
+    wants_proof: bool,
     learned: Option<(Moment, String)>,
     /// Why no time could be learned.
     not_learned: Option<String>,
@@ -122,16 +126,36 @@ impl Clock {
         self.known().saved.map_or(OffsetDateTime::UNIX_EPOCH, Moment::by_now).max(build_time())
     }
 
+    /// From now on a synchronised time is saved only if a hub's certificate was good at it: also a time service can be
+    /// wrong, and it may not come back to correct what was saved.
+    pub fn demand_proof(&self) {
+        self.known().wants_proof = true;
+    }
+
+    /// A hub whose certificate is good at the time that is believed now was reached.
+    pub fn prove(&self) {
+        let proven = Moment::new(self.now());
+        self.known().proven = Some(proven);
+    }
+
     /// `seconds` since 1970 were read from the record: that time is past.
     pub fn remember(&self, seconds: i64) {
         self.known().saved = OffsetDateTime::from_unix_timestamp(seconds).ok().map(Moment::new);
     }
 
-    /// What the record shall hold in place of `saved`: the time of a synchronised clock, be it later or earlier.
+    /// What the record shall hold in place of `saved`: the time of a synchronised clock, be it earlier or, proven,
+    /// later.
     pub fn worth_saving(&self, saved: i64) -> i64 {
         let (system, synchronised) = self.system();
         // A second that has begun counts, or a report made in it would carry a later time than the next boot's.
-        if synchronised { system.max(build_time()).unix_timestamp().saturating_add(1) } else { saved }
+        let time = system.max(build_time()).unix_timestamp().saturating_add(1);
+        if synchronised && (time <= saved || self.is_proven(time)) { time } else { saved }
+    }
+
+    fn is_proven(&self, time: i64) -> bool {
+        let known = self.known();
+        let reached = known.proven.map(|proven| proven.by_now().unix_timestamp().saturating_add(STALE));
+        !known.wants_proof || reached.is_some_and(|reached| time <= reached)
     }
 
     /// Whether `saved` is so far from a synchronised clock that it should not wait for the next save.
@@ -179,9 +203,7 @@ impl Clock {
         let time = OffsetDateTime::now_utc();
         match &self.0.simulated {
             Some(file) => simulated(file, time),
-            None => {
-                (time, is_synchronised(kernel::is_synchronised().ok(), [TIMESYNC, KERNEL].map(Path::new)))
-            }
+            None => (time, is_synchronised(kernel::is_synchronised().ok(), [VOUCHED, KERNEL].map(Path::new))),
         }
     }
 }
@@ -275,6 +297,24 @@ mod tests {
         assert!(is_about(clock.now(), now()));
         assert!(clock.must_save(absurd) && (clock.worth_saving(absurd) - now()).abs() < 10);
         assert!(!clock.must_save(clock.worth_saving(absurd)));
+    }
+
+    #[test]
+    fn a_time_service_is_believed_for_good_only_with_a_hub_s_certificate() {
+        let bench = Bench::new(40 * YEAR, true);
+        let clock = &bench.1;
+        clock.demand_proof();
+        assert_eq!(clock.origin().0, Origin::Synchronised);
+        assert!(!clock.must_save(7) && clock.worth_saving(7) == 7, "no certificate was good then");
+        bench.set(0, true);
+        clock.prove();
+        assert!(clock.must_save(7) && (clock.worth_saving(7) - now()).abs() < 10);
+        bench.set(43_200, true);
+        assert!(clock.worth_saving(7) >= now() + 43_200, "days go by in a session");
+        bench.set(40 * YEAR, true);
+        assert_eq!(clock.worth_saving(7), 7, "the clock jumps while the session stands");
+        let later = now() + 41 * YEAR;
+        assert!(clock.worth_saving(later) < later, "an earlier time needs no proof");
     }
 
     #[test]

@@ -375,6 +375,7 @@ impl Connection {
 
     fn ready(&mut self, session: &mut Session) {
         session.ready_at = Some(Instant::now());
+        self.clock.prove();
         self.placement.reached();
         (self.reason, self.denials) = (None, 0);
         self.logged.clear();

@@ -3,7 +3,6 @@
 use std::fs;
 use std::time::Duration;
 
-use fwupdate::machine::Record;
 use fwupdate::store::Store;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -35,7 +34,7 @@ fn saved(world: &World) -> Option<i64> {
         let (head, body) = text.split_once('\n')?;
         let sequence: u64 = head.split_once("seq=")?.1.split(' ').next()?.parse().ok()?;
         let record: Value = serde_json::from_str(body).ok()?;
-        Some((sequence, record["wallClock"].as_i64()?))
+        Some((sequence, record["synchronisedTime"].as_i64()?))
     });
     copies.into_iter().flatten().max().map(|(_, time)| time)
 }
@@ -48,11 +47,12 @@ async fn until_saved(world: &World, wanted: impl Fn(i64) -> bool) {
     }
 }
 
-/// What an agent of an earlier release left behind: it saved whatever the clock said.
-fn leave_behind(world: &World, time: i64) {
+/// Puts a time into the record: as a synchronised clock, or as an early release, which saved whatever the clock said.
+fn leave_behind(world: &World, field: &str, time: i64) {
     let mut store = Store::open(&world.gateway.dir().join("state")).unwrap();
-    let record = store.load::<Record>().unwrap().unwrap_or_default();
-    (0..2).for_each(|_| store.save(&Record { wall_clock: time, ..record.clone() }).unwrap());
+    let mut record = store.load::<Value>().unwrap().unwrap_or_else(|| json!({}));
+    record[field] = json!(time);
+    (0..2).for_each(|_| store.save(&record).unwrap());
 }
 
 fn now() -> i64 {
@@ -88,13 +88,14 @@ async fn a_gateway_that_once_started_forty_years_ahead_is_well_once_its_clock_is
 }
 
 #[tokio::test]
-async fn a_floor_that_an_earlier_release_saved_in_the_far_future_is_lowered_by_a_synchronised_clock() {
+async fn a_floor_in_the_far_future_is_lowered_by_a_synchronised_clock() {
     let mut world = world(0).await;
     let absurd = now() + 40 * YEAR;
-    leave_behind(&world, absurd);
+    leave_behind(&world, "synchronisedTime", absurd);
     world.gateway.power_on().unwrap();
     let year = OffsetDateTime::from_unix_timestamp(absurd).unwrap().year();
     world.doctor_says("clock", &format!("{year}-")).await;
+    world.doctor_says("clock", "`date -s \"YYYY-MM-DD hh:mm\" && install -D /dev/null /run/systemd/").await;
     world.doctor_says_of_the_hub("valid until").await;
     assert_eq!(saved(&world), Some(absurd), "nobody says yet that it is wrong");
 
@@ -108,6 +109,62 @@ async fn a_floor_that_an_earlier_release_saved_in_the_far_future_is_lowered_by_a
     world.outcome(&id).await;
     assert!(saved(&world).is_some_and(is_now));
     world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn no_clock_ends_the_agent() {
+    let mut world = world(0).await;
+    world.gateway.set_clock(0, true).unwrap();
+    world.gateway.power_on().unwrap();
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    let last = time::macros::datetime!(9999-12-31 23:59:50 UTC).unix_timestamp() - now();
+    for offset in [i64::MAX, i64::MIN, last, last + 20, -now(), -now() - 20, -3000 * YEAR] {
+        for kept in [true, false] {
+            world.gateway.set_clock(offset, kept).unwrap();
+            assert!(world.ctl(&["status"]).await.status.success(), "{offset}");
+            // The record is saved in that time.
+            world.ctl(&["install", &world.hub.files_url("none.fwb")]).await;
+            world.crash().await;
+            world.until_shown_at_all(&["status"]).await;
+        }
+    }
+    world.gateway.set_clock(0, true).unwrap();
+    world.power_cut().await;
+    until_saved(&world, is_now).await;
+    let log = fs::read_to_string(world.gateway.log_path()).unwrap();
+    assert!(!log.contains("panicked"), "{log}");
+    world.finish_with_a_clock_that_jumped().await;
+}
+
+#[tokio::test]
+async fn what_an_early_release_saved_is_no_floor() {
+    let mut world = world(-50 * YEAR).await;
+    ask_the_hub(&world);
+    leave_behind(&world, "wallClock", now() + 40 * YEAR);
+    world.gateway.power_on().unwrap();
+    world.reported(|reported| reported["fwupdate"]["agent"]["clock"] == "localhost").await;
+    world.doctor_says("hub", "session is open").await;
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_time_service_that_is_wrong_once_leaves_no_floor() {
+    let mut world = world(40 * YEAR).await;
+    ask_the_hub(&world);
+    world.gateway.set_clock(40 * YEAR, true).unwrap();
+    world.gateway.power_on().unwrap();
+    world.doctor_says_of_the_hub("have the server's certificate renewed").await;
+    // The record is saved in that time.
+    let url = world.hub.files_url("none.fwb");
+    assert!(world.ctl(&["install", &url]).await.status.success());
+    assert!(saved(&world).is_some_and(|time| time < now()), "{:?}", saved(&world));
+    world.gateway.set_clock(40 * YEAR, false).unwrap();
+    world.power_cut().await;
+    world.reported(|reported| reported["fwupdate"]["agent"]["clock"] == "localhost").await;
+    world.doctor_says("hub", "session is open").await;
+    world.finish_with_a_clock_that_jumped().await;
 }
 
 /// Connects, installs and says whose time counts, with a clock that is so many seconds wrong and set by nobody.

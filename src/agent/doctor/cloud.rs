@@ -5,7 +5,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::trial::{hub_of, short};
 use super::{Answer, Subject};
-use crate::clock::{Clock, Origin};
+use crate::clock::{Clock, Origin, VOUCHED};
 use crate::config::Auth;
 use crate::tls;
 
@@ -107,15 +107,15 @@ fn clock_doubt(clock: &Clock) -> Option<String> {
             format!("{host} says that it is {time}, by which certificates and tokens go")
         }
         Origin::Saved => format!(
-            "the system's clock says {}, which is past: {time} counts, which was saved earlier, and only a \
-             synchronised clock corrects it, should it be wrong",
+            "the system's clock says {}, which is past: {time} counts, which was saved earlier",
             shown(clock.system_time())
         ),
     };
     let asked = clock.why_not_learned().map(|why| format!("; {why}")).unwrap_or_default();
     Some(format!(
         "not synchronised: {why}{asked}; windows and notBefore wait until a time service (systemd-timesyncd, chrony) sets \
-         the clock"
+         the clock, or, for this boot, whoever knows the time: `date -s \"YYYY-MM-DD hh:mm\" && install -D /dev/null \
+         {VOUCHED}`"
     ))
 }
 

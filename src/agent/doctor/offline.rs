@@ -28,7 +28,7 @@ pub fn examine(options: &Options) -> Value {
     let ended = ended(&settings);
     let record = Store::peek::<Record>(&settings.state.dir).ok().flatten().unwrap_or_default();
     let gateway = Arc::new(Gateway::new(settings));
-    gateway.clock.remember(record.wall_clock);
+    gateway.clock.remember(record.synchronised_time);
     let subject = Subject::new(gateway, record);
     Subject { agent_ended: Some(ended), ..subject }.document()
 }
