@@ -4,9 +4,9 @@
 //! them becomes one atomic write, and that is what each module here is about.
 
 mod detect;
-mod durable;
 mod grub;
 mod place;
+mod raw;
 mod uboot;
 mod variables;
 
@@ -29,7 +29,7 @@ pub trait Bootloader: Send + Sync {
     /// `Err(BootError::Uninitialised)` when it is valid but was never fwupdate's.
     fn read(&self) -> Result<BootEnv, BootError>;
 
-    /// Replaces the environment's `fwupdate_*` variables in one atomic, durable write; others are kept. An
+    /// Replaces the environment's `fwupdate_*` variables in one atomic, medium write; others are kept. An
     /// environment that is lost is not made anew.
     fn write(&self, env: &BootEnv) -> Result<(), BootError>;
 

@@ -28,6 +28,7 @@ pub mod boot;
 pub mod clock;
 pub mod control;
 pub mod device;
+pub mod durable;
 pub mod health;
 pub mod hub;
 pub mod memory;

@@ -5,7 +5,7 @@
 //! `fwupdate-record 1 seq=12 len=345 crc32=89abcdef`, followed by `len` bytes of JSON and spaces. The highest
 //! valid `seq` counts. What the record says is not this module's business.
 
-mod copy;
+mod stored;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -13,11 +13,12 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
 
-use self::copy::{CAPACITY, Copy};
+use self::stored::{CAPACITY, State, StoredCopy};
 use crate::device::remedy;
+use crate::durable;
 use crate::failure::{Code, Failure};
 
 const NAMES: [&str; 2] = ["record.0", "record.1"];
@@ -97,11 +98,11 @@ impl Store {
         let body = serde_json::to_vec_pretty(record).map_err(StoreError::Unwritable)?;
         self.prepare()?;
         let (index, sequence) = match self.newest() {
-            Ok(Some((index, copy))) => (usize::from(index == 0), copy.sequence.saturating_add(1)),
+            Ok(Some((index, copy))) => (usize::from(index == 0), copy.sequence.wrapping_add(1)),
             Ok(None) | Err(StoreError::Damaged(_)) => (0, 1),
             Err(error) => return Err(error),
         };
-        let bytes = Copy { sequence, body }.render().map_err(StoreError::TooLarge)?;
+        let bytes = StoredCopy { sequence, body }.render().map_err(StoreError::TooLarge)?;
         overwrite(&self.path(index), bytes)
     }
 
@@ -116,22 +117,22 @@ impl Store {
         for index in 0..NAMES.len() {
             new |= preallocate(&self.path(index))?;
         }
-        if new { sync_dir(&self.dir) } else { Ok(()) }
+        if new { durable::sync_folder(&self.path(0)).map_err(failed("write", &self.dir)) } else { Ok(()) }
     }
 
     /// Index and content of the copy that counts.
-    fn newest(&self) -> Result<Option<(usize, Copy)>, StoreError> {
-        let mut found: Option<(usize, Copy)> = None;
+    fn newest(&self) -> Result<Option<(usize, StoredCopy)>, StoreError> {
+        let mut found: Option<(usize, StoredCopy)> = None;
         let mut fault = None;
         for index in 0..NAMES.len() {
             match self.read(index) {
-                Ok(copy::State::Blank) => {}
-                Ok(copy::State::Damaged) => fault = fault.or(Some(StoreError::Damaged(self.dir.clone()))),
-                Ok(copy::State::Newer(version)) => {
+                Ok(State::Blank) => {}
+                Ok(State::Damaged) => fault = fault.or(Some(StoreError::Damaged(self.dir.clone()))),
+                Ok(State::Newer(version)) => {
                     return Err(StoreError::Newer { dir: self.dir.clone(), version });
                 }
-                Ok(copy::State::Valid(copy)) => {
-                    if found.as_ref().is_none_or(|(_, best)| copy.sequence > best.sequence) {
+                Ok(State::Valid(copy)) => {
+                    if found.as_ref().is_none_or(|(_, best)| copy.follows(best)) {
                         found = Some((index, copy));
                     }
                 }
@@ -147,13 +148,13 @@ impl Store {
         }
     }
 
-    fn read(&self, index: usize) -> Result<copy::State, StoreError> {
+    fn read(&self, index: usize) -> Result<State, StoreError> {
         let path = self.path(index);
         let file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(copy::State::Blank),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::Blank),
             other => other.map_err(failed("open", &path))?,
         };
-        Ok(copy::parse(&read_up_to(&file, CAPACITY).map_err(failed("read", &path))?))
+        Ok(stored::parse(&durable::read(&file, 0, CAPACITY).map_err(failed("read", &path))?))
     }
 
     fn path(&self, index: usize) -> PathBuf {
@@ -195,38 +196,15 @@ fn overwrite(path: &Path, mut bytes: Vec<u8>) -> Result<(), StoreError> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open", path))?;
     // So far as the old content reached, spaces must follow, or `cat` would show its end behind the new one.
     // Sectors that cannot be read may come to life again when all are written.
-    let used = read_up_to(&file, CAPACITY).map_or(CAPACITY, |old| {
+    let used = durable::read(&file, 0, CAPACITY).map_or(CAPACITY, |old| {
         old.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last.saturating_add(1))
     });
     bytes.resize(bytes.len().max(used).next_multiple_of(PAGE), b' ');
-    let written = file.write_all_at(&bytes, 0).and_then(|()| file.sync_data());
-    // Also after an error: pages that could not be written would look like a valid copy, and the next save would
-    // then overwrite the one that is really there.
-    if let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
-        tracing::debug!(path = %path.display(), %error, "the page cache stays");
-    }
-    written.map_err(failed("write", path))?;
-    let back = read_up_to(&file, bytes.len()).map_err(failed("read", path))?;
-    if back == bytes { Ok(()) } else { Err(StoreError::NotWritten(path.to_owned())) }
-}
-
-fn read_up_to(file: &File, size: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; size];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled = filled.saturating_add(count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
-}
-
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|handle| handle.sync_all()).map_err(failed("write", dir))
+    // After an error pages that could not be written must not look like a valid copy: the next save would overwrite
+    // the one that is really there.
+    durable::write(&file, 0, &bytes).map_err(failed("write", path))?;
+    let held = durable::holds(&file, 0, &bytes).map_err(failed("read", path))?;
+    held.then_some(()).ok_or_else(|| StoreError::NotWritten(path.to_owned()))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {

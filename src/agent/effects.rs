@@ -74,23 +74,34 @@ impl Work {
         gateway.env_ready()?;
         let target = gateway.acquire(!booted)?;
         let bundle = self.bundle(operation, operation.manifest_sha256).await?;
-        let os = gateway.os_release();
+        let plan = self.plan(operation, &bundle, booted, &target)?;
+        let mut held = gateway.held.lock().await;
+        held.target = Some(target);
+        held.bundle = Some(bundle);
+        Ok(Event::Opened(Box::new(plan)))
+    }
+
+    /// What `bundle` leads to on this gateway, or why not.
+    fn plan(
+        &self,
+        operation: &Operation,
+        bundle: &Bundle,
+        booted: Slot,
+        target: &Target,
+    ) -> Result<Plan, Failure> {
+        let os = self.gateway.os_release();
         let known = &self.record.slots.get(booted).image;
         let device = Device {
-            compatible: &gateway.settings.compatible,
+            compatible: &self.gateway.settings.compatible,
             booted,
             booted_image: known.as_ref(),
             booted_version: os.version.as_deref(),
             floor: self.record.floor.max(os.security_version).max(security_version(known.as_ref())),
             capacity: target.capacity(),
             quarantine: &self.record.quarantine,
-            tries: gateway.settings.bootloader.tries,
+            tries: self.gateway.settings.bootloader.tries,
         };
-        let plan = plan::plan(operation, bundle.manifest(), &device)?;
-        let mut held = gateway.held.lock().await;
-        held.target = Some(target);
-        held.bundle = Some(bundle);
-        Ok(Event::Opened(Box::new(plan)))
+        plan::plan(operation, bundle.manifest(), &device)
     }
 
     /// Opens the bundle anew; cancelling only stops waiting, for nothing has been changed yet.
@@ -132,7 +143,7 @@ impl Work {
     async fn stage(&self, plan: &Plan) -> Result<Event, Failure> {
         let target = self.target(plan.target).await?;
         let image = known_image(plan)?;
-        let bundle = self.planned_bundle(plan, image).await?;
+        let bundle = self.planned_bundle(plan, image, &target).await?;
         let index = bundle.index();
         let index = tokio::select! {
             index = index => index?,
@@ -149,20 +160,31 @@ impl Work {
         Ok(Event::Staged { hold: waits.then(Hold::default) })
     }
 
-    /// The bundle that was planned with: after a restart the same URL must still lead to the same manifest.
-    async fn planned_bundle(&self, plan: &Plan, image: &ImageInfo) -> Result<Arc<Bundle>, Failure> {
+    /// The bundle that was planned with: after a restart the same URL must still lead to the same manifest, and that to
+    /// the same plan, for a record can be forged.
+    async fn planned_bundle(
+        &self,
+        plan: &Plan,
+        image: &ImageInfo,
+        target: &Target,
+    ) -> Result<Arc<Bundle>, Failure> {
         if let Some(bundle) = self.gateway.held.lock().await.bundle.clone() {
             return Ok(bundle);
         }
         let bundle = self.bundle(&plan.operation, Some(image.manifest)).await;
         let from = self.gateway.source(&plan.operation)?;
-        bundle.map_err(|failure| match failure.code {
+        let bundle = bundle.map_err(|failure| match failure.code {
             Code::DigestMismatch => {
                 let reason =
                     "now holds another bundle than the one this update began with; call the update again";
                 Failure::new(failure.code, format!("{from} {reason}"))
             }
             _ => failure,
+        })?;
+        let again = self.plan(&plan.operation, &bundle, !plan.target, target)?;
+        let same = again.image.as_ref() == Some(image);
+        same.then_some(bundle).ok_or_else(|| {
+            Failure::new(Code::Internal, "the record tells of another image than its manifest")
         })
     }
 

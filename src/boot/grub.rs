@@ -12,7 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use self::block::{Block, SECTOR, SIZE};
-use super::{BootError, Bootloader, durable, variables};
+use super::{BootError, Bootloader, raw, variables};
+use crate::durable;
 use crate::slot::{Armed, BootEnv, Slot};
 
 /// Most folders of `EFI` that are looked into.
@@ -37,13 +38,13 @@ impl Grub {
     }
 
     fn load(&self) -> Result<Content, BootError> {
-        let file = match durable::open(&self.path, false) {
+        let file = match raw::open(&self.path, false) {
             Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 return Ok(Content::Lost);
             }
             other => other?,
         };
-        let bytes = durable::read(&file, &self.path, 0, SIZE + 1)?;
+        let bytes = raw::read(&file, &self.path, 0, SIZE + 1)?;
         if bytes.len() > SIZE && block::has_signature(&bytes) {
             let why = format!("it is longer than {SIZE} bytes: create it anew with grub-editenv");
             return Err(BootError::Unsupported { path: self.path.clone(), why });
@@ -109,22 +110,19 @@ impl Grub {
 
     /// Opens the file for writing, creating it where it is missing.
     fn writable(&self) -> Result<File, BootError> {
-        match durable::patiently(|| durable::open(&self.path, true)) {
+        match raw::patiently(|| raw::open(&self.path, true)) {
             Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
             other => return other,
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
-        options.open(&self.path).map_err(durable::failed("create", &self.path))
+        options.open(&self.path).map_err(raw::failed("create", &self.path))
     }
 
     /// A file that is whole again must also be found again: its length and its name are made durable.
     fn settle(&self, file: &File) -> Result<(), BootError> {
-        file.set_len(SIZE as u64)
-            .and_then(|()| file.sync_all())
-            .map_err(durable::failed("write", &self.path))?;
-        let folder = self.path.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(durable::failed("write", folder))
+        file.set_len(SIZE as u64).and_then(|()| file.sync_all()).map_err(raw::failed("write", &self.path))?;
+        durable::sync_folder(&self.path).map_err(raw::failed("write", &self.path))
     }
 
     fn place(&self) -> String {
@@ -142,7 +140,7 @@ impl Bootloader for Grub {
 
     fn write(&self, env: &BootEnv) -> Result<(), BootError> {
         let bytes = self.next(env)?;
-        durable::write(&self.writable()?, &self.path, 0, &bytes)
+        raw::write(&self.writable()?, &self.path, 0, &bytes)
     }
 
     fn rebuild(&self, env: &BootEnv) -> Result<(), BootError> {
@@ -151,15 +149,15 @@ impl Bootloader for Grub {
         }
         let bytes = self.anew(env)?;
         let file = self.writable()?;
-        durable::write(&file, &self.path, 0, &bytes)?;
+        raw::write(&file, &self.path, 0, &bytes)?;
         self.settle(&file)
     }
 
     fn ready(&self) -> Result<(), BootError> {
         let trial = Some(Armed { slot: Slot::B, tries: 9 });
         self.next(&BootEnv { primary: Slot::A, trial, fallback: Some(Slot::B) })?;
-        match durable::open(&self.path, true) {
-            Err(error) if !durable::is_leased(&error) => Err(error),
+        match raw::open(&self.path, true) {
+            Err(error) if !raw::is_leased(&error) => Err(error),
             _ => Ok(()),
         }
     }
@@ -176,8 +174,8 @@ fn subfolders(top: &Path) -> Vec<PathBuf> {
 }
 
 fn is_block(path: &Path) -> bool {
-    let Ok(file) = durable::open(path, false) else { return false };
-    durable::read(&file, path, 0, SIZE + 1).is_ok_and(|bytes| Block::parse(&bytes).is_some())
+    let Ok(file) = raw::open(path, false) else { return false };
+    raw::read(&file, path, 0, SIZE + 1).is_ok_and(|bytes| Block::parse(&bytes).is_some())
 }
 
 #[cfg(test)]

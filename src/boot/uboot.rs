@@ -2,7 +2,7 @@
 
 mod around;
 mod config;
-mod copy;
+mod env_copy;
 mod lock;
 
 use std::fs::{self, File};
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 pub use self::config::Location as Place;
 use self::config::Location;
-use self::copy::Copy;
-use super::{BootError, Bootloader, durable, variables};
+use self::env_copy::EnvCopy;
+use super::{BootError, Bootloader, raw, variables};
 use crate::device::Identity;
 use crate::slot::{Armed, BootEnv, Slot};
 
@@ -63,9 +63,9 @@ impl Uboot {
 
     /// What is overwritten must be a copy, the remains of one, or nothing: it would be something else if its line
     /// were wrong.
-    fn check_replaced(&self, area: &Area, current: &Area, copy: &Copy) -> Result<(), BootError> {
-        let bytes = durable::read(&area.file, &area.path, area.start, area.size)?;
-        if Copy::parse(&bytes, true).is_some() || around::begins_like(&bytes, copy) {
+    fn check_replaced(&self, area: &Area, current: &Area, copy: &EnvCopy) -> Result<(), BootError> {
+        let bytes = raw::read(&area.file, &area.path, area.start, area.size)?;
+        if EnvCopy::parse(&bytes, true).is_some() || around::begins_like(&bytes, copy) {
             return Ok(());
         }
         let is_current = |start| start == current.start && area.identity == current.identity;
@@ -117,7 +117,7 @@ impl Uboot {
 
     /// What a lost environment is rebuilt from. Once a valid copy exists, U-Boot forgets the variables that it
     /// was built with: our four alone would leave a board that does not boot.
-    fn defaults(&self, medium: &Medium) -> Result<Copy, BootError> {
+    fn defaults(&self, medium: &Medium) -> Result<EnvCopy, BootError> {
         let path = self.config.with_file_name(DEFAULTS);
         let text = fs::read(&path).map_err(|source| BootError::NoDefaults {
             place: medium.place(),
@@ -125,7 +125,7 @@ impl Uboot {
             source,
         })?;
         let lines = text.split(|byte| *byte == b'\n' || *byte == 0).filter(|line| !line.is_empty());
-        Ok(Copy { flags: 0, entries: lines.map(<[u8]>::to_vec).collect() })
+        Ok(EnvCopy { flags: 0, entries: lines.map(<[u8]>::to_vec).collect() })
     }
 }
 
@@ -140,19 +140,19 @@ impl Bootloader for Uboot {
 
     fn write(&self, env: &BootEnv) -> Result<(), BootError> {
         let _locks = lock::acquire();
-        let medium = durable::patiently(|| Medium::open(&self.config, true))?;
+        let medium = raw::patiently(|| Medium::open(&self.config, true))?;
         let (area, bytes) = self.replacement(&medium, env)?.ok_or_else(|| self.absence(&medium))?;
-        durable::write(&area.file, &area.path, area.start, &bytes)
+        raw::write(&area.file, &area.path, area.start, &bytes)
     }
 
     fn rebuild(&self, env: &BootEnv) -> Result<(), BootError> {
         let _locks = lock::acquire();
-        let medium = durable::patiently(|| Medium::open(&self.config, true))?;
+        let medium = raw::patiently(|| Medium::open(&self.config, true))?;
         let (area, bytes) = match self.replacement(&medium, env)? {
             Some(next) => next,
             None => self.anew(&medium, env)?,
         };
-        durable::write(&area.file, &area.path, area.start, &bytes)
+        raw::write(&area.file, &area.path, area.start, &bytes)
     }
 
     fn ready(&self) -> Result<(), BootError> {
@@ -163,7 +163,7 @@ impl Bootloader for Uboot {
         };
         let medium = match Medium::open(&self.config, true) {
             // Writing waits for it.
-            Err(error) if durable::is_leased(&error) => Medium::open(&self.config, false)?,
+            Err(error) if raw::is_leased(&error) => Medium::open(&self.config, false)?,
             opened => opened?,
         };
         self.replacement(&medium, &longest)?.ok_or_else(|| self.absence(&medium)).map(drop)
@@ -206,14 +206,14 @@ impl Medium {
     }
 
     /// Index and content of the current copy; `None` when no copy is valid.
-    fn current(&self) -> Result<Option<(usize, Copy)>, BootError> {
+    fn current(&self) -> Result<Option<(usize, EnvCopy)>, BootError> {
         let redundant = self.areas.len() > 1;
         let mut copies = Vec::new();
         let mut unreadable = Vec::new();
         for (index, area) in self.areas.iter().enumerate() {
-            match durable::read(&area.file, &area.path, area.start, area.size) {
+            match raw::read(&area.file, &area.path, area.start, area.size) {
                 Ok(bytes) if bytes.len() < area.size => {}
-                Ok(bytes) => copies.extend(Copy::parse(&bytes, redundant).map(|copy| (index, copy))),
+                Ok(bytes) => copies.extend(EnvCopy::parse(&bytes, redundant).map(|copy| (index, copy))),
                 Err(error) => unreadable.push(error),
             }
         }
@@ -224,14 +224,14 @@ impl Medium {
             None => {}
         }
         let second = match copies.as_slice() {
-            [(_, first), (_, second)] => copy::second_is_newer(first.flags, second.flags),
+            [(_, first), (_, second)] => env_copy::second_is_newer(first.flags, second.flags),
             _ => false,
         };
         Ok(if second { copies.pop() } else { copies.into_iter().next() })
     }
 
     /// The bytes of `copy` for `area`.
-    fn render(&self, area: &Area, copy: &Copy) -> Result<Vec<u8>, BootError> {
+    fn render(&self, area: &Area, copy: &EnvCopy) -> Result<Vec<u8>, BootError> {
         let full = |needed| BootError::Full { place: self.place(), needed, size: area.size };
         copy.render(area.size).map_err(full)
     }
@@ -248,9 +248,9 @@ impl Area {
     fn open(location: Location, writable: bool) -> Result<Area, BootError> {
         let Location { path, offset, size, line } = location;
         refuse_flash(&path)?;
-        let file = durable::open(&path, writable)?;
-        let length = durable::length(&file, &path)?;
-        let meta = file.metadata().map_err(durable::failed("examine", &path))?;
+        let file = raw::open(&path, writable)?;
+        let length = raw::length(&file, &path)?;
+        let meta = file.metadata().map_err(raw::failed("examine", &path))?;
         let identity = Identity::from_metadata(&meta);
         let unsupported = |why: String| BootError::Unsupported { path: path.clone(), why };
         let start = match u64::try_from(offset) {

@@ -4,9 +4,8 @@
 //! not matter to gateways that have a place. It is asked again when the hub refuses the gateway or cannot be reached
 //! for long, with pauses of its own: a fleet that is refused must not become a storm on the service.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use super::error::HubError;
 use super::{identity, provision};
 use crate::clock::{self, Clock};
 use crate::config::{Cloud, Dps, Place, Seat};
+use crate::durable;
 use crate::reach::Memory;
 
 /// Failures in a row after which the hub may have been replaced.
@@ -241,13 +241,9 @@ fn remember(dps: &Dps, seat: &Seat) {
 
 /// The old content or the new, whenever the power fails.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder)?.sync_all()
+    let mut draft = durable::draft(path)?;
+    draft.write_all(text.as_bytes())?;
+    durable::put(&draft, path)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Where the gateway belongs, against a scripted provisioning service over real TLS.
 
+use std::fs;
+
 use super::*;
 use crate::hub::dps::ANSWERS;
 use crate::hub::testing::{Peer, Server, soon};

@@ -82,6 +82,20 @@ fn a_save_torn_anywhere_leaves_the_old_or_the_new_record() {
 }
 
 #[test]
+fn no_sequence_number_is_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = saved(dir.path(), 2);
+    for name in NAMES {
+        let last = StoredCopy { sequence: u64::MAX, body: b"{}".to_vec() };
+        fs::write(dir.path().join(name), last.render().unwrap()).unwrap();
+    }
+    for n in 3..=6 {
+        store.save(&record(n)).unwrap();
+        assert_eq!(load(&store), Some(record(n)));
+    }
+}
+
+#[test]
 fn damage_to_one_copy_costs_at_most_the_last_save() {
     let dir = tempfile::tempdir().unwrap();
     let store = saved(dir.path(), 4);

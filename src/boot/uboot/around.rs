@@ -4,9 +4,9 @@
 //! overwritten, the neighbourhood is searched: other sizes, offsets and both forms by their checksum, and text that
 //! could be variables.
 
-use super::copy::Copy;
+use super::env_copy::EnvCopy;
 use super::{Area, SECTOR};
-use crate::boot::{BootError, durable, variables};
+use crate::boot::{BootError, raw, variables};
 
 /// How far around a place is looked, bytes.
 const REACH: u64 = 1 << 20;
@@ -64,7 +64,7 @@ pub fn look(area: &Area) -> Result<Option<Found>, BootError> {
     if found.is_some() {
         return Ok(found);
     }
-    let bytes = durable::read(&area.file, &area.path, area.start, area.size)?;
+    let bytes = raw::read(&area.file, &area.path, area.start, area.size)?;
     Ok(readable(&bytes).then_some(Found { start: area.start, form: Form::Text }))
 }
 
@@ -87,7 +87,7 @@ fn window(area: &Area) -> Result<(u64, Vec<u8>), BootError> {
     let from = area.start.saturating_sub(REACH);
     let before = usize::try_from(area.start.saturating_sub(from)).unwrap_or_default();
     let length = before.saturating_add(area.size).saturating_add(REACH as usize).saturating_add(LARGEST);
-    Ok((from, durable::read(&area.file, &area.path, from, length)?))
+    Ok((from, raw::read(&area.file, &area.path, from, length)?))
 }
 
 /// Starts in steps of a sector, counted from the device and from the place itself.
@@ -152,7 +152,7 @@ fn readable(bytes: &[u8]) -> bool {
 }
 
 /// Whether `bytes` is what a torn write leaves of a copy beside `current`, or was never written at all.
-pub fn remains(bytes: &[u8], current: &Copy) -> bool {
+pub fn remains(bytes: &[u8], current: &EnvCopy) -> bool {
     let blank = |byte: &u8| matches!(byte, 0 | 0xff);
     let data = bytes.get(5..).unwrap_or_default();
     if begins_like(bytes, current) || data.iter().all(blank) {
@@ -168,11 +168,11 @@ pub fn remains(bytes: &[u8], current: &Copy) -> bool {
 }
 
 /// A variable of the current copy, or one of ours, begins exactly where a copy's first one does.
-pub fn begins_like(bytes: &[u8], current: &Copy) -> bool {
+pub fn begins_like(bytes: &[u8], current: &EnvCopy) -> bool {
     bytes.get(5..).is_some_and(|data| is_known(data, current))
 }
 
-fn is_known(entry: &[u8], current: &Copy) -> bool {
+fn is_known(entry: &[u8], current: &EnvCopy) -> bool {
     let Some(name) = name_of(entry) else { return false };
     name.starts_with(variables::PREFIX.as_bytes())
         || current.entries.iter().any(|entry| name_of(entry) == Some(name))

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::boot::{BootError, durable};
+use crate::boot::{BootError, raw};
 
 /// Smallest and largest area that is taken for an environment, in bytes.
 const SIZES: std::ops::RangeInclusive<usize> = 16..=1024 * 1024;
@@ -26,7 +26,7 @@ pub struct Location {
 
 /// Reads the copies that `config` lists: one or two, all of one size.
 pub fn load(config: &Path) -> Result<Vec<Location>, BootError> {
-    let failed = durable::failed("read", config);
+    let failed = raw::failed("read", config);
     if fs::metadata(config).map_err(&failed)?.len() > MAX_CONFIG {
         return Err(wrong(config, 1, "this is too long for an fw_env.config"));
     }

@@ -15,7 +15,7 @@ impl Board {
     fn new() -> Board {
         let board = Board::blank();
         let entries = [b"bootcmd=run distro_bootcmd".to_vec(), b".flags=a:sw".to_vec()];
-        let old = Copy { flags: 255, entries: entries.to_vec() };
+        let old = EnvCopy { flags: 255, entries: entries.to_vec() };
         board.put(0, &old.render(SIZE).unwrap());
         board.put(1, &old.with(0, &BootEnv::only(Slot::A)).render(SIZE).unwrap());
         board
@@ -44,8 +44,8 @@ impl Board {
         fs::write(self.env(), bytes).unwrap();
     }
 
-    fn copy(&self, index: usize) -> Option<Copy> {
-        Copy::parse(&self.bytes()[index * SIZE..][..SIZE], true)
+    fn copy(&self, index: usize) -> Option<EnvCopy> {
+        EnvCopy::parse(&self.bytes()[index * SIZE..][..SIZE], true)
     }
 }
 
@@ -151,7 +151,7 @@ fn a_single_copy_is_read_but_never_written() {
 fn an_environment_without_room_is_left_as_it_is() {
     let board = Board::blank();
     let entry = [b"x=".to_vec(), vec![b'y'; SIZE - 20]].concat();
-    board.put(0, &Copy { flags: 1, entries: vec![entry] }.render(SIZE).unwrap());
+    board.put(0, &EnvCopy { flags: 1, entries: vec![entry] }.render(SIZE).unwrap());
     let before = board.bytes();
     assert!(matches!(board.uboot.ready(), Err(BootError::Full { .. })));
     assert!(matches!(board.uboot.write(&BootEnv::only(Slot::A)), Err(BootError::Full { .. })));
@@ -207,7 +207,7 @@ fn misconfigured(lines: &str) -> Board {
     let entries = ["ethaddr=02:00:00:00:00:01", "serial#=17", "fwupdate_primary=A"];
     for (start, flags) in [(0x1000, 4), (0x1400, 5)] {
         let entries = entries.map(|entry| entry.as_bytes().to_vec()).to_vec();
-        bytes[start..start + 0x400].copy_from_slice(&Copy { flags, entries }.render(0x400).unwrap());
+        bytes[start..start + 0x400].copy_from_slice(&EnvCopy { flags, entries }.render(0x400).unwrap());
     }
     fs::write(board.env(), bytes).unwrap();
     let lines = lines.replace("ENV", board.env().to_str().unwrap());

@@ -5,13 +5,13 @@
 //! that names the chunking rules, for chunks of other rules are of no use; then 20 bytes a chunk: the block of
 //! 4096 bytes where it begins, and its digest. Zeros are left out, as nobody looks for them.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::bundle::{ChunkDigest, Index};
+use crate::durable;
 use crate::manifest::{BLOCK, Chunking, INDEX_CAP};
 
 const MAGIC: &str = "fwupdate-chunks 1";
@@ -80,16 +80,12 @@ pub(in crate::stage) fn keep(path: &Path, index: &Index, rules: &Chunking) {
 
 /// Removes the map of a slot that is about to change, durably: one that came back would hide what is written now.
 pub(in crate::stage) fn forget(path: &Path) {
-    match fs::remove_file(path).and_then(|()| sync_folder(path)) {
+    match fs::remove_file(path).and_then(|()| durable::sync_folder(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             tracing::warn!("an old chunk map stays: {}: {error}", path.display());
         }
         _ => {}
     }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 /// A map that is being written, beside the one that it will replace. An error costs the map, never the update.
@@ -101,14 +97,7 @@ pub(in crate::stage) struct Draft {
 impl Draft {
     pub(in crate::stage) fn new(path: &Path, rules: &Chunking) -> Draft {
         let begin = || {
-            let mut options = OpenOptions::new();
-            let file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path.with_extension("new"))?;
-            let mut file = BufWriter::new(file);
+            let mut file = BufWriter::new(durable::draft(path)?);
             file.write_all(first_line(rules).as_bytes())?;
             Ok(file)
         };
@@ -129,19 +118,16 @@ impl Draft {
 
     /// Puts the map in its place, durably: the old one or the new one, whenever the power fails.
     pub(in crate::stage) fn finish(self) {
-        let beside = self.path.with_extension("new");
         let file = self.file.into_inner().unwrap_or_else(PoisonError::into_inner);
         let kept = file.and_then(|file| {
-            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&beside, &self.path)?;
-            sync_folder(&self.path)
+            durable::put(&file.into_inner().map_err(io::IntoInnerError::into_error)?, &self.path)
         });
         if let Err(error) = kept {
             tracing::warn!(
                 "no chunk map is kept; the slot will be scanned: {}: {error}",
                 self.path.display()
             );
-            forget(&beside);
+            forget(&durable::beside(&self.path));
         }
     }
 }

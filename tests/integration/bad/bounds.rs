@@ -87,6 +87,63 @@ async fn a_time_beyond_all_times_is_refused_and_ends_nobody() {
 }
 
 #[tokio::test]
+async fn no_value_at_its_limit_ends_anybody() {
+    let mut world = World::new().await;
+    let good = world.release("2.0.0");
+    let moments = [
+        "1970-01-01T00:00:00Z",
+        "1970-01-01T00:00:00+00:01",
+        "1969-12-31T23:59:59.999999999Z",
+        "0000-01-01T00:00:00Z",
+        "9999-12-31T23:59:59.999999999Z",
+        "9999-12-31T23:59:60Z",
+        "2016-12-31T23:59:60Z",
+        "2026-02-29T00:00:00Z",
+        "2026-06-30T23:59:60+23:59",
+        "2026-06-30T23:59:60-23:59",
+        "2026-01-01T00:00:00-00:00",
+        "2026-01-01t00:00:00z",
+        "2026-01-01T24:00:00Z",
+        "2026-01-01T00:00:00+24:00",
+        "+12026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00",
+        "",
+        " ",
+    ];
+    let numbers = [
+        json!(0),
+        json!(1),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(-1),
+        json!(1.5),
+        json!(1e300),
+        json!("1"),
+    ];
+    let fields = ["notBefore", "deadline"].into_iter().flat_map(|field| moments.map(|at| (field, json!(at))));
+    let budgets = numbers.into_iter().map(|number| ("maxDownloadBytes", number));
+    for (field, value) in fields.chain(budgets) {
+        let payload = json!({"fwPackageUri": world.hub.files_url("none.fwb"), field: value});
+        let answer = world.call("firmwareUpdate", payload).await;
+        match answer.status {
+            200 => {
+                world.call("firmwareCancel", json!({})).await;
+                world.outcome(answer.payload["operationId"].as_str().unwrap()).await;
+            }
+            _ => expect(field, &answer.payload["error"], "MalformedRequest", field),
+        }
+    }
+    for at in moments {
+        let answer = world.call("firmwareDefer", json!({"until": at})).await;
+        assert!([400, 503].contains(&answer.status), "{at} {}", answer.payload);
+    }
+    assert_eq!(world.gateway.power_ons(), 1);
+    assert!(!world.gateway.log().contains("panicked"), "{}", world.gateway.log());
+    take(&mut world, &good).await;
+    goes_on(world).await;
+}
+
+#[tokio::test]
 async fn a_forged_record_arms_no_slot_that_was_never_written() {
     let mut world = World::new().await;
     let release = world.release("2.0.0");
@@ -121,6 +178,33 @@ async fn a_forged_record_arms_no_slot_that_was_never_written() {
         assert_eq!(world.gateway.power_ons(), 1, "the slot was booted");
     }
     goes_on(world).await;
+}
+
+#[tokio::test]
+async fn a_forged_record_stages_nothing_below_the_security_floor() {
+    let mut world = World::new().await;
+    let old = world.make(Spec { create: &["--security-version", "1"], ..Spec::default() });
+    take(&mut world, &old).await;
+    let new = world.make(Spec { version: "3.0.0", create: &["--security-version", "5"], ..Spec::default() });
+    take(&mut world, &new).await;
+    world.kill().await;
+    let mut record = newest(&world);
+    let image = record["slots"]["b"]["image"].clone();
+    assert_eq!(image["securityVersion"], 1);
+    let operation = json!({"id": "forged", "uri": old.url, "allowDowngrade": true, "force": true});
+    record["phase"] = json!({
+        "name": "staging",
+        "plan": {"operation": operation, "target": "B", "image": image, "fromVersion": null, "tries": 3, "rewrite": true},
+    });
+    for path in records(&world) {
+        let (sequence, _) = read_record(&path);
+        write_record(&path, 1, sequence, &record);
+    }
+    world.gateway.start_agent().unwrap();
+    let last = world.outcome("forged").await;
+    expect("a forged plan", &last["error"], "Downgrade", "below this gateway's floor 5");
+    assert_eq!(world.booted(), Slot::A);
+    world.finish_disturbed().await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ const MAGIC: &str = "fwupdate-record";
 
 /// A record and its place in the order of saves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
+pub struct StoredCopy {
     pub sequence: u64,
     pub body: Vec<u8>,
 }
@@ -20,16 +20,22 @@ pub struct Copy {
 pub enum State {
     /// Never written: nothing but spaces, or the zeros that some file systems leave after a cut.
     Blank,
-    Valid(Copy),
+    Valid(StoredCopy),
     Damaged,
     /// Whole, but of a format that this agent does not know.
     Newer(u64),
 }
 
-impl Copy {
+impl StoredCopy {
+    /// Whether this copy was saved later: sequence numbers go round, so that none of them is the last.
+    pub fn follows(&self, other: &StoredCopy) -> bool {
+        let ahead = self.sequence.wrapping_sub(other.sequence);
+        (1..u64::MAX / 2).contains(&ahead)
+    }
+
     /// Header and body; `Err` gives the bytes that would be needed.
     pub fn render(&self) -> Result<Vec<u8>, usize> {
-        let Copy { sequence, body } = self;
+        let StoredCopy { sequence, body } = self;
         let head = format!("{MAGIC} {VERSION} seq={sequence} len={} crc32=", body.len());
         let mut bytes = format!("{head}{:08x}\n", checksum(&head, body)).into_bytes();
         bytes.extend_from_slice(body);
@@ -58,7 +64,7 @@ pub fn parse(bytes: &[u8]) -> State {
 }
 
 /// The header's fields and checksum are the same in every version.
-fn parse_valid(bytes: &[u8]) -> Option<(u64, Copy)> {
+fn parse_valid(bytes: &[u8]) -> Option<(u64, StoredCopy)> {
     let newline = bytes.iter().position(|byte| *byte == b'\n')?;
     let (line, rest) = bytes.split_at_checked(newline)?;
     let line = std::str::from_utf8(line).ok()?;
@@ -69,15 +75,15 @@ fn parse_valid(bytes: &[u8]) -> Option<(u64, Copy)> {
     let length = fields.next()?.strip_prefix("len=")?.parse().ok()?;
     let body = rest.get(1..)?.get(..length)?;
     let whole = u32::from_str_radix(crc, 16).ok()? == checksum(head, body);
-    whole.then(|| (version, Copy { sequence, body: body.to_vec() }))
+    whole.then(|| (version, StoredCopy { sequence, body: body.to_vec() }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn copy() -> Copy {
-        Copy { sequence: 12, body: b"{\"phase\":\"idle\"}".to_vec() }
+    fn copy() -> StoredCopy {
+        StoredCopy { sequence: 12, body: b"{\"phase\":\"idle\"}".to_vec() }
     }
 
     #[test]
@@ -125,8 +131,14 @@ mod tests {
 
     #[test]
     fn the_largest_record_fits_and_one_byte_more_does_not() {
-        let head = Copy { sequence: 1, body: vec![b'x'; 60_000] }.render().unwrap().len() - 60_000;
-        assert_eq!(Copy { sequence: 1, body: vec![b'x'; CAPACITY - head] }.render().unwrap().len(), CAPACITY);
-        assert_eq!(Copy { sequence: 1, body: vec![b'x'; CAPACITY - head + 1] }.render(), Err(CAPACITY + 1));
+        let head = StoredCopy { sequence: 1, body: vec![b'x'; 60_000] }.render().unwrap().len() - 60_000;
+        assert_eq!(
+            StoredCopy { sequence: 1, body: vec![b'x'; CAPACITY - head] }.render().unwrap().len(),
+            CAPACITY
+        );
+        assert_eq!(
+            StoredCopy { sequence: 1, body: vec![b'x'; CAPACITY - head + 1] }.render(),
+            Err(CAPACITY + 1)
+        );
     }
 }

@@ -11,23 +11,23 @@ const CRC: usize = 4;
 
 /// A copy whose CRC is right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
+pub struct EnvCopy {
     /// Order of the copies; 0 in a single one.
     pub flags: u8,
     /// Each `name=value`, as it is.
     pub entries: Vec<Vec<u8>>,
 }
 
-impl Copy {
+impl EnvCopy {
     /// `None`: the CRC is wrong, or `area` is too short to hold an environment at all.
-    pub fn parse(area: &[u8], redundant: bool) -> Option<Copy> {
+    pub fn parse(area: &[u8], redundant: bool) -> Option<EnvCopy> {
         let (crc, rest) = area.split_first_chunk::<CRC>()?;
         let (flags, data) = if redundant { rest.split_first()? } else { (&0, rest) };
         if data.is_empty() || crc32fast::hash(data) != u32::from_ne_bytes(*crc) {
             return None;
         }
         let entries = data.split(|byte| *byte == 0).take_while(|entry| !entry.is_empty());
-        Some(Copy { flags: *flags, entries: entries.map(<[u8]>::to_vec).collect() })
+        Some(EnvCopy { flags: *flags, entries: entries.map(<[u8]>::to_vec).collect() })
     }
 
     /// The bytes of a redundant copy of `size`; `Err` gives the bytes that would be needed.
@@ -60,7 +60,7 @@ impl Copy {
 
     /// The next copy: our variables replaced, all others as they are. An empty variable is left out, for
     /// U-Boot knows no difference.
-    pub fn with(&self, flags: u8, env: &BootEnv) -> Copy {
+    pub fn with(&self, flags: u8, env: &BootEnv) -> EnvCopy {
         let ours = |entry: &[u8]| variables::NAMES.iter().any(|name| name.as_bytes() == split(entry).0);
         let mut entries: Vec<Vec<u8>> = self.entries.iter().filter(|entry| !ours(entry)).cloned().collect();
         for (name, value) in variables::NAMES.iter().zip(variables::values(env)) {
@@ -68,7 +68,7 @@ impl Copy {
                 entries.push(format!("{name}={value}").into_bytes());
             }
         }
-        Copy { flags, entries }
+        EnvCopy { flags, entries }
     }
 }
 
@@ -111,11 +111,11 @@ mod tests {
             ([0x44, 0xb2, 0x65, 0x7e], true, 0xff),
         ] {
             let area = vector(header, redundant, padding);
-            let copy = Copy::parse(&area, redundant).unwrap();
+            let copy = EnvCopy::parse(&area, redundant).unwrap();
             assert_eq!(copy.entries, [b"BOOT_A_LEFT=3".to_vec(), b"BOOT_ORDER=A B".to_vec()]);
             assert_eq!(copy.get("BOOT_ORDER"), "A B");
             assert_eq!(copy.get("BOOT"), "");
-            assert!(Copy::parse(&area, !redundant).is_none());
+            assert!(EnvCopy::parse(&area, !redundant).is_none());
             if redundant && padding == 0 {
                 assert_eq!(copy.render(0x40).unwrap(), area);
             }
@@ -140,12 +140,12 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_but_the_flags_is_noticed() {
-        let copy = Copy { flags: 1, entries: vec![b"a=b".to_vec()] };
+        let copy = EnvCopy { flags: 1, entries: vec![b"a=b".to_vec()] };
         let area = copy.render(24).unwrap();
         for bit in (0..area.len() * 8).filter(|bit| bit / 8 != CRC) {
             let mut bad = area.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(Copy::parse(&bad, true).is_none(), "bit {bit}");
+            assert!(EnvCopy::parse(&bad, true).is_none(), "bit {bit}");
         }
     }
 
@@ -153,10 +153,10 @@ mod tests {
     fn other_variables_stay_and_ours_are_replaced_wherever_they_are() {
         let entries =
             ["fwupdate_tries=2", ".flags=x:sr", "fwupdate_trial=B", "odd", "fwupdate_primaryx=1", "e="];
-        let old = Copy { flags: 3, entries: entries.map(|entry| entry.as_bytes().to_vec()).to_vec() };
+        let old = EnvCopy { flags: 3, entries: entries.map(|entry| entry.as_bytes().to_vec()).to_vec() };
         let armed =
             BootEnv { primary: Slot::A, trial: Some(Armed { slot: Slot::B, tries: 3 }), fallback: None };
-        let text = |copy: Copy| {
+        let text = |copy: EnvCopy| {
             copy.entries.iter().map(|e| String::from_utf8_lossy(e).into_owned()).collect::<Vec<_>>()
         };
         assert_eq!(
@@ -177,11 +177,11 @@ mod tests {
 
     #[test]
     fn an_area_that_is_too_small_says_what_it_needs() {
-        let copy = Copy { flags: 0, entries: vec![b"a=b".to_vec()] };
+        let copy = EnvCopy { flags: 0, entries: vec![b"a=b".to_vec()] };
         assert_eq!(copy.render(10).unwrap().len(), 10);
         assert_eq!(copy.render(9), Err(10));
         for area in [&b""[..], &[0; 4], &[0; 5]] {
-            assert!(Copy::parse(area, true).is_none());
+            assert!(EnvCopy::parse(area, true).is_none());
         }
     }
 }

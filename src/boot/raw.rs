@@ -1,15 +1,16 @@
-//! Reading and writing small areas of a file or block device so that the medium, not the page cache, answers.
+//! The file or block device of a boot environment: opened, measured, read and written, with errors that name it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::OFlag;
 
 use super::BootError;
+use crate::durable;
 
 /// Longer than the kernel lets a lease be held against a writer (fs.lease-break-time is 45 s).
 const LEASE: Duration = Duration::from_secs(60);
@@ -52,38 +53,14 @@ pub fn length(file: &File, path: &Path) -> Result<u64, BootError> {
 
 /// Up to `size` bytes at `offset`: fewer where the file ends.
 pub fn read(file: &File, path: &Path, offset: u64, size: usize) -> Result<Vec<u8>, BootError> {
-    let mut bytes = vec![0; size];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset.saturating_add(filled as u64)) {
-            Ok(0) => break,
-            Ok(count) => filled = filled.saturating_add(count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed("read", path)(error)),
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
+    durable::read(file, offset, size).map_err(failed("read", path))
 }
 
-/// Writes in one synchronous call, then reads back what the medium holds and compares.
-///
-/// After an error too, the next read asks the medium: pages that could not be written would look like content.
+/// Writes durably, and compares what the medium holds then.
 pub fn write(file: &File, path: &Path, offset: u64, bytes: &[u8]) -> Result<(), BootError> {
-    let written = file.write_all_at(bytes, offset).and_then(|()| file.sync_all());
-    forget_cache(file, path);
-    written.map_err(failed("write", path))?;
-    if read(file, path, offset, bytes.len())? == bytes {
-        return Ok(());
-    }
-    Err(BootError::NotWritten(path.to_owned()))
-}
-
-/// Drops clean pages, so that the next read reaches the medium. Only advice: tmpfs, for one, has no medium.
-fn forget_cache(file: &File, path: &Path) {
-    if let Err(error) = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
-        tracing::debug!(path = %path.display(), %error, "the page cache stays");
-    }
+    durable::write(file, offset, bytes).map_err(failed("write", path))?;
+    let held = durable::holds(file, offset, bytes).map_err(failed("read", path))?;
+    held.then_some(()).ok_or_else(|| BootError::NotWritten(path.to_owned()))
 }
 
 pub fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> BootError {
@@ -105,14 +82,5 @@ mod tests {
         let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = write(&file, Path::new("/dev/full"), 0, b"x").unwrap_err();
         assert!(error.to_string().starts_with("cannot write /dev/full: No space left"), "{error}");
-    }
-
-    #[test]
-    fn reading_stops_where_the_file_ends() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), b"abc").unwrap();
-        let open = open(file.path(), false).unwrap();
-        assert_eq!(read(&open, file.path(), 1, 10).unwrap(), b"bc");
-        assert_eq!(length(&open, file.path()).unwrap(), 3);
     }
 }
