@@ -13,6 +13,7 @@ mod desired;
 #[cfg(test)]
 mod explorer;
 mod fit;
+mod moves;
 mod operation;
 mod record;
 mod start;
@@ -144,17 +145,4 @@ pub enum Effect {
     Revert(Plan),
     /// Write this environment in the place of a lost or stale one, then `Rebuilt`.
     Rebuild(BootEnv),
-}
-
-/// The failure of a trial that ended in the old slot.
-fn fell_back(plan: &Plan, boots: u8, tries_left: u8) -> Failure {
-    let attempts = plan.tries.saturating_sub(tries_left);
-    let message = if boots == 0 {
-        "the bootloader gave up on the new slot: the agent started in none of its boots; their serial console or journal \
-         tells why"
-    } else {
-        "the new slot used up its boot attempts without reaching a verdict, and the old slot is back"
-    };
-    Failure::new(Code::BootloaderFellBack, message)
-        .with(Evidence { boot_attempts: Some(attempts), ..Evidence::default() })
 }

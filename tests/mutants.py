@@ -26,13 +26,12 @@ BREAKS = [
      "BootEnv { primary: !self.target, trial: Some(trial), fallback: None }",
      "BootEnv { primary: self.target, trial: Some(trial), fallback: None }"),
     ("a trial is armed again when the agent starts in it", "machine/start.rs",
-     "            trying(record, boot, plan)\n        }\n        // Also a slot",
-     "            arm(record, boot, plan, true)\n        }\n        // Also a slot"),
+     "                trying(record, boot, plan.clone())\n", "                arm(record, boot, plan.clone(), true)\n"),
     ("the reboot is ordered again under a new boot id", "machine/start.rs",
      "Phase::Rebooting { boot_id, .. } if as_armed && boot_id == boot.boot_id => {",
      "Phase::Rebooting { .. } if plan.tries > 0 => {"),
     ("a power cut in the new slot counts as committed", "machine/start.rs",
-     "            let failure = fell_back(&plan, seen.boots, trial.tries);\n            roll_back(record, plan, failure)",
+     "            let failure = fell_back(&plan, seen.boots, trial.tries);\n            roll_back(record, boot, plan, failure)",
      "            committed(record, boot, &plan)"),
     ("a lost environment is rebuilt from what is booted, proven or not", "machine/start.rs",
      "let on_trial = mine && begun || !proven(booted) && proven(!booted);",
@@ -40,15 +39,9 @@ BREAKS = [
     ("a new outcome takes the place of one that was not acknowledged", "machine/record.rs",
      "self.unreported = self.unreported.saturating_add(1).min(HISTORY);", "self.unreported = 1;"),
     ("cancelling works after arming", "machine/step.rs",
-     "        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. } => {\n"
-     "            ended_before_arming(record, boot, plan, failure)",
-     "        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. }\n"
-     "        | Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } | Phase::Trying { plan, .. } => {\n"
-     "            ended_before_arming(record, boot, plan, failure)"),
+     "if record.phase.can_cancel() {", "if !record.phase.is_idle() {"),
     ("a save that fails while arming leaves the environment as it is", "machine/step.rs",
-     "Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),\n        phase if",
-     "Phase::Rebooting { plan, .. } => roll_back(record, plan, failure),\n"
-     "        Phase::Arming { plan, .. } => ended_before_arming(record, boot, &plan, failure),\n        phase if"),
+     "if record.phase.must_be_saved() { failed(", "if record.phase.must_be_saved() { ended_before_arming("),
     ("the desired section is not remembered together with its operation", "machine/step.rs",
      "    next.desired = desired;\n    (next, effect)", "    (next, effect)"),
     ("a changed section cuts short what a method began", "desired.rs",
@@ -60,7 +53,7 @@ BREAKS = [
      "(record.clone(), Some(Effect::Commit(plan)))"),
     ("the way back is not ordered when the record of it was lost", "machine/start.rs",
      "enter(record, Phase::RollingBack { plan, failure, tried: true, rebooted }, Effect::Reboot)",
-     "{ let _ = rebooted; ended_before_arming(record, boot, &plan, failure) }"),
+     "{ let _ = (rebooted, plan); ended_before_arming(record, boot, failure) }"),
 ]
 
 
@@ -83,7 +76,7 @@ opt-level = 2
 [workspace]
 """)
     (CRATE / "src" / "lib.rs").write_text(
-        "pub mod bounds;\npub mod command;\npub mod desired;\npub mod failure;\npub mod machine;\npub mod manifest;\npub mod slot;\n")
+        "pub mod bounds;\npub mod command;\npub mod desired;\npub mod failure;\npub mod machine;\npub mod manifest;\npub mod slot;\npub mod uri;\n")
     # Of the manifest the machine takes the digest alone.
     shutil.copy(ROOT / "src" / "manifest" / "digest.rs", CRATE / "src" / "manifest.rs")
     restore()
@@ -93,7 +86,7 @@ def restore():
     ignore = shutil.ignore_patterns("tests.rs")
     shutil.copytree(ROOT / "src" / "machine", CRATE / "src" / "machine", dirs_exist_ok=True, ignore=ignore)
     # The explorer is what is asked here, so the other tests stay out.
-    for name in ["bounds.rs", "failure.rs", "slot.rs", "machine.rs", "command.rs", "desired.rs"]:
+    for name in ["bounds.rs", "failure.rs", "slot.rs", "machine.rs", "command.rs", "desired.rs", "uri.rs"]:
         text = (ROOT / "src" / name).read_text()
         (CRATE / "src" / name).write_text(re.sub(r"#\[cfg\(test\)\]\nmod tests(;| \{.*)", "", text, flags=re.DOTALL if
                                                  "mod tests {" in text else 0))

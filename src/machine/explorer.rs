@@ -9,6 +9,7 @@
 
 mod cloud;
 mod device;
+mod driver;
 mod search;
 mod world;
 
@@ -27,8 +28,17 @@ const NONE: Budget = Budget {
     wishes: 0,
 };
 
+/// The most states of one search, several times what the largest has.
+const STATES: usize = 200_000;
+
 const QUALITIES: [Quality; 5] =
     [Quality::Good, Quality::NoKernel, Quality::Panics, Quality::Unhealthy, Quality::NoCloud];
+
+#[test]
+#[should_panic(expected = "something goes on for ever")]
+fn a_search_without_end_fails_at_its_bound() {
+    explore(Quality::Good, Budget { cuts: 1, ..NONE }, 50);
+}
 
 /// `long` explores with one more of each fault that the budget has (`make explore`).
 fn explore_all(name: &str, budget: Budget) {
@@ -36,12 +46,14 @@ fn explore_all(name: &str, budget: Budget) {
 }
 
 fn explore_with(qualities: &[Quality], name: &str, mut budget: Budget) {
+    let mut most = STATES;
     if std::env::var_os("FWUPDATE_EXPLORE_LONG").is_some() {
+        most *= 20;
         for fault in [&mut budget.cuts, &mut budget.restarts, &mut budget.losses, &mut budget.failures] {
             *fault += u8::from(*fault > 0);
         }
     }
-    let states: usize = qualities.iter().map(|quality| explore(*quality, budget)).sum();
+    let states: usize = qualities.iter().map(|quality| explore(*quality, budget, most)).sum();
     println!("crash explorer: {name}: {states} states");
     assert!(states > 100, "the search did not search");
 }

@@ -170,6 +170,20 @@ pub enum Phase {
     Unknown,
 }
 
+/// The plan of the phases that have one, to read or to change.
+macro_rules! planned {
+    ($phase:expr) => {
+        match $phase {
+            Phase::Idle | Phase::Opening { .. } | Phase::Unknown => None,
+            Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Committing { plan } => Some(plan),
+            Phase::Holding { plan, .. } | Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => {
+                Some(plan)
+            }
+            Phase::Trying { plan, .. } | Phase::RollingBack { plan, .. } => Some(plan),
+        }
+    };
+}
+
 impl Phase {
     /// No operation runs.
     pub fn is_idle(&self) -> bool {
@@ -177,17 +191,7 @@ impl Phase {
     }
 
     pub fn plan(&self) -> Option<&Plan> {
-        match self {
-            Phase::Preparing { plan }
-            | Phase::Staging { plan }
-            | Phase::Holding { plan, .. }
-            | Phase::Arming { plan, .. }
-            | Phase::Rebooting { plan, .. }
-            | Phase::Trying { plan, .. }
-            | Phase::Committing { plan }
-            | Phase::RollingBack { plan, .. } => Some(plan),
-            Phase::Idle | Phase::Opening { .. } | Phase::Unknown => None,
-        }
+        planned!(self)
     }
 
     pub fn operation(&self) -> Option<&Operation> {
@@ -205,17 +209,7 @@ impl Phase {
     }
 
     pub(super) fn plan_mut(&mut self) -> Option<&mut Plan> {
-        match self {
-            Phase::Preparing { plan }
-            | Phase::Staging { plan }
-            | Phase::Holding { plan, .. }
-            | Phase::Arming { plan, .. }
-            | Phase::Rebooting { plan, .. }
-            | Phase::Trying { plan, .. }
-            | Phase::Committing { plan }
-            | Phase::RollingBack { plan, .. } => Some(plan),
-            Phase::Idle | Phase::Opening { .. } | Phase::Unknown => None,
-        }
+        planned!(self)
     }
 
     /// The contract's name of this phase. Opening changes nothing yet and shows as `preparing`.

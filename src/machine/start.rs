@@ -1,11 +1,11 @@
 //! What start-up does, whatever the record says: what is really booted and what the boot environment says
 //! outrank it. One function a row of the table in docs/architecture.md.
 
-use super::step::{arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back, way_back};
+use super::moves::{
+    Step, arm, back_in_old_slot, committed, ended_before_arming, enter, fell_back, roll_back, way_back,
+};
 use super::*;
 use crate::slot::Armed;
-
-type Step = (Record, Option<Effect>);
 
 /// Reconciles the record with the world and issues the phase's effect again.
 pub(super) fn start(record: &Record, boot: &Boot) -> Step {
@@ -69,38 +69,28 @@ fn on_trial(record: &Record, boot: &Boot, booted: Slot) -> Step {
         Phase::Committing { plan } if plan.target == booted => {
             (record.clone(), Some(Effect::Check(plan, first_of_boot(boot, 0, false))))
         }
-        Phase::Staging { plan }
-        | Phase::Holding { plan, .. }
-        | Phase::Arming { plan, .. }
-        | Phase::Rebooting { plan, .. }
-        | Phase::Trying { plan, .. }
-            if plan.target == booted =>
-        {
-            trying(record, boot, plan)
-        }
-        // Also a slot that the record calls proven has to show it, where an older environment came back.
-        phase => {
-            let ended = overtaken(record, boot, &phase);
-            trying(&ended, boot, Plan::unknown(booted))
-        }
+        phase => match phase.plan() {
+            Some(plan) if plan.target == booted && !matches!(phase, Phase::Preparing { .. }) => {
+                trying(record, boot, plan.clone())
+            }
+            // Also a slot that the record calls proven has to show it, where an older environment came back.
+            _ => trying(&overtaken(record, boot), boot, Plan::unknown(booted)),
+        },
     }
 }
 
 /// An older environment came back and started a trial that is not this operation's: the operation ends.
-fn overtaken(record: &Record, boot: &Boot, phase: &Phase) -> Record {
+fn overtaken(record: &Record, boot: &Boot) -> Record {
     let failure = Failure::new(
         Code::BootloaderFailed,
         "an older boot environment came back and started the other slot; start the update again",
     );
-    match phase.operation() {
-        None => record.clone(),
-        Some(operation) => {
-            let mut next = record.clone();
-            let (plan, result) = (phase.plan(), Outcome::Failed);
-            next.finish(End { operation, plan, result, failure: Some(failure) }, boot.now);
-            next
-        }
+    let mut next = record.clone();
+    if let Some(operation) = record.phase.operation() {
+        let (plan, result) = (record.phase.plan(), Outcome::Failed);
+        next.finish(End { operation, plan, result, failure: Some(failure) }, boot.now);
     }
+    next
 }
 
 fn trying(record: &Record, boot: &Boot, plan: Plan) -> Step {
@@ -166,7 +156,7 @@ fn on_primary(record: &Record, boot: &Boot, booted: Slot) -> Step {
         Phase::Idle | Phase::Unknown => settled(record, booted),
         Phase::Opening { operation } => (record.clone(), Some(Effect::Open(operation))),
         phase => match phase.plan() {
-            Some(plan) if plan.target == booted => on_committed(record, boot, plan, &phase),
+            Some(plan) if plan.target == booted => on_committed(record, boot, plan),
             Some(plan) => go_on(record, boot, plan.clone(), phase.clone()),
             None => settled(record, booted),
         },
@@ -182,28 +172,16 @@ fn settled(record: &Record, booted: Slot) -> Step {
 }
 
 /// The target runs and is the primary: it was committed, whatever was saved of it.
-fn on_committed(record: &Record, boot: &Boot, plan: &Plan, phase: &Phase) -> Step {
-    match phase {
-        // A verdict against the slot stands: only a failed commit write can have landed all the same. The way back
-        // leads to a slot that the environment itself calls proven, or nowhere.
-        Phase::RollingBack { failure, .. }
-            if failure.code != Code::BootloaderFailed
-                && boot.env.is_some_and(|env| env.fallback == Some(!plan.target)) =>
-        {
-            (record.clone(), Some(Effect::Revert(plan.clone())))
-        }
-        // Nothing of this operation can have booted: something else made its target the running slot.
-        Phase::Preparing { .. } | Phase::Staging { .. } | Phase::Holding { .. } => {
-            let failure = Failure::new(
-                Code::SlotBusy,
-                "the target became the running slot before it was tried; start the update again",
-            );
-            let (mut next, effect) = ended_before_arming(record, boot, plan, failure);
-            next.slots.get_mut(plan.target).state = SlotState::Proven;
-            (next, effect)
-        }
-        _ => committed(record, boot, plan),
+fn on_committed(record: &Record, boot: &Boot, plan: &Plan) -> Step {
+    if !record.phase.can_cancel() {
+        return committed(record, boot, plan);
     }
+    // Nothing of this operation can have booted: something else made its target the running slot.
+    let message = "the target became the running slot before it was tried; start the update again";
+    let failure = Failure::new(Code::SlotBusy, message);
+    let (mut next, effect) = ended_before_arming(record, boot, failure);
+    next.slots.get_mut(plan.target).state = SlotState::Proven;
+    (next, effect)
 }
 
 /// The old slot runs, proven, and the environment knows of no trial.

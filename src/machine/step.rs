@@ -1,9 +1,8 @@
 //! The transition function: what an event makes of the record, and what is to be done next. Total and pure:
 //! an event that does not fit the phase changes nothing.
 
+use super::moves::{Step, arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back};
 use super::*;
-
-type Step = (Record, Option<Effect>);
 
 /// Computes the next record and its effect. The caller saves the record, then performs the effect, then
 /// comes back with the event that it led to.
@@ -126,40 +125,6 @@ fn staged(record: &Record, boot: &Boot, plan: Plan, hold: Option<Hold>) -> Step 
     (next, effect)
 }
 
-/// `verify` is false only when this very run of the agent has read the target back. A record can be forged: what it
-/// says of a slot is checked, unless the boot environment says the same.
-pub(super) fn arm(record: &Record, boot: &Boot, plan: Plan, verify: bool) -> Step {
-    let verify = verify && (plan.rewrite || !vouched_for(boot, plan.target));
-    let phase = Phase::Arming { plan: plan.clone(), boot_id: boot.boot_id.clone() };
-    let (mut next, effect) = enter(record, phase, Effect::Arm { plan, verify });
-    if next.times.started_applying_image.is_none() || !matches!(record.phase, Phase::Arming { .. }) {
-        next.times.started_applying_image = Some(boot.now);
-    }
-    (next, effect)
-}
-
-/// The environment names `slot` as it stands: as the proven fallback, or on trial already.
-fn vouched_for(boot: &Boot, slot: Slot) -> bool {
-    boot.env
-        .is_some_and(|env| env.fallback == Some(slot) || env.trial.is_some_and(|trial| trial.slot == slot))
-}
-
-/// The new slot is the primary now: it is proven, and the floor rises to it.
-pub(super) fn committed(record: &Record, boot: &Boot, plan: &Plan) -> Step {
-    let mut next = record.clone();
-    let image = plan.image.clone().or_else(|| record.slots.get(plan.target).image.clone());
-    next.floor = next.floor.max(image.as_ref().map_or(0, |image| image.security_version));
-    next.quarantine.retain(|entry| Some(entry.sha256) != image.as_ref().map(|image| image.sha256));
-    let version = record.slots.get(plan.target).version.clone();
-    *next.slots.get_mut(plan.target) = SlotInfo { state: SlotState::Proven, image, version };
-    next.times.last_firmware_update = Some(boot.now);
-    // A trial that no record explains is committed all the same, but nobody asked for it by name.
-    let known = !plan.operation.id.is_empty();
-    let result = if known { Outcome::Committed } else { Outcome::Unknown };
-    next.finish(End { operation: &plan.operation, plan: Some(plan), result, failure: None }, boot.now);
-    (next, None)
-}
-
 /// The environment names the old slot again: go there, or, when already there, say so.
 fn reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: bool) -> Step {
     if boot.booted.or(boot.trial) == Some(plan.target) {
@@ -169,78 +134,18 @@ fn reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: b
     back_in_old_slot(record, boot, &plan, failure, tried)
 }
 
-/// Ends an operation that went as far as arming, in the old slot. One that was never tried failed; nothing
-/// rolled back.
-pub(super) fn back_in_old_slot(
-    record: &Record,
-    boot: &Boot,
-    plan: &Plan,
-    failure: Failure,
-    tried: bool,
-) -> Step {
-    let result = if tried { Outcome::RolledBack } else { Outcome::Failed };
-    let mut next = record.clone();
-    // A rollback whose trial never started leaves a slot that is as proven as it was before.
-    if plan.rewrite || tried {
-        next.slots.get_mut(plan.target).state = SlotState::Failed;
-    }
-    next.finish(
-        End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) },
-        boot.now,
-    );
-    (next, None)
-}
-
-/// Goes to RollingBack and writes the environment; what the failure says of the image is remembered here,
-/// together with the phase, so that no power cut can separate the two.
-pub(super) fn roll_back(record: &Record, boot: &Boot, plan: Plan, failure: Failure) -> Step {
-    let boots = match &record.phase {
-        Phase::Trying { trial, .. } => trial.boots,
-        Phase::Committing { .. } => 1,
-        _ => 0,
-    };
-    let tried = boots > 0 || failure.code == Code::BootloaderFellBack;
-    let (mut next, effect) = way_back(record, boot, plan.clone(), failure.clone(), tried);
-    let image = plan.image.as_ref().map(|image| image.sha256);
-    let marked = record.quarantine.iter().any(|entry| Some(entry.sha256) == image);
-    match failure.code {
-        Code::HealthCheckFailed => next.quarantine(&plan, &failure, true),
-        Code::BootloaderFellBack => next.quarantine(&plan, &failure, boots == 0 || marked),
-        _ => {}
-    }
-    (next, effect)
-}
-
-/// Goes to RollingBack by the environment or, in a trial without one that can be told, by the count of its boots.
-pub(super) fn way_back(record: &Record, boot: &Boot, plan: Plan, failure: Failure, tried: bool) -> Step {
-    if boot.trial == Some(plan.target) && !boot.may_revert(plan.target) {
-        let rebooted = Some(boot.boot_id.clone());
-        return enter(record, Phase::RollingBack { plan, failure, tried, rebooted }, Effect::Reboot);
-    }
-    let phase = Phase::RollingBack { plan: plan.clone(), failure, tried, rebooted: None };
-    enter(record, phase, Effect::Revert(plan))
-}
-
 fn failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
     match record.phase.clone() {
-        Phase::Opening { operation } => {
-            let mut next = record.clone();
-            let end =
-                End { operation: &operation, plan: None, result: Outcome::Failed, failure: Some(failure) };
-            next.finish(end, boot.now);
-            (next, None)
-        }
-        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. } => {
-            ended_before_arming(record, boot, &plan, failure)
-        }
-        // The write may have happened all the same: only a second write makes sure.
-        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, boot, plan, failure),
-        Phase::Trying { plan, .. } | Phase::Committing { plan } => roll_back(record, boot, plan, failure),
+        phase if phase.can_cancel() => ended_before_arming(record, boot, failure),
         Phase::RollingBack { plan, rebooted: None, failure, tried } => {
             not_reverted(record, boot, plan, failure, tried)
         }
         Phase::RollingBack { rebooted: Some(_), .. } => (record.clone(), Some(Effect::Reboot)),
-        Phase::Idle | Phase::Unknown => (record.clone(), None),
+        // What was to be written may have been written all the same: only a second write makes sure.
+        phase => match phase.plan() {
+            Some(plan) => roll_back(record, boot, plan.clone(), failure),
+            None => (record.clone(), None),
+        },
     }
 }
 
@@ -261,49 +166,18 @@ fn not_reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, trie
     (record.clone(), Some(Effect::Revert(plan)))
 }
 
-pub(super) fn ended_before_arming(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> Step {
-    let mut next = record.clone();
-    if plan.rewrite {
-        next.slots.get_mut(plan.target).state = SlotState::Failed;
-    }
-    let result = if failure.code == Code::Cancelled { Outcome::Cancelled } else { Outcome::Failed };
-    next.finish(
-        End { operation: &plan.operation, plan: Some(plan), result, failure: Some(failure) },
-        boot.now,
-    );
-    (next, None)
-}
-
 fn abandoned(record: &Record, boot: &Boot, failure: Failure) -> Step {
-    match &record.phase {
-        Phase::Opening { operation } => {
-            let result = if failure.code == Code::Cancelled { Outcome::Cancelled } else { Outcome::Failed };
-            let mut next = record.clone();
-            next.finish(End { operation, plan: None, result, failure: Some(failure) }, boot.now);
-            (next, None)
-        }
-        Phase::Preparing { plan } | Phase::Staging { plan } | Phase::Holding { plan, .. } => {
-            ended_before_arming(record, boot, plan, failure)
-        }
-        _ => (record.clone(), None),
+    if record.phase.can_cancel() {
+        ended_before_arming(record, boot, failure)
+    } else {
+        (record.clone(), None)
     }
 }
 
-/// `record` is the one that could not be saved, and its effect was not performed.
+/// `record` is the one that could not be saved, and its effect was not performed. The environment may be armed already:
+/// a reboot now would go where no record tells why.
 fn save_failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
-    match record.phase.clone() {
-        // The environment may be armed already: a reboot now would go where no record tells why.
-        Phase::Arming { plan, .. } | Phase::Rebooting { plan, .. } => roll_back(record, boot, plan, failure),
-        phase if phase.must_be_saved() => failed(record, boot, failure),
-        _ => (record.clone(), None),
-    }
-}
-
-/// Enters a phase and issues its effect.
-pub(super) fn enter(record: &Record, phase: Phase, effect: Effect) -> Step {
-    let mut next = record.clone();
-    next.phase = phase;
-    (next, Some(effect))
+    if record.phase.must_be_saved() { failed(record, boot, failure) } else { (record.clone(), None) }
 }
 
 fn with(record: &Record, change: impl FnOnce(&mut Record)) -> Step {

@@ -42,8 +42,9 @@ impl Drop for Witness {
     }
 }
 
-/// Visits every state that the budget allows and returns how many there were.
-pub(super) fn explore(quality: Quality, budget: Budget) -> usize {
+/// Visits every state that the budget allows and returns how many there were. More than `most` means that a rule is
+/// broken by which the gateway goes round and round, each time in a new state.
+pub(super) fn explore(quality: Quality, budget: Budget, most: usize) -> usize {
     let mut visited = HashSet::new();
     let mut safe = HashSet::new();
     let mut stack = vec![Rc::new(Trail { world: World::new(quality, budget), before: None })];
@@ -52,6 +53,7 @@ pub(super) fn explore(quality: Quality, budget: Budget) -> usize {
             continue;
         }
         let witness = Witness(Rc::clone(&trail));
+        assert!(visited.len() <= most, "more than {most} states of {quality:?}: something goes on for ever");
         comes_to_rest(&trail.world, &mut safe);
         for world in trail.world.next() {
             if !visited.contains(&world.key()) {
