@@ -14,7 +14,7 @@ mod search;
 mod world;
 
 use self::search::explore;
-use self::world::{Budget, Quality};
+use self::world::{Budget, Quality, World};
 
 const NONE: Budget = Budget {
     cuts: 0,
@@ -37,15 +37,15 @@ const QUALITIES: [Quality; 5] =
 #[test]
 #[should_panic(expected = "something goes on for ever")]
 fn a_search_without_end_fails_at_its_bound() {
-    explore(Quality::Good, Budget { cuts: 1, ..NONE }, 50);
+    explore(World::new(Quality::Good, Budget { cuts: 1, ..NONE }), 50);
 }
 
 /// `long` explores with one more of each fault that the budget has (`make explore`).
 fn explore_all(name: &str, budget: Budget) {
-    explore_with(&QUALITIES, name, budget);
+    explore_with(World::new, &QUALITIES, name, budget);
 }
 
-fn explore_with(qualities: &[Quality], name: &str, mut budget: Budget) {
+fn explore_with(start: fn(Quality, Budget) -> World, qualities: &[Quality], name: &str, mut budget: Budget) {
     let mut most = STATES;
     if std::env::var_os("FWUPDATE_EXPLORE_LONG").is_some() {
         most *= 20;
@@ -53,7 +53,7 @@ fn explore_with(qualities: &[Quality], name: &str, mut budget: Budget) {
             *fault += u8::from(*fault > 0);
         }
     }
-    let states: usize = qualities.iter().map(|quality| explore(*quality, budget, most)).sum();
+    let states: usize = qualities.iter().map(|quality| explore(start(*quality, budget), most)).sum();
     println!("crash explorer: {name}: {states} states");
     assert!(states > 100, "the search did not search");
 }
@@ -72,6 +72,16 @@ fn one_update_with_failures() {
 #[test]
 fn one_update_with_losses() {
     explore_all("losses", Budget { losses: 2, cuts: 1, ..NONE });
+}
+
+#[test]
+fn an_update_of_the_slot_that_runs_without_an_environment() {
+    explore_with(
+        World::in_b,
+        &QUALITIES,
+        "losses, from the other slot",
+        Budget { losses: 2, cuts: 1, ..NONE },
+    );
 }
 
 #[test]
@@ -100,21 +110,36 @@ const ENDS: [Quality; 2] = [Quality::Good, Quality::Unhealthy];
 #[test]
 fn the_desired_section_changes() {
     let wishes = Budget { requests: 0, wishes: 2, ..NONE };
-    explore_with(&ENDS, "desired and cuts", Budget { cuts: 1, ..wishes });
-    explore_with(&ENDS, "desired, restarts and silences", Budget { restarts: 1, silences: 1, ..wishes });
-    explore_with(&ENDS, "desired and failures", Budget { failures: 1, ..wishes });
+    explore_with(World::new, &ENDS, "desired and cuts", Budget { cuts: 1, ..wishes });
+    explore_with(
+        World::new,
+        &ENDS,
+        "desired, restarts and silences",
+        Budget { restarts: 1, silences: 1, ..wishes },
+    );
+    explore_with(World::new, &ENDS, "desired and failures", Budget { failures: 1, ..wishes });
 }
 
 #[test]
 fn the_desired_section_and_a_lost_copy() {
     let wish = Budget { requests: 0, wishes: 1, ..NONE };
-    explore_with(&ENDS, "desired and losses", Budget { losses: 1, cuts: 1, ..wish });
+    explore_with(World::new, &ENDS, "desired and losses", Budget { losses: 1, cuts: 1, ..wish });
 }
 
 #[test]
 fn the_desired_section_among_commands() {
-    explore_with(&ENDS, "desired and a method", Budget { wishes: 2, ..NONE });
-    explore_with(&ENDS, "desired, a method and cuts", Budget { wishes: 1, cuts: 1, ..NONE });
-    explore_with(&ENDS, "desired and cancels", Budget { wishes: 1, cancels: 1, restarts: 1, ..NONE });
-    explore_with(&ENDS, "desired and a rollback", Budget { requests: 0, rollbacks: 1, wishes: 1, ..NONE });
+    explore_with(World::new, &ENDS, "desired and a method", Budget { wishes: 2, ..NONE });
+    explore_with(World::new, &ENDS, "desired, a method and cuts", Budget { wishes: 1, cuts: 1, ..NONE });
+    explore_with(
+        World::new,
+        &ENDS,
+        "desired and cancels",
+        Budget { wishes: 1, cancels: 1, restarts: 1, ..NONE },
+    );
+    explore_with(
+        World::new,
+        &ENDS,
+        "desired and a rollback",
+        Budget { requests: 0, rollbacks: 1, wishes: 1, ..NONE },
+    );
 }

@@ -181,6 +181,12 @@ impl World {
         }
     }
 
+    /// A gateway that runs slot B: without an environment a bootloader starts the other one.
+    pub(super) fn in_b(quality: Quality, budget: Budget) -> World {
+        let env = BootEnv { primary: Slot::B, trial: None, fallback: Some(Slot::A) };
+        World { booted: Slot::B, env: [Some(env), Some(env)], ..World::new(quality, budget) }
+    }
+
     pub(super) fn boot(&self) -> Boot {
         Boot {
             booted: Some(self.booted),
