@@ -1,7 +1,7 @@
 //! Fragments -> inputs -> validated `Settings`; only `Settings` travel.
 //!
-//! `fragments` reads each layer's files and checks their keys, `inputs` merges them and reads typed values,
-//! `load` validates; this file is what the rest of the agent sees.
+//! `settings` has a row for each of them. `fragments` reads each layer's files and checks their keys, `inputs` merges them
+//! and reads typed values, `load` validates; this file is what the rest of the agent sees.
 
 mod cloud;
 mod connection;
@@ -9,10 +9,14 @@ mod dps;
 mod error;
 mod fragments;
 mod inputs;
-mod keys;
+mod kinds;
 mod load;
+mod names;
 mod proxy;
 mod render;
+mod row;
+mod secrets;
+mod settings;
 mod units;
 
 use std::path::PathBuf;
@@ -23,6 +27,7 @@ pub use fragments::{Environment, Options};
 pub use load::{Board, Loaded, load, load_board, outside_slots};
 pub use proxy::{Proxy, Via};
 pub use render::render;
+pub use settings::{Allowed, Download, Health, Policy, Report, Slots, State, System, Trust};
 pub use units::duration;
 
 /// Everything that an integrator can decide, validated.
@@ -84,7 +89,7 @@ pub struct Cloud {
 impl Cloud {
     /// The files with a secret that everybody can read now.
     pub fn exposed(&self) -> Vec<&PathBuf> {
-        self.secrets.iter().filter(|path| cloud::others_can_read(path)).collect()
+        self.secrets.iter().filter(|path| secrets::others_can_read(path)).collect()
     }
 }
 
@@ -203,15 +208,6 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Where the two slots are: a block device, `PARTLABEL=`, `PARTUUID=`, or a regular file.
-#[derive(Debug, Clone)]
-pub struct Slots {
-    pub a: String,
-    pub b: String,
-    /// Slots and boot environment may be on several disks.
-    pub span_disks: bool,
-}
-
 /// Which boot environment is used, and how many boots a trial gets.
 #[derive(Debug, Clone)]
 pub struct Bootloader {
@@ -228,115 +224,9 @@ pub enum BootloaderKind {
     Grub { grubenv: PathBuf },
 }
 
-#[derive(Debug, Clone)]
-pub struct Trust {
-    /// Folder of PEM public keys (`*.pem`).
-    pub keys: PathBuf,
-    /// Valid signatures from different keys that a manifest needs, at least 1.
-    pub required_signatures: usize,
-    /// Host patterns a download may use (`host`, `host:port`, `*.suffix` or `address/bits`); empty: any public host.
-    pub allowed_hosts: Vec<String>,
-    /// Trusted for the hub and for downloads, also without a hub.
-    pub roots: Roots,
-}
-
-#[derive(Debug, Clone)]
-pub struct Download {
-    pub proxy: Proxy,
-    /// How long transient errors are retried.
-    pub patience: Duration,
-    /// A transfer that brings nothing for so long is broken off and retried.
-    pub stall_timeout: Duration,
-    /// Bytes a second: what brings less counts as nothing.
-    pub min_rate: u64,
-    /// How long a server's refusal is asked about again, over other connections, before it is final.
-    pub final_after: Duration,
-    /// Bytes per second; `None`: unlimited.
-    pub rate_limit: Option<u64>,
-    /// Byte budget of one operation unless the call brings its own.
-    pub max_bytes: Option<u64>,
-    /// Daily windows in UTC in which index and payload may be fetched; empty: any time.
-    pub windows: Vec<Window>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Health {
-    /// Time from the agent's start on a trial until the verdict, on CLOCK_BOOTTIME.
-    pub deadline: Duration,
-    /// systemd units that must be active.
-    pub units: Vec<String>,
-    /// Whether units that failed since the update count (needs systemd).
-    pub no_new_failed_units: bool,
-    /// Folder with `required.d` and `wanted.d`.
-    pub checks_dir: PathBuf,
-    /// Time limit of one check.
-    pub check_timeout: Duration,
-    /// Pause between rounds of checks that did not pass.
-    pub retry_interval: Duration,
-    /// A fresh authenticated hub session is required.
-    pub require_cloud: bool,
-}
-
-#[derive(Debug, Clone)]
-pub struct Policy {
-    /// Daily windows in UTC in which the reboot may happen; empty: any time.
-    pub windows: Vec<Window>,
-    /// The reboot waits for `firmwareApprove`.
-    pub approval: bool,
-    /// What the cloud may do beyond an ordinary update; local control always may.
-    pub cloud: Allowed,
-    /// The command that reboots the gateway.
-    pub reboot_command: Vec<String>,
-}
-
-/// The operator's limits for whoever commands from afar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
-    /// `allowDowngrade`.
-    pub downgrade: bool,
-    /// `force`.
-    pub force: bool,
-    /// A `maxDownloadBytes` above `download.max_bytes`.
-    pub budget: bool,
-    /// A `deadline`, at which `policy.windows` no longer count.
-    pub deadline: bool,
-    /// `firmwareApprove`.
-    pub approve: bool,
-    /// `firmwareRollback`.
-    pub rollback: bool,
-    /// `reboot`.
-    pub reboot: bool,
-}
-
 /// Minutes after midnight UTC; a window may wrap around midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     pub start: u16,
     pub end: u16,
-}
-
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Least time between two progress patches within one phase.
-    pub interval: Duration,
-    /// Whether lifecycle events are sent as device-to-cloud messages.
-    pub telemetry: bool,
-}
-
-#[derive(Debug, Clone)]
-pub struct State {
-    pub dir: PathBuf,
-}
-
-/// Where the kernel speaks: changed only to run the agent beside a simulated machine.
-#[derive(Debug, Clone)]
-pub struct System {
-    pub proc: PathBuf,
-    pub sys: PathBuf,
-    /// Runtime folder of the control socket.
-    pub run: PathBuf,
-    /// os-release(5) of the running system.
-    pub os_release: PathBuf,
-    /// Seconds to add to the system's clock, and whether it counts as synchronised; `None`: the kernel is asked.
-    pub clock: Option<PathBuf>,
 }

@@ -1,23 +1,17 @@
 //! The section `[cloud]`: by which way the hub is reached, and as whom.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::connection::{self, ConnectionString};
+use super::dps;
 use super::error::{ConfigError, Warning};
-use super::fragments::{self, Environment};
+use super::fragments::Environment;
 use super::inputs::Inputs;
-use super::load::{DAY, SECOND};
-use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, TimeServer, Transport, dps};
-
-/// IoT Hub waits 1.5 times the keep-alive, but no longer than 1767 s.
-const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(1177);
-/// Where HTTPS is spoken.
-const HTTPS: u16 = 443;
-/// Longest file that holds a single secret.
-const SECRET_LIMIT: u64 = 8192;
+use super::kinds::{DAY, span};
+use super::secrets::{Written, certificate, others_can_read, secret};
+use super::settings::{cloud as row, trust_roots};
+use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat};
 
 /// `None`: neither a connection string nor the provisioning service is set.
 pub fn cloud(
@@ -25,8 +19,9 @@ pub fn cloud(
     proxy: &Proxy,
     warnings: &mut Vec<Warning>,
 ) -> Result<Option<Cloud>, ConfigError> {
-    let transport = transport(inputs)?;
-    let text = secret(inputs, "cloud.connection_string", |text| text.contains("SharedAccessKey="), warnings)?;
+    let transport = inputs.get(&row::transport)?;
+    let is_secret = |text: &str| text.contains("SharedAccessKey=");
+    let text = secret(inputs, &row::connection_string, &row::connection_string_file, is_secret, warnings)?;
     let (place, auth) = match (text, dps::is_set(inputs)) {
         (Some(secret), None) => known(inputs, &secret).map_err(|error| secret.blamed(error))?,
         (None, Some(_)) => dps::dps(inputs, transport, warnings)?,
@@ -45,22 +40,23 @@ pub fn cloud(
         auth,
         secrets,
         transport,
-        port: port(inputs, "cloud.port", transport)?,
+        port: inputs.get(&row::port)?.unwrap_or(transport.port()),
         proxy: proxy.clone(),
         roots: roots(inputs)?,
-        keep_alive: inputs.span("cloud.keep_alive", SECOND.saturating_mul(5), KEEP_ALIVE_LIMIT)?,
-        token_ttl: inputs.span("cloud.token_ttl", SECOND.saturating_mul(3), DAY.saturating_mul(365))?,
+        keep_alive: inputs.get(&row::keep_alive)?,
+        token_ttl: inputs.get(&row::token_ttl)?,
         reconnect: reconnect(inputs)?,
-        time_server: time_server(inputs)?,
+        time_server: inputs.get(&row::time_server)?,
     }))
 }
 
 /// Who is trusted. `cloud.ca_file` counts without a hub too: downloads go by it.
 pub fn roots(inputs: &Inputs) -> Result<Roots, ConfigError> {
-    let roots = Roots { system: inputs.flag("trust.system_roots")?, ca_file: inputs.path("cloud.ca_file")? };
+    let roots =
+        Roots { system: inputs.get(&trust_roots::system_roots)?, ca_file: inputs.get(&row::ca_file)? };
     if !roots.system && roots.ca_file.is_none() {
         let expected = "true, or cloud.ca_file set: without either no server would be trusted";
-        return Err(inputs.wrong("trust.system_roots", expected));
+        return Err(inputs.wrong(&trust_roots::system_roots, expected));
     }
     Ok(roots)
 }
@@ -80,38 +76,9 @@ fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
 }
 
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
-    let first = inputs.span("cloud.reconnect_first", SECOND, DAY)?;
-    Ok(Reconnect { first, longest: inputs.span("cloud.reconnect_longest", first, DAY)? })
-}
-
-fn time_server(inputs: &Inputs) -> Result<TimeServer, ConfigError> {
-    let wrong = || inputs.wrong("cloud.time_server", "\"auto\", \"none\", \"host\" or \"host:port\"");
-    let text = inputs.text("cloud.time_server")?.unwrap_or_default();
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?),
-        None => (text.as_str(), HTTPS),
-    };
-    match host {
-        "auto" if port == HTTPS => Ok(TimeServer::Own),
-        "none" if port == HTTPS => Ok(TimeServer::Nobody),
-        host if connection::is_host(host) && !matches!(host, "auto" | "none") => {
-            Ok(TimeServer::Other { host: host.to_owned(), port })
-        }
-        _ => Err(wrong()),
-    }
-}
-
-fn transport(inputs: &Inputs) -> Result<Transport, ConfigError> {
-    match inputs.text("cloud.transport")?.as_deref() {
-        Some("mqtt") => Ok(Transport::Mqtt),
-        Some("websocket") => Ok(Transport::WebSocket),
-        _ => Err(inputs.wrong("cloud.transport", "\"mqtt\" or \"websocket\"")),
-    }
-}
-
-/// The port at `path`, else that of the transport.
-pub fn port(inputs: &Inputs, path: &str, transport: Transport) -> Result<u16, ConfigError> {
-    if inputs.has(path) { inputs.number(path, 1, u16::MAX) } else { Ok(transport.port()) }
+    let first = inputs.get(&row::reconnect_first)?;
+    let day = Duration::from_millis(DAY);
+    Ok(Reconnect { first, longest: inputs.get_as(&row::reconnect_longest, |found| span(found, first, day))? })
 }
 
 /// The configured proxy, else the environment's; `"none"` shuts out both.
@@ -120,10 +87,10 @@ pub fn proxy(
     environment: &Environment,
     warnings: &mut Vec<Warning>,
 ) -> Result<Proxy, ConfigError> {
-    let except = inputs.texts("cloud.no_proxy")?;
-    let Some(url) = inputs.text("cloud.proxy")? else {
+    let except = inputs.get(&row::no_proxy)?;
+    let Some(url) = inputs.get(&row::proxy)? else {
         if !except.is_empty() {
-            let file = inputs.file("cloud.no_proxy");
+            let file = inputs.file(row::no_proxy.path);
             return Err(ConfigError::Conflict(format!(
                 "cloud.no_proxy in {file} has no cloud.proxy beside it; for a proxy of the environment, set NO_PROXY"
             )));
@@ -140,7 +107,7 @@ pub fn proxy(
     if url == "none" {
         return Ok(Proxy::default());
     }
-    let file = inputs.file("cloud.proxy");
+    let file = inputs.file(row::proxy.path);
     let proxy = Proxy::new(&url, except)
         .map_err(|problem| ConfigError::Conflict(format!("cloud.proxy in {file} {problem}")))?;
     if proxy.login().is_some() && others_can_read(Path::new(&file)) {
@@ -151,7 +118,7 @@ pub fn proxy(
 
 /// Without a place at a hub, the credentials for it are a mistake and not "no cloud".
 fn no_place(inputs: &Inputs) -> Result<Option<Cloud>, ConfigError> {
-    for path in ["cloud.certificate_file", "cloud.key_file"] {
+    for path in [row::certificate_file.path, row::key_file.path] {
         if inputs.has(path) {
             return Err(ConfigError::Conflict(format!(
                 "{path} in {} has no connection string beside it; add cloud.connection_string or [cloud.dps]",
@@ -162,7 +129,7 @@ fn no_place(inputs: &Inputs) -> Result<Option<Cloud>, ConfigError> {
     Ok(None)
 }
 
-fn known(inputs: &Inputs, secret: &Secret) -> Result<(Place, Auth), ConfigError> {
+fn known(inputs: &Inputs, secret: &Written) -> Result<(Place, Auth), ConfigError> {
     let file = || secret.file.display().to_string();
     let parsed = connection::parse(&secret.text)
         .map_err(|problem| ConfigError::ConnectionString { file: file(), problem })?;
@@ -184,83 +151,4 @@ fn auth(inputs: &Inputs, parsed: &ConnectionString) -> Result<Auth, ConfigError>
             "the connection string says x509=true; set both cloud.certificate_file and cloud.key_file".to_owned(),
         )),
     }
-}
-
-/// The paths of certificate and key.
-pub fn certificate(inputs: &Inputs) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
-    Ok((inputs.path("cloud.certificate_file")?, inputs.path("cloud.key_file")?))
-}
-
-/// A text and the file that it stands in.
-pub struct Secret {
-    pub file: PathBuf,
-    pub text: String,
-    /// The setting that names the file, if the text does not stand in the settings.
-    key: Option<String>,
-}
-
-impl Secret {
-    /// An error of its text: other programs write the files that the settings only name.
-    pub fn blamed(&self, error: ConfigError) -> ConfigError {
-        match &self.key {
-            Some(key) => error.of(&self.file, key),
-            None => error,
-        }
-    }
-}
-
-/// The small file that the setting `key` names and another program writes: it may not be there yet, and a cut of power
-/// may leave it empty or full of zeros.
-pub fn content(file: &Path, key: &str) -> Result<String, ConfigError> {
-    let awaited = |problem: &str| ConfigError::Awaited {
-        file: file.to_owned(),
-        key: key.to_owned(),
-        problem: problem.to_owned(),
-    };
-    let read = fragments::read_text(file, SECRET_LIMIT).map_err(|error| match error {
-        ConfigError::Read { source, .. } => awaited(&format!("cannot be read ({source})")),
-        other => awaited(&format!("is no good yet: {other}")),
-    })?;
-    let text = read.ok_or_else(|| awaited("is not there yet"))?;
-    match text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).is_empty() {
-        true => {
-            Err(awaited("is empty or all zeros, as a cut of power leaves it; it has to be written again"))
-        }
-        false => Ok(text),
-    }
-}
-
-/// The text of `path`, or of the file that `{path}_file` names, and the file that it stands in. `is_secret`: others
-/// should not be able to read it.
-pub fn secret(
-    inputs: &Inputs,
-    path: &str,
-    is_secret: impl Fn(&str) -> bool,
-    warnings: &mut Vec<Warning>,
-) -> Result<Option<Secret>, ConfigError> {
-    let file_path = format!("{path}_file");
-    let (file, text, key) = match (inputs.text(path)?, inputs.path(&file_path)?) {
-        (None, None) => return Ok(None),
-        (Some(_), Some(_)) => {
-            return Err(ConfigError::Conflict(format!(
-                "{path} in {} and {file_path} in {} are both set; keep one",
-                inputs.file(path),
-                inputs.file(&file_path)
-            )));
-        }
-        (Some(text), None) => (PathBuf::from(inputs.file(path)), text, None),
-        (None, Some(file)) => {
-            let text = content(&file, &file_path)?;
-            (file, text, Some(file_path))
-        }
-    };
-    if is_secret(&text) && others_can_read(&file) {
-        warnings.push(Warning::Exposed { file: file.display().to_string() });
-    }
-    Ok(Some(Secret { file, text, key }))
-}
-
-/// Whether the file itself lets everybody read it.
-pub fn others_can_read(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }

@@ -8,31 +8,21 @@ use ring::hmac;
 
 use super::error::{ConfigError, Warning};
 use super::inputs::Inputs;
-use super::load::needed;
-use super::{Auth, Dps, Place, Secret, Transport, cloud, connection};
+use super::kinds::{Absolute, Hidden};
+use super::row::Setting;
+use super::secrets::{self, certificate, content};
+use super::settings::{dps as row, state};
+use super::{Auth, Dps, Place, Secret, Transport};
 
 /// In the state folder: what the service assigned.
 const CACHE: &str = "assigned.json";
 /// Longest registration id, in bytes.
 const ID_LIMIT: usize = 128;
-/// Largest payload that the service takes.
-const PAYLOAD_LIMIT: usize = 64 * 1024;
 
-/// The keys that call for the service when they are set.
-const KEYS: [&str; 8] = [
-    "cloud.dps.id_scope",
-    "cloud.dps.registration_id",
-    "cloud.dps.registration_id_file",
-    "cloud.dps.symmetric_key",
-    "cloud.dps.symmetric_key_file",
-    "cloud.dps.group_key",
-    "cloud.dps.group_key_file",
-    "cloud.dps.payload",
-];
-
-/// The first key that calls for the service.
+/// The first key that calls for the service: one that only its users set.
 pub fn is_set(inputs: &Inputs) -> Option<&'static str> {
-    KEYS.into_iter().find(|key| inputs.has(key))
+    let calls = row::ROWS.iter().filter(|row| row.default.is_none() && row.path != row::port.path);
+    calls.map(|row| row.path).find(|path| inputs.has(path))
 }
 
 /// The service, and the proof of identity to it.
@@ -41,38 +31,33 @@ pub fn dps(
     transport: Transport,
     warnings: &mut Vec<Warning>,
 ) -> Result<(Place, Auth), ConfigError> {
-    let id_scope = needed(inputs.text("cloud.dps.id_scope")?, inputs, "cloud.dps.id_scope")?;
-    if !id_scope.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Err(inputs.wrong("cloud.dps.id_scope", "an ID scope such as \"0ne0012ABCD\""));
-    }
-    let endpoint = needed(inputs.text("cloud.dps.endpoint")?, inputs, "cloud.dps.endpoint")?;
-    if !connection::is_host(&endpoint) {
-        return Err(inputs.wrong("cloud.dps.endpoint", "a host name without scheme and port"));
-    }
+    let (id_scope, endpoint) = (inputs.get(&row::id_scope)?, inputs.get(&row::endpoint)?);
     let registration_id = registration_id(inputs)?;
     let auth = auth(inputs, &registration_id, warnings)?;
     let dps = Dps {
         endpoint,
-        port: cloud::port(inputs, "cloud.dps.port", transport)?,
+        port: inputs.get(&row::port)?.unwrap_or(transport.port()),
         id_scope,
         registration_id,
-        payload: payload(inputs)?,
-        cache: inputs.need_path("state.dir")?.join(CACHE),
+        payload: inputs.get(&row::payload)?,
+        cache: inputs.get(&state::dir)?.join(CACHE),
     };
     Ok((Place::Assigned(dps), auth))
 }
 
 fn registration_id(inputs: &Inputs) -> Result<String, ConfigError> {
-    let (key, file_key) = ("cloud.dps.registration_id", "cloud.dps.registration_id_file");
-    let (id, named, file) = match (inputs.text(key)?, inputs.path(file_key)?) {
-        (Some(id), None) => (id, key, None),
+    let (key, file_key) = (row::registration_id.path, row::registration_id_file.path);
+    let (id, file) = match (inputs.get(&row::registration_id)?, inputs.get(&row::registration_id_file)?) {
+        (Some(id), None) => (id, None),
         (None, Some(file)) => {
-            let text = cloud::content(&file, file_key)?;
+            let text = content(&file, file_key)?;
             // The kernel ends the texts of a device tree with a zero byte.
             let id = text.lines().next().unwrap_or_default().trim_matches(['\0', ' ']).to_owned();
-            (id, file_key, Some(file))
+            (id, Some(file))
         }
-        (None, None) => return Err(inputs.wrong(key, "set, or cloud.dps.registration_id_file")),
+        (None, None) => {
+            return Err(inputs.wrong(&row::registration_id, "set, or cloud.dps.registration_id_file"));
+        }
         (Some(_), Some(_)) => {
             return Err(ConfigError::Conflict(format!("{key} and {file_key} are both set; keep one")));
         }
@@ -86,16 +71,16 @@ fn registration_id(inputs: &Inputs) -> Result<String, ConfigError> {
     match file {
         Some(file) => {
             let problem = format!("is no good yet: it must hold {expected}");
-            Err(ConfigError::Awaited { file, key: named.to_owned(), problem })
+            Err(ConfigError::Awaited { file, key: file_key.to_owned(), problem })
         }
-        None => Err(inputs.wrong(named, expected)),
+        None => Err(inputs.wrong(&row::registration_id, expected)),
     }
 }
 
 fn auth(inputs: &Inputs, id: &str, warnings: &mut Vec<Warning>) -> Result<Auth, ConfigError> {
-    let own = secret(inputs, "cloud.dps.symmetric_key", warnings)?;
-    let group = secret(inputs, "cloud.dps.group_key", warnings)?;
-    match (own, group, cloud::certificate(inputs)?) {
+    let own = secret(inputs, &row::symmetric_key, &row::symmetric_key_file, warnings)?;
+    let group = secret(inputs, &row::group_key, &row::group_key_file, warnings)?;
+    match (own, group, certificate(inputs)?) {
         (Some((_, text)), None, (None, None)) => Ok(Auth::SharedKey(Secret::new(text))),
         (None, Some((bytes, _)), (None, None)) => Ok(Auth::SharedKey(derive(&bytes, id))),
         (None, None, (Some(certificate), Some(key))) => Ok(Auth::X509 { certificate, key }),
@@ -110,16 +95,16 @@ fn auth(inputs: &Inputs, id: &str, warnings: &mut Vec<Warning>) -> Result<Auth, 
 /// A key, decoded and as text.
 fn secret(
     inputs: &Inputs,
-    path: &str,
+    key: &Setting<Option<Hidden>>,
+    named: &Setting<Option<Absolute>>,
     warnings: &mut Vec<Warning>,
 ) -> Result<Option<(Vec<u8>, String)>, ConfigError> {
-    let Some(secret) = cloud::secret(inputs, path, |_| true, warnings)? else { return Ok(None) };
+    let Some(secret) = secrets::secret(inputs, key, named, |_| true, warnings)? else { return Ok(None) };
     let text = secret.text.trim().to_owned();
     match BASE64.decode(text.as_bytes()) {
         Ok(bytes) => Ok(Some((bytes, text))),
         Err(_) => {
-            let file = secret.file.display();
-            let message = format!("{path} in {file} is not base64; copy it whole");
+            let message = format!("{} in {} is not base64; copy it whole", key.path, secret.file.display());
             Err(secret.blamed(ConfigError::Conflict(message)))
         }
     }
@@ -129,15 +114,6 @@ fn secret(
 fn derive(group_key: &[u8], id: &str) -> Secret {
     let key = hmac::Key::new(hmac::HMAC_SHA256, group_key);
     Secret::new(BASE64.encode(hmac::sign(&key, id.as_bytes()).as_ref()))
-}
-
-fn payload(inputs: &Inputs) -> Result<Option<serde_json::Value>, ConfigError> {
-    let path = "cloud.dps.payload";
-    let Some(text) = inputs.text(path)? else { return Ok(None) };
-    match serde_json::from_str::<serde_json::Value>(&text) {
-        Ok(value) if value.is_object() && text.len() <= PAYLOAD_LIMIT => Ok(Some(value)),
-        _ => Err(inputs.wrong(path, "a text that is a JSON object of at most 64 KiB")),
-    }
 }
 
 #[cfg(test)]

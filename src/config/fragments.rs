@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use config::{Map, Source, Value, ValueKind};
+use toml::{Table, Value};
 
 use super::error::{ConfigError, Warning};
-use super::keys;
+use super::names;
+use super::row::Layer;
 
 /// No settings file is larger; a wrong path may lead to a disk.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -69,38 +70,23 @@ impl Options {
     }
 }
 
-/// Which keys a layer may set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layer {
-    /// Defaults, vendor's and integrator's file: everything.
-    Trusted,
-    /// Drop-ins: everything but `[trust]`.
-    DropIn,
-    /// `<state>/conf.d`: what is this device's own, by a list.
-    Device,
-}
-
 /// One parsed file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Fragment {
     pub origin: String,
-    table: toml::Table,
+    /// Each key that it sets.
+    pub values: Vec<(String, Value)>,
 }
 
 impl Fragment {
     /// The built-in defaults.
     pub fn defaults() -> Result<Fragment, ConfigError> {
-        Fragment::parse(Path::new("built-in defaults"), &keys::defaults_toml())
-    }
-
-    fn parse(path: &Path, text: &str) -> Result<Fragment, ConfigError> {
-        // The error's own Display quotes the line, which may hold a secret.
-        let table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {
-            path: path.to_owned(),
-            line: line_of(text, e.span().map_or(0, |s| s.start)),
-            detail: e.message().replace('\n', ", "),
-        })?;
-        Ok(Fragment { origin: path.display().to_string(), table })
+        Fragment::parse(
+            Path::new("built-in defaults"),
+            &names::defaults_toml(),
+            Layer::Trusted,
+            &mut Vec::new(),
+        )
     }
 
     /// Reads and checks `path`; `None` when there is no such file.
@@ -109,104 +95,75 @@ impl Fragment {
         layer: Layer,
         warnings: &mut Vec<Warning>,
     ) -> Result<Option<Fragment>, ConfigError> {
-        let Some(text) = read_text(path, FILE_LIMIT)? else { return Ok(None) };
-        let mut fragment = Fragment::parse(path, &text)?;
-        fragment.table = Check { file: &fragment.origin, layer, warnings }.table("", fragment.table)?;
-        Ok(Some(fragment))
+        let text = read_text(path, FILE_LIMIT)?;
+        text.map(|text| Fragment::parse(path, &text, layer, warnings)).transpose()
+    }
+
+    fn parse(
+        path: &Path,
+        text: &str,
+        layer: Layer,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Fragment, ConfigError> {
+        // The error's own Display quotes the line, which may hold a secret.
+        let table: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: line_of(text, e.span().map_or(0, |s| s.start)),
+            detail: e.message().replace('\n', ", "),
+        })?;
+        let origin = path.display().to_string();
+        let mut check = Check { file: &origin, layer, warnings, kept: Vec::new() };
+        check.table("", table)?;
+        Ok(Fragment { values: check.kept, origin })
     }
 }
 
-impl Source for Fragment {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
-        Box::new(self.clone())
-    }
-
-    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
-        Ok(values(&self.origin, &self.table))
-    }
-}
-
-/// The table in the `config` crate's terms, with its file as each value's origin.
-fn values(origin: &String, table: &toml::Table) -> Map<String, Value> {
-    table.iter().map(|(name, value)| (name.clone(), to_value(origin, value))).collect()
-}
-
-fn to_value(origin: &String, value: &toml::Value) -> Value {
-    let kind = match value {
-        toml::Value::String(text) => ValueKind::String(text.clone()),
-        toml::Value::Integer(number) => ValueKind::I64(*number),
-        toml::Value::Float(number) => ValueKind::Float(*number),
-        toml::Value::Boolean(flag) => ValueKind::Boolean(*flag),
-        toml::Value::Datetime(date) => ValueKind::String(date.to_string()),
-        toml::Value::Array(items) => ValueKind::Array(items.iter().map(|v| to_value(origin, v)).collect()),
-        toml::Value::Table(table) => ValueKind::Table(values(origin, table)),
-    };
-    Value::new(Some(origin), kind)
-}
-
-/// Walks one file and takes out unknown and misplaced keys, with a warning for each.
+/// Walks one file and keeps what is known and may stand there, with a warning for everything else.
 struct Check<'a> {
     file: &'a str,
     layer: Layer,
     warnings: &'a mut Vec<Warning>,
+    kept: Vec<(String, Value)>,
 }
 
 impl Check<'_> {
-    fn table(&mut self, section: &str, table: toml::Table) -> Result<toml::Table, ConfigError> {
-        let mut kept = toml::Table::new();
+    fn table(&mut self, section: &str, table: Table) -> Result<(), ConfigError> {
         for (name, value) in table {
             let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
-            if let Some(value) = self.entry(&path, &name, value)? {
-                kept.insert(name, value);
-            }
+            self.entry(path, &name, value)?;
         }
-        Ok(kept)
+        Ok(())
     }
 
-    fn entry(
-        &mut self,
-        path: &str,
-        name: &str,
-        value: toml::Value,
-    ) -> Result<Option<toml::Value>, ConfigError> {
-        let (key, file) = (path.to_owned(), self.file.to_owned());
-        if self.is_misplaced(path) {
-            self.warnings.push(Warning::Misplaced { key, file });
-            return Ok(None);
-        }
-        // A quoted "a.b" is one name in TOML and must not pass for the path a.b.
-        if name.contains('.') || !(keys::is_known(path) || keys::is_section(path)) {
-            self.warnings.push(unknown(path.to_owned(), file, &value));
-            return Ok(None);
-        }
+    fn entry(&mut self, path: String, name: &str, value: Value) -> Result<(), ConfigError> {
+        let file = self.file.to_owned();
         match value {
-            toml::Value::Table(table) if keys::is_section(path) => {
-                Ok(Some(toml::Value::Table(self.table(path, table)?)))
+            _ if names::is_misplaced(&path, self.layer) => {
+                self.warnings.push(Warning::Misplaced { key: path, file });
             }
-            other if keys::is_section(path) => {
-                let expected = format!("a section ([{path}])");
-                Err(ConfigError::Value { key, file, expected, found: other.type_str().to_owned() })
+            // A quoted "a.b" is one name in TOML and must not pass for the path a.b.
+            value if name.contains('.') || names::at(&path).next().is_none() => {
+                self.warnings.push(unknown(path, file, &value));
             }
-            other => Ok(Some(other)),
+            Value::Table(table) if names::is_section(&path) => self.table(&path, table)?,
+            other if names::is_section(&path) => {
+                let (expected, found) = (format!("a section ([{path}])"), other.type_str().to_owned());
+                return Err(ConfigError::Value { key: path, file, expected, found });
+            }
+            Value::Datetime(date) => self.kept.push((path, date.to_string().into())),
+            value => self.kept.push((path, value)),
         }
-    }
-
-    fn is_misplaced(&self, path: &str) -> bool {
-        match self.layer {
-            Layer::Trusted => false,
-            Layer::DropIn => path == "trust" || path.starts_with("trust."),
-            Layer::Device => (keys::is_known(path) || keys::is_section(path)) && !keys::is_devices_own(path),
-        }
+        Ok(())
     }
 }
 
 /// Names what is not known by all that was written of it: of `[slot.a]` not only the `slot`.
-fn unknown(key: String, file: String, value: &toml::Value) -> Warning {
+fn unknown(key: String, file: String, value: &Value) -> Warning {
     let only = value.as_table().filter(|table| table.len() == 1).and_then(|table| table.iter().next());
     match only {
         Some((name, inner)) if inner.is_table() => unknown(format!("{key}.{name}"), file, inner),
         _ => {
-            let nearest = keys::nearest(&key, value.is_table());
+            let nearest = names::nearest(&key, value.is_table());
             Warning::UnknownKey { key, file, nearest }
         }
     }

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
@@ -35,11 +36,7 @@ enum Exception {
         name: String,
         port: Option<u16>,
     },
-    /// Addresses that agree in so many first bits.
-    Network {
-        address: IpAddr,
-        bits: u8,
-    },
+    Network(IpNet),
 }
 
 impl Proxy {
@@ -117,11 +114,11 @@ fn exception(text: &str) -> Exception {
     if text == "*" {
         return Exception::Everything;
     }
-    let (address, bits) =
-        text.split_once('/').map_or((text, None), |(address, bits)| (address, bits.parse().ok()));
+    let (address, bits) = text.split_once('/').unwrap_or((text, ""));
     if let Ok(address) = address.trim_matches(['[', ']']).parse::<IpAddr>() {
-        let bits = bits.unwrap_or(u8::MAX).min(width(address));
-        return Exception::Network { address, bits };
+        let alone = IpNet::from(address);
+        let network = bits.parse().ok().and_then(|bits| IpNet::new(address, bits).ok());
+        return Exception::Network(network.unwrap_or(alone));
     }
     let (name, port) = match text.rsplit_once(':').map(|(name, port)| (name, port.parse().ok())) {
         Some((name, Some(port))) => (name, Some(port)),
@@ -140,9 +137,7 @@ impl Exception {
                     host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
                 below && port.is_none_or(|port| port == at)
             }
-            Exception::Network { address, bits } => {
-                host.parse().is_ok_and(|host| agree(*address, host, *bits))
-            }
+            Exception::Network(network) => host.parse::<IpAddr>().is_ok_and(|host| network.contains(&host)),
         }
     }
 
@@ -151,23 +146,9 @@ impl Exception {
             Exception::Everything => "*".to_owned(),
             Exception::Name { name, port: Some(port) } => format!("{name}:{port}"),
             Exception::Name { name, port: None } => name.clone(),
-            Exception::Network { address, bits } => format!("{address}/{bits}"),
+            Exception::Network(network) => network.to_string(),
         }
     }
-}
-
-fn width(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// Whether two addresses of one family have their first `bits` in common.
-fn agree(one: IpAddr, other: IpAddr, bits: u8) -> bool {
-    let differ = match (one, other) {
-        (IpAddr::V4(one), IpAddr::V4(other)) => u128::from(one.to_bits() ^ other.to_bits()) << 96,
-        (IpAddr::V6(one), IpAddr::V6(other)) => one.to_bits() ^ other.to_bits(),
-        _ => return false,
-    };
-    differ.leading_zeros() >= u32::from(bits)
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! `[cloud]` as people write it: ways to log in, transports, the provisioning service, proxies.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
+const CONNECTION: &str = "HostName=h.azure-devices.net;DeviceId=gw;SharedAccessKey=c2VjcmV0";
 const DPS: &str = "[cloud.dps]\nid_scope = \"0ne0012ABCD\"\nregistration_id = \"gw-1\"";
 
 fn cloud(extra: &str) -> Cloud {
@@ -168,4 +171,109 @@ fn rendered_settings_of_a_provisioned_gateway_load_again_to_the_same() {
     let file = machine.write("again.toml", &render(&settings));
     let again = load(&Options::file(file)).unwrap();
     assert_eq!(format!("{:?}", again.settings), format!("{settings:?}"));
+}
+
+#[test]
+fn the_hub_by_connection_string() {
+    let machine =
+        with(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\nca_file = \"/ca.pem\"\nport = 443"));
+    let loaded = machine.load().unwrap();
+    let cloud = loaded.settings.cloud.as_ref().unwrap();
+    let Place::Known(seat) = &cloud.place else { panic!("{:?}", cloud.place) };
+    assert_eq!((seat.host.as_str(), cloud.port), ("h.azure-devices.net", 443));
+    assert!(matches!(&cloud.auth, Auth::SharedKey(key) if key.expose() == "c2VjcmV0"));
+    assert_eq!(cloud.keep_alive, 240 * SECOND);
+    assert!(matches!(&loaded.warnings[..], [w @ Warning::Exposed { .. }] if !w.fails_check()));
+    let shown = format!("{}{:?}", render(&loaded.settings), loaded.settings);
+    assert!(!shown.contains("c2VjcmV0") && shown.contains("SharedAccessKey=***"), "{shown}");
+}
+
+#[test]
+fn a_ca_file_counts_without_a_hub_and_may_stand_alone() {
+    let load = |text: &str| with(text).load().unwrap().settings;
+    let alone = load("[cloud]\nca_file = \"/ca.pem\"\n[trust]\nsystem_roots = false");
+    assert!(alone.cloud.is_none());
+    assert_eq!(alone.trust.roots, Roots { system: false, ca_file: Some("/ca.pem".into()) });
+    assert!(render(&alone).contains("ca_file = \"/ca.pem\""), "{}", render(&alone));
+    let beside = load(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\nca_file = \"/ca.pem\""));
+    assert_eq!(beside.trust.roots, Roots::with(Some("/ca.pem".into())));
+    assert_eq!(beside.cloud.unwrap().roots, beside.trust.roots);
+    let error = with("[trust]\nsystem_roots = false").error();
+    assert!(error.contains("trust.system_roots") && error.contains("cloud.ca_file"), "{error}");
+}
+
+#[test]
+fn the_hub_by_a_file_that_holds_the_connection_string() {
+    let machine = Machine::new();
+    let secret = machine.write("secret", &format!("{CONNECTION}\n"));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!("{LEAST}\n[cloud]\nconnection_string_file = {:?}", secret.display().to_string());
+    machine.write("etc/fwupdate.toml", &text);
+    let loaded = machine.load().unwrap();
+    assert!(matches!(loaded.settings.cloud.unwrap().place, Place::Known(seat) if seat.device_id == "gw"));
+    assert_eq!(loaded.warnings, []);
+    fs::write(&secret, "HostName=h;c2VjcmV0").unwrap();
+    let awaited = machine.awaited();
+    assert!(awaited.contains(&secret.display().to_string()) && !awaited.contains("c2VjcmV0"), "{awaited}");
+}
+
+/// Each of these files may be written, or written whole, a moment later.
+#[test]
+fn a_credential_that_is_not_there_or_torn_is_waited_for() {
+    let machine = Machine::new();
+    let (file, folder) = (machine.path("given"), machine.path("folder"));
+    fs::create_dir(&folder).unwrap();
+    let dps = "[cloud.dps]\nid_scope = \"0ne1\"\n";
+    for settings in [
+        format!("[cloud]\nconnection_string_file = {file:?}"),
+        format!("{dps}registration_id = \"gw\"\nsymmetric_key_file = {file:?}"),
+        format!("{dps}registration_id = \"gw\"\ngroup_key_file = {file:?}"),
+        format!("{dps}registration_id_file = {file:?}\nsymmetric_key = \"c2VjcmV0\""),
+    ] {
+        machine.write("etc/fwupdate.toml", &format!("{LEAST}\n{settings}"));
+        fs::remove_file(&file).ok();
+        assert!(machine.awaited().contains("is not there yet"), "{settings}");
+        for torn in ["", "\n", "\0\0\0\0\0\0\0\0"] {
+            fs::write(&file, torn).unwrap();
+            assert!(machine.awaited().contains("empty or all zeros"), "{settings}");
+        }
+        for torn in [&b"\xff\xfe\xff"[..], b"HostName=h;Dev", b"!\0\0\0\0", &[b'!'; 9000]] {
+            fs::write(&file, torn).unwrap();
+            let awaited = machine.awaited();
+            assert!(awaited.contains(&file.display().to_string()) && awaited.contains("_file"), "{awaited}");
+        }
+        let at_a_folder = settings.replace(&format!("{file:?}"), &format!("{folder:?}"));
+        machine.write("etc/fwupdate.toml", &format!("{LEAST}\n{at_a_folder}"));
+        assert!(machine.awaited().contains("cannot be read"), "{at_a_folder}");
+    }
+}
+
+#[test]
+fn the_hub_by_certificate() {
+    let x509 = "connection_string = \"HostName=h;DeviceId=gw;x509=true\"";
+    let files = "certificate_file = \"/c.pem\"\nkey_file = \"/k.pem\"";
+    let loaded = with(&format!("[cloud]\n{x509}\n{files}")).load().unwrap();
+    assert!(matches!(loaded.settings.cloud.unwrap().auth, Auth::X509 { .. }));
+    assert!(with(&format!("[cloud]\n{x509}")).error().contains("cloud.certificate_file"));
+    assert!(with(&format!("[cloud]\n{files}")).error().contains("cloud.connection_string"));
+    let both = with(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\n{files}"));
+    assert!(both.error().contains("one way to log in"));
+    let twice = format!("[cloud]\nconnection_string = \"{CONNECTION}\"\nconnection_string_file = \"/x\"");
+    assert!(with(&twice).error().contains("keep one"));
+    assert!(with("[cloud]\nconnection_string = 5").error().contains("cloud.connection_string"));
+}
+
+#[test]
+fn who_is_asked_for_the_time() {
+    let cloud = |line: &str| with(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\n{line}"));
+    let set = |line: &str| cloud(line).load().unwrap().settings.cloud.unwrap().time_server;
+    assert_eq!(set(""), TimeServer::Own);
+    assert_eq!(set("time_server = \"none\""), TimeServer::Nobody);
+    let other = |port| TimeServer::Other { host: "time.example".into(), port };
+    assert_eq!(set("time_server = \"time.example\""), other(443));
+    assert_eq!(set("time_server = \"time.example:8443\""), other(8443));
+    for wrong in ["none:1", "time.example:0", "time.example:x", "https://time.example", "a b"] {
+        let error = cloud(&format!("time_server = {wrong:?}")).error();
+        assert!(error.contains("cloud.time_server") && error.contains("host:port"), "{wrong}: {error}");
+    }
 }
