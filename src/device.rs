@@ -1,20 +1,17 @@
 //! What the kernel knows of block devices: which device a name means, and what a mounted file system really
 //! stands on (through partitions, loop devices, device mapper and overlays).
 
+mod identity;
 mod kernel;
 mod mounts;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
-
+pub use identity::{DeviceError, Identity};
 pub use kernel::Kernel;
 pub use mounts::Mount;
-
-use crate::failure::{Code, Failure};
 
 /// What to do about a device that takes no writes.
 pub const READ_ONLY: &str = "is read-only: check the lock switch of an SD card, force_ro of an eMMC's boot partition, \
@@ -61,78 +58,6 @@ const RAMFS_MAGIC: nix::libc::__fsword_t = 0x858458f6u32 as nix::libc::__fsword_
 pub fn size(path: &Path) -> io::Result<u64> {
     use std::io::Seek;
     fs::File::open(path)?.seek(io::SeekFrom::End(0))
-}
-
-/// A device or file, however it is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Identity {
-    /// A block device by its number (`st_rdev`).
-    Block { major: u64, minor: u64 },
-    /// A regular file by the file system it lies on and its inode.
-    File { device: u64, inode: u64 },
-}
-
-impl Identity {
-    /// What `path` really is; symbolic links are followed. Anything but a block device or a regular file is
-    /// an error.
-    pub fn of(path: &Path) -> Result<Identity, DeviceError> {
-        let meta = fs::metadata(path).map_err(|source| DeviceError::at(path, source))?;
-        Identity::from_metadata(&meta).ok_or_else(|| DeviceError::NotADevice(path.to_owned()))
-    }
-
-    /// The same for a file that is already open: no name can change under the caller.
-    pub fn from_metadata(meta: &fs::Metadata) -> Option<Identity> {
-        let kind = meta.file_type();
-        if kind.is_block_device() {
-            Some(Identity::Block { major: major(meta.rdev()), minor: minor(meta.rdev()) })
-        } else if kind.is_file() {
-            Some(Identity::File { device: meta.dev(), inode: meta.ino() })
-        } else {
-            None
-        }
-    }
-}
-
-/// Why a device could not be found or examined.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    #[error(
-        "{name} means the device {path}, which does not exist: check the partition table and the settings' slots"
-    )]
-    Missing { name: String, path: PathBuf },
-    #[error("{0} does not exist: check the settings' slots")]
-    NoSuchPath(PathBuf),
-    #[error("{0} is neither a block device nor a regular file: name one of these in the settings' slots")]
-    NotADevice(PathBuf),
-    #[error("{0:?} names no device: use an absolute path, PARTLABEL=name or PARTUUID=id")]
-    BadName(String),
-    #[error(
-        "UUID= and LABEL= cannot tell two slots with the same image apart ({0}): use PARTLABEL= or PARTUUID="
-    )]
-    Ambiguous(String),
-    #[error(
-        "{name} means several partitions, {}: take one of the disks out, rename its partitions, or name the slot by \
-         its path in the settings (/dev/disk/by-path/...)",
-        found.join(" and ")
-    )]
-    Several { name: String, found: Vec<String> },
-    #[error("cannot examine {path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-}
-
-impl DeviceError {
-    fn at(path: &Path, source: io::Error) -> DeviceError {
-        match source.kind() {
-            io::ErrorKind::NotFound => DeviceError::NoSuchPath(path.to_owned()),
-            _ => DeviceError::Io { path: path.to_owned(), source },
-        }
-    }
-}
-
-impl From<DeviceError> for Failure {
-    fn from(error: DeviceError) -> Failure {
-        Failure::new(Code::SlotWriteFailed, error.to_string())
-    }
 }
 
 /// As [`resolve`] without a look at whether the device is there yet.
@@ -212,7 +137,7 @@ fn udev_name(label: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     #[test]
     fn a_file_has_one_identity_under_every_name() {

@@ -70,8 +70,9 @@ fn check(bytes: &[u8], patch: &Patch, index: &Index) -> Result<(), &'static str>
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what this module is about")]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what this module is about")]
+
     use super::super::chunk::Chunk;
     use super::super::frames::{PREFIX_CAP, PatchIndexWriter, PrefixDigest};
     use super::super::testing::{self, Parts};

@@ -12,9 +12,10 @@ use serde_json::json;
 use sha2::Digest as _;
 use time::format_description::well_known::Rfc3339;
 
+use crate::output::{Output, Result};
 use crate::progress::ProgressLine;
 use crate::reader::BundleFile;
-use crate::{Output, Result, files, keys};
+use crate::{files, keys};
 
 /// Shows the manifest, who is said to have signed it, and what the index holds.
 pub fn inspect(path: &Path) -> Result<Output> {

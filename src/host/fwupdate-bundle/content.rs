@@ -10,7 +10,8 @@ use std::path::Path;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::BLOCK;
 
-use crate::{Result, files};
+use crate::files;
+use crate::output::Result;
 
 /// Bytes that are looked at: the magic of btrfs is the last, behind 64 KiB.
 const HEAD: usize = 68 * 1024;

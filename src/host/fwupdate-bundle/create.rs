@@ -14,9 +14,10 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::files::{self, Replacement};
 use crate::keys::SigningKey;
+use crate::output::{Output, Result};
 use crate::pack::{self, ImageSource, Packed};
 use crate::patch::{self, MadePatch};
-use crate::{Output, Result, content, held};
+use crate::{content, held};
 
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("signing").required(true).args(["key", "unsigned"]))]

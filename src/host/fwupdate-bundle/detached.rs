@@ -10,8 +10,9 @@ use serde_json::json;
 
 use crate::create::{pad, write_header};
 use crate::files::{self, Replacement};
+use crate::keys;
+use crate::output::{Output, Result};
 use crate::reader::BundleFile;
-use crate::{Output, Result, keys};
 
 /// More than any signature of the two kinds has.
 const SIGNATURE_CAP: u64 = 256;

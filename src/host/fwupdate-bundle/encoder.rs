@@ -9,7 +9,7 @@ use fwupdate::bundle::{BLOCK_HEADER, Chunk, ChunkDigest, Decoder, frame_bound, f
 use fwupdate::failure::{Code, Failure};
 use zstd_safe::DCtx;
 
-use crate::Result;
+use crate::output::Result;
 use crate::sequences::{Sequence, Sequencer};
 
 /// Shortest match of the format, bytes.

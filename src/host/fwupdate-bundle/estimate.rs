@@ -8,8 +8,8 @@ use fwupdate::stage::cost;
 use serde_json::json;
 
 use crate::held::OldImage;
+use crate::output::{Output, Result};
 use crate::reader::BundleFile;
-use crate::{Output, Result};
 
 /// Compares chunk by chunk, and takes the patch from OLD if the bundle has one.
 pub fn estimate(old: &Path, new: &Path) -> Result<Output> {

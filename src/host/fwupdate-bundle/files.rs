@@ -9,7 +9,7 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::Digest;
 use sha2::Digest as _;
 
-use crate::Result;
+use crate::output::Result;
 
 /// Turns an I/O error at `path` into a failure.
 pub fn at(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {

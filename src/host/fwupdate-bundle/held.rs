@@ -10,9 +10,10 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest};
 use sha2::Digest as _;
 
+use crate::files;
+use crate::output::Result;
 use crate::progress::ProgressLine;
 use crate::reader::BundleFile;
-use crate::{Result, files};
 
 /// An old image.
 pub struct OldImage {

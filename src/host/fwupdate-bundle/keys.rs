@@ -11,7 +11,8 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use crate::{Output, Result, files};
+use crate::files;
+use crate::output::{Output, Result};
 
 /// RFC 8410: PKCS#8 version 1 around a seed. `ring` would write version 2, which OpenSSL 3.0 can't read.
 const ED25519_PKCS8: &[u8] =

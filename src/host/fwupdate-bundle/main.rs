@@ -12,6 +12,7 @@ mod estimate;
 mod files;
 mod held;
 mod keys;
+mod output;
 mod pack;
 mod patch;
 mod progress;
@@ -27,7 +28,7 @@ use clap::{Parser, Subcommand};
 use fwupdate::cli::{plain, usage};
 use fwupdate::failure::{Code, Failure};
 
-type Result<T, E = Failure> = std::result::Result<T, E>;
+use crate::output::{Output, Result};
 
 /// Makes, signs, shows and checks firmware bundles.
 #[derive(Debug, Parser)]
@@ -90,12 +91,6 @@ enum Command {
         /// A bundle.
         new: PathBuf,
     },
-}
-
-/// What a command has to say: a text for people and an object for scripts.
-struct Output {
-    text: String,
-    json: serde_json::Value,
 }
 
 fn main() -> ExitCode {

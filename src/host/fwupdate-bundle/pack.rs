@@ -14,8 +14,9 @@ use fwupdate::manifest::{BLOCK, Chunking, Digest, INDEX_CAP, PAYLOAD_CAP};
 use sha2::Digest as _;
 
 use crate::encoder::{ChunkGroup, Encoder, PackedChunk};
+use crate::files;
+use crate::output::Result;
 use crate::progress::ProgressLine;
-use crate::{Result, files};
 
 /// Groups in flight for each compressor.
 const DEPTH: usize = 4;

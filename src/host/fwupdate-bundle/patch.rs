@@ -17,10 +17,11 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest, PAYLOAD_CAP, Patch};
 use zstd_safe::{CCtx, CParameter};
 
+use crate::files;
 use crate::held::OldImage;
+use crate::output::Result;
 use crate::progress::ProgressLine;
 use crate::similar::{Builder, Similar};
-use crate::{Result, files};
 
 /// An incompressible chunk is worth a try only if the old image has this share of it somewhere.
 const ALIKE: f64 = 0.1;

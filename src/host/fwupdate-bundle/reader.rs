@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use fwupdate::bundle::{self, BundleError, HEAD_MAX, Head, Index, Layout, PatchIndex};
 use fwupdate::manifest::{self, Body, ManifestError, SignatureList, TrustedKeys};
 
-use crate::{Result, files};
+use crate::files;
+use crate::output::Result;
 
 /// An open bundle whose head was read. Nothing in it is trusted unless `open_trusted` made it.
 pub struct BundleFile {

@@ -14,7 +14,7 @@ use zstd_safe::zstd_sys::{
     ZSTD_generateSequences, ZSTD_isError, ZSTD_sequenceBound,
 };
 
-use crate::Result;
+use crate::output::Result;
 
 /// `literals` bytes as they are, then `length` bytes from `offset` bytes back; `length` may be 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

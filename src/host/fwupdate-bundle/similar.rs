@@ -189,8 +189,9 @@ fn joined(mut blocks: Vec<u32>, most: usize) -> Vec<Range<u32>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what this module is about")]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what this module is about")]
+
     use super::*;
 
     fn noise(seed: u64, blocks: usize) -> Vec<u8> {

@@ -4,6 +4,7 @@
 //! Reference: "Automatic device and module management", REST version 2021-04-12.
 
 mod counts;
+mod fields;
 
 use std::fs;
 use std::io::Write;
@@ -14,17 +15,13 @@ use fwupdate::uri::PackageUri;
 use serde_json::{Map, Value, json};
 
 use self::counts::follow;
+use self::fields::{REPORTED, SECTION, quoted, text, update};
 use crate::args::{Apply, Args, Config};
 use crate::error::Error;
 use crate::output::print;
 use crate::pin;
 use crate::rollout::condition;
 use crate::service::Service;
-
-/// Where a configuration writes.
-const SECTION: &str = "properties.desired.fwupdate";
-/// Where gateways tell what became of it.
-const REPORTED: &str = "properties.reported.fwupdate";
 
 pub async fn perform(
     args: &Args,
@@ -166,11 +163,6 @@ fn metrics(version: &str) -> Value {
     })
 }
 
-/// A string of the query language.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 fn refuse_wrong(told: &Value) -> Result<(), Error> {
     if let Some(why) = text(told, "/targetConditionError").filter(|why| !why.is_empty()) {
         return Err(Error::Usage(format!("the hub does not take the condition: {why}")));
@@ -242,15 +234,6 @@ fn taking_back(version: &str) -> Value {
         "startTime": crate::rollout::now(),
         "maxExecutionTimeInSeconds": 3600,
     })
-}
-
-/// The section that a configuration writes.
-fn update(configuration: &Value) -> Option<&Value> {
-    configuration.get("content")?.get("deviceContent")?.get(SECTION)
-}
-
-fn text<'a>(document: &'a Value, pointer: &str) -> Option<&'a str> {
-    document.pointer(pointer).and_then(Value::as_str)
 }
 
 /// One configuration as a line of the list.

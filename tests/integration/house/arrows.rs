@@ -122,10 +122,9 @@ fn within(module: &str, parent: &str) -> bool {
 /// The folder of the crate that a file belongs to; a program of one file is its own.
 fn root_of(path: &Path) -> PathBuf {
     let src = project().join("src");
-    match path.strip_prefix(src.join("bin")) {
-        Ok(below) => src.join("bin").join(below.components().next().unwrap()),
-        Err(_) => src,
-    }
+    let programs = ["bin", "host"].map(|folder| src.join(folder));
+    let own = programs.iter().find_map(|folder| Some((folder, path.strip_prefix(folder).ok()?)));
+    own.map_or(src, |(folder, below)| folder.join(below.components().next().unwrap()))
 }
 
 fn module_of(root: &Path, path: &Path) -> String {
@@ -179,7 +178,8 @@ fn expand(tree: &str) -> Vec<String> {
 fn inline(text: &str) -> Vec<String> {
     let is_path = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let words = text.split(|c: char| !is_path(c)).filter(|word| word.contains("::"));
-    words.map(|word| word.trim_end_matches(':').to_owned()).collect()
+    // What ends so is the head of a group.
+    words.filter(|word| !word.ends_with("::")).map(str::to_owned).collect()
 }
 
 #[test]

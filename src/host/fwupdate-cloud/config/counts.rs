@@ -6,7 +6,7 @@ use std::io::Write;
 use fwupdate::cli::plain::{self, plain};
 use serde_json::{Value, json};
 
-use super::{REPORTED, quoted, text, update};
+use super::fields::{REPORTED, quoted, text, update};
 use crate::error::Error;
 use crate::patience::HubPatience;
 use crate::rollout::{condition, interval};
