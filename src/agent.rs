@@ -31,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::confine::{Confinement, confine};
 pub use self::doctor::{config_doubts, examine_offline, note_end};
-use self::effects::blocking;
 use self::gateway::{Gateway, OsRelease, Sight};
 use self::inbox::{Inbox, Incoming};
 pub use self::privileged::{order_reboot, serve_root};
@@ -43,6 +42,7 @@ use crate::config::Settings;
 use crate::control;
 use crate::desired::Section;
 use crate::failure::{Code, Failure};
+use crate::fault::{self, blocking};
 use crate::hub;
 use crate::machine::{Boot, BootId, Event, Phase, Record, is_decided, step};
 use crate::stage::Meter;
@@ -88,7 +88,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<Exit
     }
     let edges = CancellationToken::new();
     let hub = connect(&gateway, hub_documents, events_in, telemetry, edges.clone());
-    agent.apply(Event::Started).await;
+    agent.survive(Turn::Start).await;
     systemd::ready();
     let exit = agent.serve(&shutdown).await;
     agent.rest().await;
@@ -140,8 +140,9 @@ fn load(store: &Store) -> Record {
 }
 
 async fn serve_control(listener: Option<UnixListener>, calls: mpsc::Sender<control::Call>) {
-    if let Some(listener) = listener {
-        control::serve(listener, calls).await;
+    let Some(listener) = listener else { return };
+    while fault::caught(control::serve(&listener, calls.clone())).await.is_err() {
+        tokio::time::sleep(SAVE_RETRY.0).await;
     }
 }
 
@@ -163,6 +164,17 @@ fn connect(
     };
     let (interval, clock) = (gateway.settings.report.interval, gateway.clock.clone());
     Some(tokio::spawn(hub::run(cloud, interval, clock, documents, events, telemetry, shutdown)))
+}
+
+/// What the agent deals with in one go.
+enum Turn {
+    Start,
+    /// The effect led to this.
+    Done(Event),
+    Incoming(Incoming),
+    Watchdog,
+    Tick,
+    Clock,
 }
 
 /// The agent's own state: what is remembered, what is durable, and what is under way.
@@ -245,23 +257,42 @@ impl Agent {
                 return Exit::Reboot;
             }
             let tick = self.pace().map(|pace| crate::clock::after(self.ticked, pace));
-            tokio::select! {
+            let turn = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Exit::Stopped,
-                event = finished(&mut self.work) => self.done(event).await,
-                () = self.watchdog.due() => self.watchdog.feed(),
-                incoming = self.inbox.next() => self.take(incoming).await,
-                () = at(tick) => self.tick().await,
-                () = tokio::time::sleep_until(self.clock_look) => self.follow_clock().await,
-            }
+                event = finished(&mut self.work) => Turn::Done(event),
+                () = self.watchdog.due() => Turn::Watchdog,
+                incoming = self.inbox.next() => Turn::Incoming(incoming),
+                () = at(tick) => Turn::Tick,
+                () = tokio::time::sleep_until(self.clock_look) => Turn::Clock,
+            };
+            self.survive(turn).await;
             self.follow_desired().await;
         }
     }
 
-    async fn take(&mut self, incoming: Incoming) {
-        match incoming {
-            Incoming::Hub(event) => self.hub_event(event).await,
-            Incoming::Control(call) => self.control_call(call).await,
+    /// Takes a turn. What panics in it ends the operation that nobody is left to work on, and nothing else.
+    async fn survive(&mut self, turn: Turn) {
+        if let Err(failure) = fault::caught(self.take(turn)).await {
+            self.recover(failure).await;
+        }
+    }
+
+    async fn recover(&mut self, failure: Failure) {
+        if self.work.is_none() && !self.reboot && !self.record.phase.is_idle() {
+            self.apply(Event::Failed(failure)).await;
+        }
+    }
+
+    async fn take(&mut self, turn: Turn) {
+        match turn {
+            Turn::Start => self.apply(Event::Started).await,
+            Turn::Done(event) => self.done(event).await,
+            Turn::Watchdog => self.watchdog.feed(),
+            Turn::Incoming(Incoming::Hub(event)) => self.hub_event(event).await,
+            Turn::Incoming(Incoming::Control(call)) => self.control_call(call).await,
+            Turn::Tick => self.tick().await,
+            Turn::Clock => self.follow_clock().await,
         }
     }
 

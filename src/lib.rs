@@ -29,6 +29,7 @@ pub mod clock;
 pub mod control;
 pub mod device;
 pub mod durable;
+pub mod fault;
 pub mod health;
 pub mod hub;
 pub mod memory;

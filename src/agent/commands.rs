@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use super::{Agent, doctor};
 use crate::command;
-use crate::control::{self, Method};
+use crate::control::{self, Method, Request};
 use crate::failure::{Code, Failure};
+use crate::fault;
 use crate::hub;
 use crate::machine::{Event, Extra, Hold, Last, Operation, Origin, Outcome, Phase, Plan, SlotState};
 use crate::plan;
@@ -54,19 +55,8 @@ impl Refusal {
 impl Agent {
     /// A direct method.
     pub(super) async fn method(&mut self, call: hub::MethodCall) {
-        let answer = match &call.payload {
-            Err(why) => Err(malformed(format!("the payload is no JSON: {why}"))),
-            Ok(payload) => match call.name.as_str() {
-                "firmwareUpdate" => self.update(payload, Origin::Method).await,
-                "firmwareStatus" => Ok(Value::Object(self.publisher.body(&self.saved))),
-                "firmwareCancel" => self.cancel(payload).await,
-                "firmwareApprove" => self.approve(payload, Origin::Method).await,
-                "firmwareDefer" => self.defer(payload).await,
-                "firmwareRollback" => self.rollback(payload, Origin::Method).await,
-                "reboot" => self.plain_reboot(Origin::Method),
-                other => Err(unknown(other)),
-            },
-        };
+        let answer = fault::caught(self.answer(&call)).await;
+        let answer = self.survived(answer).await;
         let (status, body) = match answer {
             Ok(body) => (200, body),
             Err(refusal) => (refusal.status(), refusal.body()),
@@ -75,22 +65,54 @@ impl Agent {
         call.respond(status, body);
     }
 
+    async fn answer(&mut self, call: &hub::MethodCall) -> Answer {
+        let payload = call.payload.as_ref();
+        let payload = payload.map_err(|why| malformed(format!("the payload is no JSON: {why}")))?;
+        match call.name.as_str() {
+            "firmwareUpdate" => self.update(payload, Origin::Method).await,
+            "firmwareStatus" => Ok(Value::Object(self.publisher.body(&self.saved))),
+            "firmwareCancel" => self.cancel(payload).await,
+            "firmwareApprove" => self.approve(payload, Origin::Method).await,
+            "firmwareDefer" => self.defer(payload).await,
+            "firmwareRollback" => self.rollback(payload, Origin::Method).await,
+            "reboot" => self.plain_reboot(Origin::Method),
+            other => Err(unknown(other)),
+        }
+    }
+
+    /// The answer of what came to its end; what panicked is refused.
+    async fn survived(&mut self, answer: Result<Answer, Failure>) -> Answer {
+        match answer {
+            Ok(answer) => answer,
+            Err(failure) => {
+                self.recover(failure.clone()).await;
+                Err(failure.into())
+            }
+        }
+    }
+
     /// A request of local control.
     pub(super) async fn control_call(&mut self, call: control::Call) {
-        let params = &call.request.params;
-        let answer = match call.request.method {
+        match call.request.method {
             Method::Watch => return self.add_watcher(call.reply),
             Method::Doctor => return doctor::answer(self, call.reply),
-            Method::Status => Ok(self.status()),
+            _ => {}
+        }
+        let answer = fault::caught(self.answer_local(&call.request)).await;
+        let answer = self.survived(answer).await;
+        call.reply.send(answer.map_err(|refusal| refusal.failure)).await;
+    }
+
+    async fn answer_local(&mut self, request: &Request) -> Answer {
+        let params = &request.params;
+        match request.method {
             Method::Install => self.install(params).await,
             Method::Cancel => self.cancel(params).await,
             Method::Approve => self.approve(params, Origin::Local).await,
             Method::Defer => self.defer(params).await,
             Method::Rollback => self.rollback(params, Origin::Local).await,
-            Method::History => Ok(self.history()),
-            Method::Slots => Ok(self.slots()),
-        };
-        call.reply.send(answer.map_err(|refusal| refusal.failure)).await;
+            asks => Ok(self.told(asks).unwrap_or_default()),
+        }
     }
 
     /// The answer to what only asks, from what is saved.

@@ -4,6 +4,7 @@ use super::Agent;
 use super::commands::new_id;
 use crate::desired::{Action, RunningImage, Section, decide};
 use crate::failure::{Code, Failure};
+use crate::fault;
 use crate::machine::{Desired, Event, Operation};
 
 impl Agent {
@@ -14,7 +15,10 @@ impl Agent {
             return;
         }
         let Some(section) = self.section.take() else { return };
-        self.follow_section(section.as_ref()).await;
+        if let Err(failure) = fault::caught(self.follow_section(section.as_ref())).await {
+            self.recover(failure.clone()).await;
+            self.note_desired(section.as_ref().map(|section| section.refused(&failure))).await;
+        }
         // What was not remembered was not dealt with.
         if self.unsaved.is_some() {
             self.section.get_or_insert(section);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::Agent;
 use super::gateway::Gateway;
 use crate::control::Reply;
-use crate::failure::{Code, Failure};
+use crate::fault;
 use crate::machine::{Boot, Record};
 
 pub use self::offline::{examine as examine_offline, note_end};
@@ -185,11 +185,10 @@ pub(super) fn answer(agent: &Agent, reply: Reply) {
     };
     let (gateway, record) = (agent.gateway.clone(), agent.record.clone());
     tokio::spawn(async move {
-        let asked = tokio::task::spawn_blocking(move || {
+        let asked = fault::blocking(move || {
             let subject = Subject::new(gateway, record);
-            Subject { live: Some(live), ..subject }.document()
+            Ok(Subject { live: Some(live), ..subject }.document())
         });
-        let failed = |error: tokio::task::JoinError| Failure::new(Code::Internal, error.to_string());
-        reply.send(asked.await.map_err(failed)).await
+        reply.send(asked.await).await
     });
 }

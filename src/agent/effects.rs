@@ -9,6 +9,7 @@ use super::doctor::{self, OnTrial, Subject};
 use super::gateway::Gateway;
 use crate::clock;
 use crate::failure::{Code, Evidence, Failure};
+use crate::fault::blocking;
 use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
 use crate::manifest::Digest;
@@ -367,12 +368,4 @@ fn security_version(image: Option<&ImageInfo>) -> u64 {
 
 fn cancelled() -> Failure {
     Failure::new(Code::Cancelled, "the operation was cancelled")
-}
-
-/// Runs what blocks on a thread that may.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let failed = |error: tokio::task::JoinError| Failure::new(Code::Internal, error.to_string());
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }

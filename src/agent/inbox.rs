@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Agent;
-use super::effects::blocking;
 use crate::control::{self, Method};
 use crate::failure::Failure;
+use crate::fault::blocking;
 use crate::hub;
 
 /// What may wait until the agent is free; the rest stays in its channel.

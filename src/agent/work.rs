@@ -17,6 +17,7 @@ use super::Agent;
 use super::effects::Work;
 use super::gateway::Held;
 use crate::failure::{Code, Failure};
+use crate::fault;
 use crate::machine::{Effect, Event, Phase};
 use crate::stage;
 
@@ -53,9 +54,13 @@ pub struct Running {
 /// Ends with what the running effect led to; never, when none runs.
 pub async fn finished(work: &mut Option<Running>) -> Event {
     match work {
-        Some(running) => (&mut running.task).await.unwrap_or_else(|error| {
-            Event::Failed(Failure::new(Code::Internal, format!("an effect ended badly: {error}")))
-        }),
+        Some(running) => {
+            let event =
+                (&mut running.task).await.unwrap_or_else(|error| Event::Failed(fault::of_task(error)));
+            // What a panic left behind on other threads ends, too.
+            running.cancel.cancel();
+            event
+        }
         None => std::future::pending().await,
     }
 }
@@ -171,7 +176,7 @@ impl Agent {
         while let Some(Running { task, cancel, then }) = self.work.take() {
             cancel.cancel();
             if let Err(error) = self.meanwhile(task).await {
-                tracing::error!("an effect ended badly: {error}");
+                tracing::error!("{}", fault::of_task(error).message);
             }
             self.take_bytes();
             if let Some(event) = then {

@@ -14,6 +14,7 @@ use fwupdate::cli::{log, usage};
 use fwupdate::clock;
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
 use fwupdate::failure::Failure;
+use fwupdate::fault;
 use nix::unistd::Group;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         ));
         return ExitCode::FAILURE;
     }
+    fault::log_panics();
     match start(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::seats::{Seat, Seats};
 use super::{Answer, ControlError, GROUP, Method, Request, SOCKET};
 use crate::failure::{Code, Failure};
+use crate::fault;
 
 /// How long a client may take to send a line, or to take one.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
@@ -132,7 +133,7 @@ fn make_room(path: &Path) -> Result<(), ControlError> {
 /// Serves clients until the agent drops the receiver of `calls`, or this future is dropped.
 ///
 /// Whoever comes is let in, so that nobody can lock out root: who has too many connections loses an old one.
-pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
+pub async fn serve(listener: &UnixListener, calls: mpsc::Sender<Call>) {
     let (mut clients, mut seats) = (JoinSet::new(), Seats::default());
     loop {
         tokio::select! {
@@ -159,8 +160,12 @@ fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
 }
 
 async fn client(stream: UnixStream, peer: Peer, seat: Seat, calls: mpsc::Sender<Call>) {
+    let (reader, mut writer) = stream.into_split();
     let served = tokio::select! {
-        served = converse(stream, peer, &seat, &calls) => served,
+        served = fault::caught(converse(BufReader::new(reader), &mut writer, peer, &seat, &calls)) => match served {
+            Ok(served) => served,
+            Err(failure) => write(&mut writer, Err(failure)).await,
+        },
         () = seat.lost() => Err(io::Error::new(ErrorKind::QuotaExceeded, "its user has too many connections")),
     };
     if let Err(error) = served {
@@ -168,17 +173,22 @@ async fn client(stream: UnixStream, peer: Peer, seat: Seat, calls: mpsc::Sender<
     }
 }
 
-async fn converse(stream: UnixStream, peer: Peer, seat: &Seat, calls: &mpsc::Sender<Call>) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::new(reader);
+async fn converse(
+    mut reader: BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+    peer: Peer,
+    seat: &Seat,
+    calls: &mpsc::Sender<Call>,
+) -> io::Result<()> {
     while let Some(line) = timeout(CLIENT_PATIENCE, read_line(&mut reader)).await?? {
-        let Some(request) = parse(&line, peer, &mut writer).await? else { continue };
+        let Some(request) = parse(&line, peer, writer).await? else { continue };
+        tracing::debug!(method = ?request.method, uid = peer.uid, "a local request");
         if request.method == Method::Watch {
-            return watch(request, peer, calls, &mut reader, &mut writer).await;
+            return watch(request, peer, calls, &mut reader, writer).await;
         }
         let _busy = seat.busy();
         let answer = timeout(AGENT_PATIENCE, ask(request, peer, calls)).await;
-        write(&mut writer, answer.unwrap_or_else(|_| Err(unanswered()))).await?;
+        write(writer, answer.unwrap_or_else(|_| Err(unanswered()))).await?;
     }
     Ok(())
 }

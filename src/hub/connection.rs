@@ -33,6 +33,7 @@ use super::twin::{Action, Twin};
 use super::{Document, Event, identity};
 use crate::clock::{self, Clock, Origin};
 use crate::config::{Cloud, Seat};
+use crate::fault;
 use crate::reach::Memory;
 
 /// Least and longest pause before a request that the hub put off is sent again.
@@ -145,7 +146,8 @@ impl Connection {
 
     pub async fn run(mut self) {
         loop {
-            let end = self.session().await;
+            let session = fault::caught(self.session()).await;
+            let end = session.unwrap_or_else(|failure| End::Lost(HubError::Fault(failure.message)));
             self.twin.disconnected();
             self.telemetry.disconnected();
             match end {

@@ -64,6 +64,8 @@ pub enum HubError {
     TwinMalformed { cause: String },
     #[error("the hub left a request for the twin unanswered; connecting again")]
     TwinSilent,
+    #[error("{0}; connecting again")]
+    Fault(String),
 }
 
 impl From<HubError> for Failure {
@@ -71,6 +73,7 @@ impl From<HubError> for Failure {
         match error {
             HubError::Tls(error) => error.into(),
             HubError::Key => Failure::new(Code::NotReady, error.to_string()),
+            HubError::Fault(why) => Failure::new(Code::Internal, why),
             _ => Failure::new(Code::CloudUnreachable, error.to_string()),
         }
     }

@@ -51,6 +51,8 @@ const BUNDLE: &str = env!("CARGO_BIN_EXE_fwupdate-bundle");
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub bootloader: Bootloader,
+    /// Another program than `fwupdated`.
+    pub agent: Option<PathBuf>,
     /// Settings that override the gateway's own.
     pub settings: String,
     pub slot_size: u64,
@@ -67,8 +69,8 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         let (bootloader, settings) = (Bootloader::Uboot, String::new());
-        let (device, registered) = (DEVICE, true);
-        Setup { bootloader, settings, slot_size: SLOT, on: true, relay: false, device, registered }
+        let (device, registered, agent) = (DEVICE, true, None);
+        Setup { bootloader, agent, settings, slot_size: SLOT, on: true, relay: false, device, registered }
     }
 }
 
@@ -154,7 +156,7 @@ impl World {
         cloud.mqtt_port = relay.as_ref().map_or(cloud.mqtt_port, Relay::port);
         let gateway = Gateway::new(Parts {
             dir: dir.path().join("gateway"),
-            agent: AGENT.into(),
+            agent: setup.agent.unwrap_or(AGENT.into()),
             image: factory,
             slot_size: setup.slot_size,
             bootloader: setup.bootloader,

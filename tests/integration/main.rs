@@ -45,6 +45,8 @@ mod methods;
 mod next_update;
 /// An image that is there already.
 mod nothing;
+/// A panic in one task of the agent.
+mod panics;
 /// The provisioning service assigns the hub, and another one later.
 mod provision;
 /// An address that leads to another one.

@@ -29,7 +29,7 @@ fn agent(run: &Path) -> JoinHandle<()> {
                 }
             }
         };
-        tokio::join!(serve(listener, calls), answering);
+        tokio::join!(serve(&listener, calls), answering);
     })
 }
 
@@ -78,7 +78,7 @@ async fn a_watcher_that_leaves_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let listener = bind(dir.path()).unwrap();
     let (calls, mut queue) = mpsc::channel(1);
-    let server = tokio::spawn(serve(listener, calls));
+    let server = tokio::spawn(async move { serve(&listener, calls).await });
     let path = dir.path().join(SOCKET);
     let client = blocking(move || Client::connect(&path).unwrap().watch().unwrap()).await;
     let call = queue.recv().await.unwrap();
@@ -94,7 +94,7 @@ async fn more_watchers_than_places_leave_room_for_whoever_comes() {
     let dir = tempfile::tempdir().unwrap();
     let listener = bind(dir.path()).unwrap();
     let (calls, mut queue) = mpsc::channel(16);
-    let server = tokio::spawn(serve(listener, calls));
+    let server = tokio::spawn(async move { serve(&listener, calls).await });
     let path = dir.path().join(SOCKET);
     let (mut clients, mut watching) = (Vec::new(), Vec::new());
     for _ in 0..100 {
@@ -156,7 +156,8 @@ async fn a_client_that_says_nothing_is_cut_off() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (calls, _queue) = mpsc::channel(1);
     let (peer, seat) = (Peer { uid: 1, gid: 1 }, Seats::default().take(1, false));
-    let error = converse(theirs, peer, &seat, &calls).await.unwrap_err();
+    let (reader, mut writer) = theirs.into_split();
+    let error = converse(BufReader::new(reader), &mut writer, peer, &seat, &calls).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     drop(ours);
 }

@@ -54,7 +54,7 @@ async fn agent(run: PathBuf, script: Script, ready: std::sync::mpsc::Sender<()>)
             count += 1;
         }
     };
-    tokio::join!(control::serve(listener, calls), answering);
+    tokio::join!(control::serve(&listener, calls), answering);
 }
 
 fn refuse(code: Code) -> Vec<Result<Value, Failure>> {
