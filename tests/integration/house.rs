@@ -2,6 +2,7 @@
 //! every error code is explained to those who meet it.
 
 mod arrows;
+mod guide;
 
 use std::collections::BTreeSet;
 use std::fs;
