@@ -13,7 +13,7 @@ use fwupdate::cli::plain::{self, PlainLog};
 use fwupdate::cli::{log, usage};
 use fwupdate::clock;
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
-use fwupdate::failure::Failure;
+use fwupdate::failure::Code;
 use fwupdate::fault;
 use nix::unistd::Group;
 use serde_json::json;
@@ -78,10 +78,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some([units, rules]) = args.generate.as_deref() {
-        return report(generate(&options, units, rules));
+        return report(args.json, generate(&options, units, rules));
     }
     if let Some(mark) = &args.await_clock {
-        return report(clock::await_kernel().map_err(Into::into).and_then(|()| write(mark, "")));
+        return report(args.json, clock::await_kernel().map_err(Into::into).and_then(|()| write(mark, "")));
     }
     if args.root_verb {
         return root_verb(&options);
@@ -122,14 +122,15 @@ fn note_end(options: &Options, error: &anyhow::Error) {
     agent::note_end(&run, Some(&usage::chain(error.as_ref())));
 }
 
-fn report(result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            usage::tell(&usage::error_sentence("fwupdated", &format!("{error:#}")));
-            ExitCode::FAILURE
-        }
-    }
+fn report(json: bool, result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let why = usage::chain(error.as_ref());
+    let code = if error.is::<ConfigError>() { Code::NotReady } else { Code::Internal };
+    usage::tell(&match json {
+        true => usage::error_json(&code.to_string(), &why),
+        false => usage::error_sentence("fwupdated", &why),
+    });
+    ExitCode::FAILURE
 }
 
 /// What the generator asks for at boot. Settings that cannot be used leave nothing that allows anything.
@@ -149,8 +150,8 @@ fn generate(options: &Options, units: &Path, rules: &Path) -> anyhow::Result<()>
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let folder = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    std::fs::write(path, text).with_context(|| path.display().to_string())
+    let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text));
+    written.with_context(|| format!("{} cannot be written: check its folder", path.display()))
 }
 
 /// What `fwupdate-root@.service` runs. An agent that breaks off is no failure of a unit.
@@ -166,14 +167,7 @@ fn root_verb(options: &Options) -> ExitCode {
 fn check_config(options: &Options, json: bool) -> ExitCode {
     let loaded = match config::load(options) {
         Ok(loaded) => loaded,
-        Err(error) => {
-            let why = error.to_string();
-            usage::tell(&match json {
-                true => usage::error_json(&Failure::from(error).code.to_string(), &why),
-                false => usage::error_sentence("fwupdated", &why),
-            });
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return report(json, Err(error.into())),
     };
     let warnings = warnings(&loaded);
     let settings = config::render(&loaded.settings);

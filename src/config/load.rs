@@ -24,20 +24,12 @@ pub struct Loaded {
 /// Reads all layers of `options` and validates the result.
 pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
-    let mut fragments = vec![Fragment::defaults()?];
-    let mut sources = Vec::new();
-    for (path, layer) in system_layers(options)? {
-        match Fragment::read(&path, layer, &mut warnings)? {
-            Some(fragment) => fragments.push(fragment),
-            None if path == options.main && options.main_required => return Err(absent(path)),
-            None => continue,
-        }
-        sources.push(path);
-    }
+    let fragments = system_layers(options, &mut warnings)?;
     // The device's own layer lies where the layers below it say.
     let state = Inputs::merge(&fragments).get(&state::dir)?;
     let own = own_layer(&state.join("conf.d"), &mut warnings);
-    sources.extend(own.iter().map(|fragment| PathBuf::from(&fragment.origin)));
+    let read = fragments.iter().skip(1).chain(&own);
+    let sources = read.map(|fragment| PathBuf::from(&fragment.origin)).collect();
     let settings = with_own_layer(&fragments, own, &options.environment, &mut warnings)?;
     let awaited = warnings.iter().filter_map(Warning::awaited).collect();
     Ok(Loaded { settings: Settings { awaited, ..settings }, warnings, sources })
@@ -138,11 +130,7 @@ pub struct Board {
 /// `<state>/conf.d` nor files that other settings name count.
 pub fn load_board(options: &Options) -> Result<Board, ConfigError> {
     let mut warnings = Vec::new();
-    let mut fragments = vec![Fragment::defaults()?];
-    for (path, layer) in system_layers(options)? {
-        fragments.extend(Fragment::read(&path, layer, &mut warnings)?);
-    }
-    let inputs = Inputs::merge(&fragments);
+    let inputs = Inputs::merge(&system_layers(options, &mut warnings)?);
     require(&inputs, &warnings)?;
     Ok(Board {
         slots: slots(&inputs)?,
@@ -153,14 +141,22 @@ pub fn load_board(options: &Options) -> Result<Board, ConfigError> {
     })
 }
 
-fn system_layers(options: &Options) -> Result<Vec<(PathBuf, Layer)>, ConfigError> {
+/// The defaults, and on them what the files of the system layers say.
+fn system_layers(options: &Options, warnings: &mut Vec<Warning>) -> Result<Vec<Fragment>, ConfigError> {
     let mut paths: Vec<(PathBuf, Layer)> = Vec::new();
     paths.extend(options.vendor.clone().map(|p| (p, Layer::Trusted)));
     paths.push((options.main.clone(), Layer::Trusted));
     if let Some(dir) = &options.drop_ins {
         paths.extend(fragments::files_in(dir)?.into_iter().map(|p| (p, Layer::DropIn)));
     }
-    Ok(paths)
+    let mut found = vec![Fragment::defaults()?];
+    for (path, layer) in paths {
+        match Fragment::read(&path, layer, warnings)? {
+            None if path == options.main && options.main_required => return Err(absent(path)),
+            fragment => found.extend(fragment),
+        }
+    }
+    Ok(found)
 }
 
 fn absent(path: PathBuf) -> ConfigError {

@@ -206,6 +206,35 @@ async fn no_log_level_hides_why_the_agent_does_not_start() {
     world.finish().await;
 }
 
+/// The generator runs early in boot, where its words stand in the kernel's log.
+#[test]
+fn the_generator_s_errors_read_like_all_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let [units, rules, bad] = ["units", "rules", "bad.toml"].map(|name| dir.path().join(name));
+    fs::write(&bad, "compatible = \"\u{1b}[2J\"\n").unwrap();
+    let absent = dir.path().join("absent.toml");
+    let generate = |config: &Path, rules: &Path, json: &[&str]| {
+        let mut command = Command::new(AGENT);
+        command.arg("--generate").arg(&units).arg(rules).arg("--config").arg(config).args(json);
+        command.output().unwrap()
+    };
+    let nowhere = dir.path().join("bad.toml/rules");
+    for (config, rules, code, said) in [
+        (&bad, &rules, "NotReady", "bad.toml"),
+        (&absent, &rules, "NotReady", "absent.toml cannot be read"),
+        (&bad, &nowhere, "Internal", "bad.toml"),
+    ] {
+        let plain = generate(config, rules, &[]);
+        let told = err(&plain);
+        assert!(told.starts_with("fwupdated: ") && told.contains(said), "{told}");
+        assert_eq!((told.lines().count(), plain.status.code()), (1, Some(1)), "{told}");
+        assert_eq!(told, plain::lines(&told));
+        let error: Value = serde_json::from_str(&err(&generate(config, rules, &["--json"]))).unwrap();
+        assert_eq!(error["error"]["code"], code, "{error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains(said), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn every_program_takes_json_for_what_it_reads() {
     let world = World::with(Setup { on: false, ..Setup::default() }).await;

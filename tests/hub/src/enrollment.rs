@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use fwupdate_hub::dps::{Attestation, Dps, Enrollment};
 use fwupdate_hub::setup::open_dps;
+use serde_json::Value;
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
@@ -62,8 +63,12 @@ pub struct Outcome {
     #[arg(long, value_name = "MESSAGE")]
     fail: Option<String>,
     /// Hand this JSON to the device, as a custom allocation policy would.
-    #[arg(long, value_name = "JSON")]
-    returns: Option<String>,
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    returns: Option<Value>,
+}
+
+fn json(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text)
 }
 
 /// Performs it; the lines are printed by the caller.
@@ -83,13 +88,13 @@ pub fn run(action: Action) -> Result<Vec<String>> {
             }
             let mut enrollment = Enrollment::individual(&id, attestation);
             enrollment.group = group;
-            let enrollment = result.apply(enrollment)?;
+            let enrollment = result.apply(enrollment);
             dps.enroll(&enrollment)?;
             Ok(vec![shown(&dps, &enrollment)])
         }
         Action::Set { id, result, dir } => {
             let dps = open_dps(&dir)?;
-            dps.enroll(&result.apply(dps.get(&id)?)?)?;
+            dps.enroll(&result.apply(dps.get(&id)?))?;
             Ok(Vec::new())
         }
         Action::List { dir } => {
@@ -101,17 +106,16 @@ pub fn run(action: Action) -> Result<Vec<String>> {
 }
 
 impl Outcome {
-    fn apply(self, enrollment: Enrollment) -> Result<Enrollment> {
-        let returns = self.returns.map(|text| serde_json::from_str(&text)).transpose();
-        Ok(Enrollment {
+    fn apply(self, enrollment: Enrollment) -> Enrollment {
+        Enrollment {
             device_id: self.device,
             assign_to: self.assign_to,
             polls: self.polls,
             disabled: self.disabled,
             failure: self.fail,
-            returns: returns.context("--returns is not JSON")?,
+            returns: self.returns,
             ..enrollment
-        })
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use fwupdate_hub::error::HubError;
 use fwupdate_hub::registry::{Credentials, Entry, Identity};
 use fwupdate_hub::setup::{device_connection_string, open_registry};
 use fwupdate_hub::{Hub, Options};
@@ -73,7 +75,7 @@ struct Serve {
     #[arg(long, default_value_t = 8443)]
     https_port: u16,
     /// Folder served under /files/.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_parser = PathBufValueParser::new().try_map(folder))]
     www: Option<PathBuf>,
 }
 
@@ -81,10 +83,11 @@ struct Serve {
 enum Device {
     /// Register a device (or a module, DEVICE/MODULE) and print its connection string.
     Add {
-        id: String,
+        #[arg(value_parser = identity)]
+        id: Identity,
         /// Known by this SHA-1 or SHA-256 thumbprint of its certificate, instead of by a key.
-        #[arg(long, value_name = "HEX")]
-        thumbprint: Option<String>,
+        #[arg(long, value_name = "HEX", value_parser = Credentials::self_signed)]
+        thumbprint: Option<Credentials>,
         #[arg(long, default_value = "./hub")]
         dir: PathBuf,
     },
@@ -95,10 +98,20 @@ enum Device {
     },
     /// Forget a device and its modules.
     Remove {
-        id: String,
+        #[arg(value_parser = identity)]
+        id: Identity,
         #[arg(long, default_value = "./hub")]
         dir: PathBuf,
     },
+}
+
+fn folder(path: PathBuf) -> Result<PathBuf, String> {
+    if path.is_dir() { Ok(path) } else { Err(format!("{} is no folder", path.display())) }
+}
+
+fn identity(text: &str) -> Result<Identity, HubError> {
+    let identity = Identity::from(text);
+    identity.check().map(|()| identity)
 }
 
 fn main() -> ExitCode {
@@ -106,19 +119,45 @@ fn main() -> ExitCode {
     if matches!(pages::write::<Command>("1"), Ok(true)) {
         return ExitCode::SUCCESS;
     }
-    let Command { json, what } = Command::parse();
+    let Command { json, what } = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => return without_sense(&error),
+    };
     start_log(default_filter(&what));
     match run(what, json) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let message = format!("{error:#}");
-            match json {
-                true => eprintln!("{}", json!({"error": {"code": "Internal", "message": message}})),
-                false => eprintln!("fwupdate-hub: {}", message.replace(char::is_control, " ")),
-            }
+            complain(&match json {
+                true => json!({"error": {"code": "Internal", "message": message}}).to_string(),
+                false => format!("fwupdate-hub: {message}"),
+            });
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help was asked for, or the command line is wrong.
+fn without_sense(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A reader that went away has seen enough.
+        error.print().unwrap_or_default();
+        return ExitCode::SUCCESS;
+    }
+    let told = error.to_string();
+    if std::env::args_os().any(|word| word == "--json") {
+        let message = told.split_whitespace().collect::<Vec<_>>().join(" ");
+        let message = message.trim_start_matches("error: ");
+        complain(&json!({"error": {"code": "MalformedRequest", "message": message}}).to_string());
+    } else {
+        told.trim_end().lines().for_each(complain);
+    }
+    ExitCode::from(2)
+}
+
+/// One line on stderr; nobody is left to tell when that is closed too.
+fn complain(line: &str) {
+    drop(writeln!(std::io::stderr(), "{}", line.replace(char::is_control, " ")));
 }
 
 /// To stderr; `RUST_LOG` chooses what.
@@ -170,9 +209,6 @@ async fn demo(programs: Option<PathBuf>) -> Result<()> {
 
 #[tokio::main]
 async fn serve(options: Serve) -> Result<()> {
-    if let Some(www) = options.www.as_ref().filter(|www| !www.is_dir()) {
-        anyhow::bail!("--www {} is no folder", www.display());
-    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let Serve { dir, bind, names, mqtt_port, https_port, www } = options;
     let hub = Hub::start(Options { dir, bind, names, mqtt_port, https_port, www }).await?;
@@ -195,12 +231,8 @@ async fn serve(options: Serve) -> Result<()> {
 fn device(what: Device) -> Result<Vec<String>> {
     match what {
         Device::Add { id, thumbprint, dir } => {
-            let credentials = match thumbprint {
-                Some(thumbprint) => Credentials::self_signed(&thumbprint)?,
-                None => Credentials::new_keys(),
-            };
             let (host, mut registry) = open_registry(&dir)?;
-            let entry = Entry::new(Identity::from(&*id), credentials);
+            let entry = Entry::new(id, thumbprint.unwrap_or_else(Credentials::new_keys));
             registry.create(entry.clone())?;
             Ok(vec![device_connection_string(&host, &entry)])
         }
@@ -212,7 +244,7 @@ fn device(what: Device) -> Result<Vec<String>> {
         }
         Device::Remove { id, dir } => {
             let (_, mut registry) = open_registry(&dir)?;
-            registry.remove(&Identity::from(&*id))?;
+            registry.remove(&id)?;
             Ok(Vec::new())
         }
     }
