@@ -75,7 +75,7 @@ pub fn defer(payload: &Value) -> Result<(Option<String>, OffsetDateTime), Failur
     Ok((operation_id(fields)?, until))
 }
 
-/// Both ask for the same thing: all but id, origin, start and the URL's query counts.
+/// Whether two calls ask for the same thing: all but id, origin, start and the URL's query counts.
 pub fn same_request(a: &Operation, b: &Operation) -> bool {
     let essence = |operation: &Operation| Operation {
         id: String::new(),
@@ -87,7 +87,7 @@ pub fn same_request(a: &Operation, b: &Operation) -> bool {
     essence(a) == essence(b) && a.uri.is_same_package(&b.uri)
 }
 
-/// No bundle has a version that is longer.
+/// Refuses a version that is longer than any bundle's.
 fn version(fields: &Map<String, Value>) -> Result<Option<String>, Failure> {
     let version = text(fields, "version")?;
     match &version {

@@ -60,7 +60,7 @@ pub fn size(path: &Path) -> io::Result<u64> {
     fs::File::open(path)?.seek(io::SeekFrom::End(0))
 }
 
-/// As [`resolve`] without a look at whether the device is there yet.
+/// As [`resolve`], but the device need not be there yet.
 pub fn path_of(name: &str) -> Result<PathBuf, DeviceError> {
     locate(name, Path::new("/dev"))
 }

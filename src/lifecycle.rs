@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::bounds::moment;
-use crate::failure::Code;
+use crate::failure::{Code, Failure};
 use crate::machine::{Last, Operation, Phase, Record};
 
 /// The name and version of the body's shape.
@@ -42,7 +42,7 @@ pub fn between(before: &Record, after: &Record, now: OffsetDateTime) -> Vec<Life
     events
 }
 
-/// What is told of a phase once: its name, and the attempt.
+/// What tells one step from the next: the phase's name, and the boot attempt.
 fn stage(record: &Record) -> (&'static str, u8) {
     match &record.phase {
         Phase::Opening { .. } => (ACCEPTED, 1),
@@ -51,23 +51,21 @@ fn stage(record: &Record) -> (&'static str, u8) {
     }
 }
 
-/// The event that told, or should have told, an outcome.
+/// The event that tells how an operation ended.
 fn ended(last: &Last) -> LifecycleEvent {
     let name = json!(last.result).as_str().unwrap_or("unknown").to_owned();
     let body = json!({
-        "schema": SCHEMA,
         "event": name,
         "operationId": last.id,
         "source": last.source,
         "time": moment(Some(last.finished_at)),
         "fromVersion": last.from_version,
         "toVersion": last.to_version,
-        "error": last.error.as_ref().map(|error| json!({"code": error.code, "message": error.message})),
     });
-    let code = last.error.as_ref().map(|error| error.code);
-    LifecycleEvent { name, operation: last.id.clone(), attempt: 1, code, body: without_nulls(body) }
+    event(name, last.id.clone(), 1, last.error.as_ref(), body)
 }
 
+/// The event that tells of a phase, or before them all that the operation was accepted.
 fn entered(name: &str, operation: &Operation, record: &Record, now: OffsetDateTime) -> LifecycleEvent {
     let plan = record.phase.plan();
     let image = plan.and_then(|plan| plan.image.as_ref()).map(|image| image.version.clone());
@@ -77,7 +75,6 @@ fn entered(name: &str, operation: &Operation, record: &Record, now: OffsetDateTi
     };
     let (_, attempt) = stage(record);
     let body = json!({
-        "schema": SCHEMA,
         "event": name,
         "operationId": operation.id,
         "source": operation.source,
@@ -86,29 +83,29 @@ fn entered(name: &str, operation: &Operation, record: &Record, now: OffsetDateTi
         "fromVersion": plan.and_then(|plan| plan.from_version.clone()),
         "toVersion": image.or_else(|| operation.version.clone()),
         "attempt": matches!(record.phase, Phase::Trying { .. }).then_some(attempt),
-        "error": failure.map(|failure| json!({"code": failure.code, "message": failure.message})),
     });
-    let code = failure.map(|failure| failure.code);
-    LifecycleEvent {
-        name: name.to_owned(),
-        operation: operation.id.clone(),
-        attempt,
-        code,
-        body: without_nulls(body),
-    }
+    event(name.to_owned(), operation.id.clone(), attempt, failure, body)
 }
 
-fn without_nulls(mut body: Value) -> Value {
+/// Adds to `body` what every event tells, and leaves out what is null.
+fn event(
+    name: String,
+    operation: String,
+    attempt: u8,
+    failure: Option<&Failure>,
+    mut body: Value,
+) -> LifecycleEvent {
     if let Some(fields) = body.as_object_mut() {
+        fields.insert("schema".into(), SCHEMA.into());
+        fields.extend(failure.map(|why| ("error".into(), json!({"code": why.code, "message": why.message}))));
         fields.retain(|_, value| !value.is_null());
     }
-    body
+    LifecycleEvent { name, operation, attempt, code: failure.map(|failure| failure.code), body }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Failure;
     use crate::machine::{BootId, Origin, Outcome, Plan, Trial};
     use crate::slot::Slot;
 

@@ -188,7 +188,7 @@ fn operation(record: &Record, view: &View) -> Value {
     })
 }
 
-/// Staging counts; everything after it has staged all.
+/// How much of the image is staged: after staging, all of it.
 fn percent(record: &Record, progress: ReportedProgress) -> u64 {
     match record.phase {
         Phase::Opening { .. } | Phase::Preparing { .. } => 0,
@@ -217,7 +217,7 @@ pub fn last(last: &Last) -> Value {
     })
 }
 
-/// Inside `fwupdate` what does not hold is absent.
+/// Leaves out, within `fwupdate`, the fields that say nothing.
 fn drop_nulls(value: &mut Value) {
     if let Value::Object(fields) = value {
         fields.retain(|_, field| !field.is_null());

@@ -1,18 +1,17 @@
 //! `inspect` and `verify`.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use fwupdate::bundle::{BundleError, Chunk, Decoder, Index, PatchFrame, PrefixDigest};
+use fwupdate::bundle::{BundleError, Chunk, Decoder, Index, PrefixDigest};
 use fwupdate::cli::amount::size;
 use fwupdate::failure::{Code, Failure};
-use fwupdate::manifest::{BLOCK, Digest, KeyError, TrustedKeys};
+use fwupdate::manifest::{Digest, KeyError, TrustedKeys};
 use serde_json::json;
 use sha2::Digest as _;
 use time::format_description::well_known::Rfc3339;
 
 use crate::output::{Output, Result};
+use crate::patch::ImageFile;
 use crate::progress::ProgressLine;
 use crate::reader::BundleFile;
 use crate::{files, keys};
@@ -116,8 +115,8 @@ fn image_digest(bundle: &BundleFile, index: &Index) -> Result<Digest> {
 
 /// Unpacks every frame of the patch from the image at `path`.
 fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
-    let file = files::open(path)?;
-    let sha256 = files::digest(&file).map_err(files::at(path))?;
+    let base = ImageFile::open(path)?;
+    let sha256 = files::digest(&base.file).map_err(files::at(path))?;
     let number = bundle.body.patches.iter().position(|patch| patch.base_sha256 == sha256);
     let number = number.ok_or_else(|| {
         let message = format!("{}: the bundle has no patch from this image ({sha256})", path.display());
@@ -126,11 +125,11 @@ fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
     let mut progress = ProgressLine::new("Verifying", bundle.body.image.size);
     for frame in bundle.patch_index(number, index)?.frames() {
         let (_, chunks): (Vec<_>, Vec<Chunk>) = frame.chunks(index).unzip();
-        progress.at(chunks.first().map_or(0, |chunk| chunk.offset));
-        let prefix = prefix(&file, &frame).map_err(files::at(path))?;
+        let offset = chunks.first().map_or(0, |chunk| chunk.offset);
+        progress.at(offset);
+        let prefix = base.blocks(&frame.blocks)?;
         let good = PrefixDigest::of(&prefix) == frame.prefix;
-        let first = chunks.first().map_or(0, |chunk| chunk.offset);
-        let bad = BundleError::Chunk { offset: first, reason: "its patch names another prefix" };
+        let bad = BundleError::Chunk { offset, reason: "its patch names another prefix" };
         let mut bytes = vec![0; frame.length as usize];
         let place = bundle.layout.patch_frame(number, &frame).unwrap_or_default();
         bundle.read_at(&mut bytes, place.start)?;
@@ -139,18 +138,6 @@ fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
         if good { unpacked } else { Err(bad) }.map_err(files::in_file(&bundle.path))?;
     }
     Ok(())
-}
-
-/// The blocks of the base that a frame wants before it.
-fn prefix(base: &File, frame: &PatchFrame) -> std::io::Result<Vec<u8>> {
-    let mut prefix = Vec::with_capacity(frame.prefix_length());
-    for range in &frame.blocks {
-        let start = prefix.len();
-        prefix.resize(start + (range.end - range.start) as usize * BLOCK as usize, 0);
-        let space = prefix.get_mut(start..).unwrap_or_default();
-        base.read_exact_at(space, u64::from(range.start) * u64::from(BLOCK))?;
-    }
-    Ok(prefix)
 }
 
 /// After each payload come zeros, and after the last one nothing.

@@ -228,9 +228,9 @@ fn sign(keys: &[SigningKey], manifest: &[u8]) -> Result<SignatureList> {
 }
 
 /// The tar while it is written.
-struct Archive<'a> {
-    out: &'a mut File,
-    mtime: u64,
+pub struct Archive<'a> {
+    pub out: &'a mut File,
+    pub mtime: u64,
 }
 
 impl Archive<'_> {
@@ -253,25 +253,15 @@ impl Archive<'_> {
         self.out.write_all(&[0; tar::END])
     }
 
-    fn member(&mut self, name: &str, content: &mut dyn Read, size: u64) -> io::Result<()> {
-        write_header(self.out, name, size, self.mtime)?;
+    /// Writes one member: its header, its content, and zeros up to a whole block.
+    pub fn member(&mut self, name: &str, content: &mut dyn Read, size: u64) -> io::Result<()> {
+        let header = tar::build(name, size, self.mtime);
+        self.out.write_all(&header.ok_or_else(|| io::Error::other("size or time exceeds ustar"))?)?;
         if io::copy(content, self.out)? != size {
             return Err(io::Error::other("the frames changed while they were copied"));
         }
-        pad(self.out, size)
+        io::copy(&mut io::repeat(0).take(tar::padded(size) - size), self.out).map(drop)
     }
-}
-
-/// Writes the header of a member.
-pub fn write_header(out: &mut File, name: &str, size: u64, mtime: u64) -> io::Result<()> {
-    let header =
-        tar::build(name, size, mtime).ok_or_else(|| io::Error::other("size or time exceeds ustar"))?;
-    out.write_all(&header)
-}
-
-/// Writes zeros after a content of `size` bytes up to a whole block.
-pub fn pad(out: &mut File, size: u64) -> io::Result<()> {
-    io::copy(&mut io::Read::take(io::repeat(0), tar::padded(size) - size), out).map(drop)
 }
 
 fn answer(

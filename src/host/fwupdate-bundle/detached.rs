@@ -8,7 +8,7 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{Algorithm, Digest, PublicKey, Signature};
 use serde_json::json;
 
-use crate::create::{pad, write_header};
+use crate::create::Archive;
 use crate::files::{self, Replacement};
 use crate::keys;
 use crate::output::{Output, Result};
@@ -86,10 +86,10 @@ fn rewrite(bundle: &BundleFile, signatures: &[u8]) -> Result<()> {
 
 fn copy(bundle: &BundleFile, signatures: &[u8], out: &mut std::fs::File) -> io::Result<()> {
     let mtime = u64::try_from(bundle.body.created.unix_timestamp()).unwrap_or_default();
-    for (name, content) in MEMBERS.iter().zip([bundle.manifest.as_slice(), signatures]) {
-        write_header(out, name, content.len() as u64, mtime)?;
-        out.write_all(content)?;
-        pad(out, content.len() as u64)?;
+    let mut archive = Archive { out: &mut *out, mtime };
+    for (name, mut content) in MEMBERS.iter().zip([bundle.manifest.as_slice(), signatures]) {
+        let size = content.len() as u64;
+        archive.member(name, &mut content, size)?;
     }
     let mut rest = &bundle.file;
     rest.seek(SeekFrom::Start(bundle.layout.index_header()))?;

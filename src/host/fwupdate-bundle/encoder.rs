@@ -23,7 +23,7 @@ pub struct ChunkGroup {
 }
 
 /// A chunk in its compressed form.
-pub struct PackedChunk {
+pub struct EncodedChunk {
     pub bytes: Vec<u8>,
     pub length: u32,
     pub digest: ChunkDigest,
@@ -42,7 +42,7 @@ impl Encoder {
     }
 
     /// The group's blocks, in order; the first carries the header of the frame.
-    pub fn encode(&mut self, group: &ChunkGroup) -> Result<Vec<PackedChunk>> {
+    pub fn encode(&mut self, group: &ChunkGroup) -> Result<Vec<EncodedChunk>> {
         let mut cutter = SequenceCutter::new(self.sequencer.sequences(&group.content)?);
         let (mut blocks, mut rest) = (Vec::with_capacity(group.lengths.len()), group.content.as_slice());
         for length in &group.lengths {
@@ -53,7 +53,7 @@ impl Encoder {
             };
             let sequences = independent(cutter.take(*length));
             self.block(content, &sequences, after.is_empty(), &mut bytes)?;
-            blocks.push(PackedChunk { bytes, length: *length, digest: ChunkDigest::of(content) });
+            blocks.push(EncodedChunk { bytes, length: *length, digest: ChunkDigest::of(content) });
             rest = after;
         }
         self.check(group, &blocks)?;
@@ -85,7 +85,7 @@ impl Encoder {
     }
 
     /// Unpacks what was packed, as `zstd -d` and as a device does.
-    fn check(&mut self, group: &ChunkGroup, blocks: &[PackedChunk]) -> Result<()> {
+    fn check(&mut self, group: &ChunkGroup, blocks: &[EncodedChunk]) -> Result<()> {
         let broken = |what: &str| {
             let message = format!("zstd made a {what} that can't be unpacked; report this as a bug");
             Failure::new(Code::Internal, message)

@@ -13,7 +13,7 @@ use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{BLOCK, Chunking, Digest, INDEX_CAP, PAYLOAD_CAP};
 use sha2::Digest as _;
 
-use crate::encoder::{ChunkGroup, Encoder, PackedChunk};
+use crate::encoder::{ChunkGroup, EncodedChunk, Encoder};
 use crate::files;
 use crate::output::Result;
 use crate::progress::ProgressLine;
@@ -36,7 +36,7 @@ pub struct ImageSource<'a> {
 }
 
 /// A group on its way to a compressor, and where its blocks are awaited.
-type PackJob = (ChunkGroup, SyncSender<Result<Vec<PackedChunk>>>);
+type PackJob = (ChunkGroup, SyncSender<Result<Vec<EncodedChunk>>>);
 
 /// Packs `source`, writing the frames to `out`.
 pub fn pack(
@@ -70,7 +70,7 @@ fn read_all(
     mut cutter: Cutter,
     chunking: &Chunking,
     jobs: SyncSender<PackJob>,
-    groups: SyncSender<Receiver<Result<Vec<PackedChunk>>>>,
+    groups: SyncSender<Receiver<Result<Vec<EncodedChunk>>>>,
 ) -> Result<Digest> {
     let stopped = || Failure::new(Code::Internal, "packing stopped");
     let send = |group: ChunkGroup| -> Result<()> {
@@ -136,7 +136,7 @@ fn compress_all(queue: &Mutex<Receiver<PackJob>>, level: i32) {
 
 /// Writes the blocks in the order of their receivers; returns index and payload size.
 fn write_all(
-    ordered: &Receiver<Receiver<Result<Vec<PackedChunk>>>>,
+    ordered: &Receiver<Receiver<Result<Vec<EncodedChunk>>>>,
     out: &mut (dyn Write + Send),
 ) -> Result<(Vec<u8>, u64)> {
     let (mut index, mut size) = (IndexWriter::new(), 0);

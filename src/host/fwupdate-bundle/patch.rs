@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
@@ -91,18 +92,28 @@ pub fn make(target: &NewImage<'_>, base: &Path, level: i32, mut frames: File) ->
 }
 
 /// An image to read from here and there.
-struct ImageFile<'a> {
+pub struct ImageFile<'a> {
     path: &'a Path,
-    file: File,
+    pub file: File,
 }
 
 impl ImageFile<'_> {
-    fn open(path: &Path) -> Result<ImageFile<'_>> {
+    pub fn open(path: &Path) -> Result<ImageFile<'_>> {
         Ok(ImageFile { path, file: files::open(path)? })
     }
 
     fn size(&self) -> Result<u64> {
         files::size(&self.file).map_err(files::at(self.path))
+    }
+
+    /// These blocks of it, one after the other.
+    pub fn blocks(&self, ranges: &[Range<u32>]) -> Result<Vec<u8>> {
+        let mut blocks = Vec::new();
+        for range in ranges {
+            let length = (range.end - range.start) as usize * BLOCK as usize;
+            self.read(u64::from(range.start) * u64::from(BLOCK), length, &mut blocks)?;
+        }
+        Ok(blocks)
     }
 
     /// Appends this part of it.
@@ -169,7 +180,7 @@ impl Maker<'_> {
 
     fn frame(&self, plan: &FramePlan, similar: &Similar) -> Result<Option<(PatchFrame, Vec<u8>)>> {
         let chunks: Vec<Chunk> = plan.iter().filter_map(|number| self.index.get(*number as usize)).collect();
-        let (mut content, mut prefix) = (Vec::with_capacity(OUTPUT_CAP), Vec::new());
+        let mut content = Vec::with_capacity(OUTPUT_CAP);
         for chunk in &chunks {
             self.image.read(chunk.offset, chunk.length as usize, &mut content)?;
         }
@@ -177,10 +188,7 @@ impl Maker<'_> {
         if blocks.is_empty() {
             return Ok(None);
         }
-        for range in &blocks {
-            let length = (range.end - range.start) as usize * BLOCK as usize;
-            self.base.read(u64::from(range.start) * u64::from(BLOCK), length, &mut prefix)?;
-        }
+        let prefix = self.base.blocks(&blocks)?;
         let bytes = compress(&content, &prefix, self.level)?;
         self.check(&bytes, &prefix, &chunks, &content)?;
         let frame = PatchFrame {
@@ -227,6 +235,6 @@ fn compress(content: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
 }
 
 /// Ascending numbers as ranges.
-fn joined(numbers: &[u32]) -> Vec<std::ops::Range<u32>> {
+fn joined(numbers: &[u32]) -> Vec<Range<u32>> {
     numbers.chunk_by(|a, b| a + 1 == *b).filter_map(|run| Some(*run.first()?..run.last()? + 1)).collect()
 }
