@@ -1,6 +1,7 @@
 //! Time that can be trusted: deadlines on CLOCK_BOOTTIME, which runs through suspend and which nobody sets,
 //! and a wall clock (`wall`) that is believed only as far as somebody keeps it right.
 
+mod boottime;
 mod kernel;
 mod wall;
 
@@ -10,9 +11,9 @@ use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::time::clock_gettime;
 use tokio::io::unix::AsyncFd;
 
+pub use boottime::boottime;
 pub use wall::{Clock, Origin, VOUCHED};
 
 /// The longest time that anything is put off.
@@ -27,12 +28,6 @@ pub fn await_kernel() -> io::Result<()> {
         std::thread::sleep(ASK);
     }
     Ok(())
-}
-
-/// Time since boot, suspend included.
-pub fn boottime() -> Duration {
-    // Linux has had this clock since 2.6.39: the call has no way to fail.
-    clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 /// `span` after `from`, whoever said how long it is; ten years are as good as for ever.

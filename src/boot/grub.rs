@@ -12,7 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use self::block::{Block, SECTOR, SIZE};
-use super::{BootError, Bootloader, raw, variables};
+use super::bootloader::{BootError, Bootloader};
+use super::{raw, variables};
 use crate::durable;
 use crate::slot::{Armed, BootEnv, Slot};
 

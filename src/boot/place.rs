@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{BootError, uboot};
+use super::bootloader::BootError;
+use super::uboot;
 use crate::config::BootloaderKind;
 use crate::device::{Identity, Kernel};
 use crate::slot::Slot;

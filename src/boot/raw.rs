@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 
-use super::BootError;
+use super::bootloader::BootError;
 use crate::durable;
 
 /// Longer than the kernel lets a lease be held against a writer (fs.lease-break-time is 45 s).

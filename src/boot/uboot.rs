@@ -1,25 +1,23 @@
 //! U-Boot's environment: two copies, of which a write replaces the older, so that a torn write costs nothing.
 
+mod area;
 mod around;
 mod config;
 mod env_copy;
 mod lock;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use self::area::Area;
 pub use self::config::Location as Place;
-use self::config::Location;
 use self::env_copy::EnvCopy;
-use super::{BootError, Bootloader, raw, variables};
-use crate::device::Identity;
+use super::bootloader::{BootError, Bootloader};
+use super::{raw, variables};
 use crate::slot::{Armed, BootEnv, Slot};
 
 /// Beside `fw_env.config`: the variables that U-Boot is built with (libubootenv's name for the file).
 const DEFAULTS: &str = "u-boot-initial-env";
-
-/// The unit in which a block device changes.
-const SECTOR: u64 = 512;
 
 /// The environment that `fw_env.config` describes: on regular files or block devices.
 #[derive(Debug)]
@@ -175,16 +173,6 @@ struct Medium {
     areas: Vec<Area>,
 }
 
-struct Area {
-    path: PathBuf,
-    file: File,
-    start: u64,
-    size: usize,
-    identity: Option<Identity>,
-    /// The line of `fw_env.config`.
-    line: usize,
-}
-
 impl Medium {
     fn open(config: &Path, writable: bool) -> Result<Medium, BootError> {
         let locations = config::load(config)?;
@@ -242,43 +230,6 @@ impl Medium {
         paths.dedup();
         paths.join(" and ")
     }
-}
-
-impl Area {
-    fn open(location: Location, writable: bool) -> Result<Area, BootError> {
-        let Location { path, offset, size, line } = location;
-        refuse_flash(&path)?;
-        let file = raw::open(&path, writable)?;
-        let length = raw::length(&file, &path)?;
-        let meta = file.metadata().map_err(raw::failed("examine", &path))?;
-        let identity = Identity::from_metadata(&meta);
-        let unsupported = |why: String| BootError::Unsupported { path: path.clone(), why };
-        let start = match u64::try_from(offset) {
-            Ok(start) => start,
-            Err(_) => length
-                .checked_sub(offset.unsigned_abs())
-                .ok_or_else(|| unsupported(format!("offset {offset} lies before its start")))?,
-        };
-        if let Some(Identity::Block { .. }) = identity {
-            if start.saturating_add(size as u64) > length {
-                return Err(unsupported(format!("it ends at byte {length}, the environment after that")));
-            }
-            if start % SECTOR != 0 || size as u64 % SECTOR != 0 {
-                return Err(unsupported(format!("offset and size must be multiples of {SECTOR} bytes")));
-            }
-        }
-        Ok(Area { path, file, start, size, identity, line })
-    }
-}
-
-/// Raw flash is erased in blocks and has other rules; its names may carry a volume after a colon.
-fn refuse_flash(path: &Path) -> Result<(), BootError> {
-    let name = path.to_string_lossy();
-    if name.starts_with("/dev/mtd") || name.starts_with("/dev/ubi") {
-        let why = "raw flash (MTD, UBI) needs erasing; keep the environment on a block device".to_owned();
-        return Err(BootError::Unsupported { path: path.to_owned(), why });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

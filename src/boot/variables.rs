@@ -3,7 +3,7 @@
 //! Strict on the way in: a value that we do not know may be a newer agent's or a person's, and guessing at it
 //! could boot the wrong slot.
 
-use super::BootError;
+use super::bootloader::BootError;
 use crate::slot::{Armed, BootEnv, Slot};
 
 /// What all names of ours begin with.

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::{boottime, kernel};
+use super::boottime::boottime;
+use super::kernel;
 
 /// Seconds since 1970: a date before the first release (2025-01-01).
 const FIRST_RELEASE: i64 = 1_735_689_600;

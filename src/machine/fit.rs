@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::{Abilities, Desired, Extra, Last, Operation, Phase, Plan, Quarantined, Record};
+use super::desired::Desired;
+use super::image::{Extra, ImageInfo};
+use super::operation::{Operation, Phase, Plan};
+use super::record::{Abilities, HISTORY, Last, QUARANTINE, Quarantined, Record};
 use crate::bounds::{self, cut, cut_front};
 use crate::failure::Failure;
 
@@ -33,9 +36,9 @@ impl Record {
     /// too much the oldest history goes first, the hub's unacknowledged outcomes last.
     pub fn fit(&mut self) {
         fit_phase(&mut self.phase);
-        self.history.truncate(super::record::HISTORY);
+        self.history.truncate(HISTORY);
         self.history.iter_mut().for_each(fit_last);
-        self.quarantine.truncate(super::record::QUARANTINE);
+        self.quarantine.truncate(QUARANTINE);
         self.quarantine.iter_mut().for_each(fit_quarantined);
         for image in [&mut self.slots.a.image, &mut self.slots.b.image].into_iter().flatten() {
             fit_image(image);
@@ -128,7 +131,7 @@ fn fit_operation(operation: &mut Operation) {
     fit_extra(&mut operation.extra);
 }
 
-fn fit_image(image: &mut super::ImageInfo) {
+fn fit_image(image: &mut ImageInfo) {
     cut(&mut image.version, bounds::VERSION);
     fit_time(&mut image.created);
 }

@@ -1,6 +1,10 @@
 //! The moves that start-up and events share: into a phase, to the commit, back to the old slot, to an end.
 
-use super::*;
+use super::operation::{Phase, Plan};
+use super::record::{End, Outcome, Record, SlotInfo, SlotState};
+use super::turn::{Boot, Effect};
+use crate::failure::{Code, Evidence, Failure};
+use crate::slot::Slot;
 
 /// The next record, and what is to be done once it is saved.
 pub(super) type Step = (Record, Option<Effect>);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Extra, ImageInfo};
+use super::image::{Extra, ImageInfo};
 use crate::failure::Failure;
 use crate::manifest::Digest;
 use crate::slot::{Armed, BootEnv, Slot};

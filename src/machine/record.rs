@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::desired::Desired;
-use super::{Extra, Operation, Origin, Phase, Plan};
+use super::image::{Extra, ImageInfo};
+use super::operation::{Operation, Origin, Phase, Plan};
 use crate::failure::Failure;
 use crate::manifest::Digest;
 use crate::slot::Slot;
@@ -164,20 +165,6 @@ pub enum SlotState {
     #[default]
     #[serde(other)]
     Unknown,
-}
-
-/// An image as its manifest names it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageInfo {
-    pub version: String,
-    pub security_version: u64,
-    #[serde(with = "time::serde::rfc3339")]
-    pub created: OffsetDateTime,
-    /// Digest of the manifest and of the image; bytes of the image.
-    pub manifest: Digest,
-    pub sha256: Digest,
-    pub size: u64,
 }
 
 /// How an operation ended.

@@ -4,8 +4,11 @@
 use super::moves::{
     Step, arm, back_in_old_slot, committed, ended_before_arming, enter, fell_back, roll_back, way_back,
 };
-use super::*;
-use crate::slot::Armed;
+use super::operation::{Phase, Plan, Trial};
+use super::record::{End, Outcome, Record, SlotState};
+use super::turn::{Boot, Effect};
+use crate::failure::{Code, Failure};
+use crate::slot::{Armed, BootEnv, Slot};
 
 /// Reconciles the record with the world and issues the phase's effect again.
 pub(super) fn start(record: &Record, boot: &Boot) -> Step {

@@ -1,14 +1,19 @@
 //! The transition function: what an event makes of the record, and what is to be done next. Total and pure:
 //! an event that does not fit the phase changes nothing.
 
+use super::desired::Desired;
 use super::moves::{Step, arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back};
-use super::*;
+use super::operation::{Hold, Operation, Phase, Plan};
+use super::record::{Progress, Record, SlotInfo, SlotState, Times};
+use super::start::start;
+use super::turn::{Boot, Effect, Event};
+use crate::failure::{Code, Failure};
 
 /// Computes the next record and its effect. The caller saves the record, then performs the effect, then
 /// comes back with the event that it led to.
 pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
     match event {
-        Event::Started | Event::Rebuilt => super::start::start(record, boot),
+        Event::Started | Event::Rebuilt => start(record, boot),
         Event::Requested(operation) => requested(record, *operation),
         Event::RollbackRequested(plan) => rollback_requested(record, boot, *plan),
         Event::Desired { desired, operation } => desired_section(record, desired, operation),

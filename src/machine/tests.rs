@@ -1,6 +1,11 @@
 //! The rules of the transition function, one by one; the explorer tests their interplay.
 
+use serde_json::Value;
+use time::OffsetDateTime;
+
 use super::*;
+use crate::failure::{Code, Failure};
+use crate::slot::{BootEnv, Slot};
 
 /// What release 0.1.0 wrote: every later agent must be able to read it.
 const RELEASE_0_1: &str = include_str!("../../tests/records/0.1.0-trying.json");

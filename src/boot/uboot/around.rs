@@ -4,9 +4,10 @@
 //! overwritten, the neighbourhood is searched: other sizes, offsets and both forms by their checksum, and text that
 //! could be variables.
 
+use super::area::{Area, SECTOR};
 use super::env_copy::EnvCopy;
-use super::{Area, SECTOR};
-use crate::boot::{BootError, raw, variables};
+use crate::boot::bootloader::BootError;
+use crate::boot::{raw, variables};
 
 /// How far around a place is looked, bytes.
 const REACH: u64 = 1 << 20;

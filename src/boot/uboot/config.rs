@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::boot::{BootError, raw};
+use crate::boot::bootloader::BootError;
+use crate::boot::raw;
 
 /// Smallest and largest area that is taken for an environment, in bytes.
 const SIZES: std::ops::RangeInclusive<usize> = 16..=1024 * 1024;

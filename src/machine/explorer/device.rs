@@ -2,6 +2,8 @@
 
 use super::super::*;
 use super::world::{Agent, Content, Quality, World, index, newest, plan_of, tear, write};
+use crate::failure::{Code, Failure};
+use crate::slot::BootEnv;
 
 impl World {
     pub(super) fn act(&self, record: &Record, effect: &Effect, done: u8) -> Vec<World> {

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::world::{Agent, World, newest, tear, write};
+use crate::failure::{Code, Failure};
 
 impl World {
     /// Feeds an event to the machine; the agent saves what it says, then acts.

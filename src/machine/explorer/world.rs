@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::super::*;
 use crate::manifest::Digest;
-use crate::slot::Armed;
+use crate::slot::{Armed, BootEnv, Slot};
 
 /// What a slot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
