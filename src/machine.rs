@@ -20,7 +20,7 @@ pub use fit::RECORD_LIMIT;
 pub use image::{Extra, ImageInfo};
 pub use operation::{BootId, Hold, Operation, Origin, Phase, Plan, Trial};
 pub use record::{
-    Abilities, Last, Outcome, Progress, Quarantined, RECORD_VERSION, Record, SlotInfo, SlotState, Slots,
+    Abilities, Last, Outcome, Quarantined, RECORD_VERSION, Record, SavedProgress, SlotInfo, SlotState, Slots,
     Times,
 };
 pub use start::is_decided;

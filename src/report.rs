@@ -39,7 +39,7 @@ pub struct View {
 /// How far the running operation has come; bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReportedProgress {
-    pub staged: machine::Progress,
+    pub staged: machine::SavedProgress,
     pub downloaded: u64,
     pub eta_seconds: Option<u64>,
 }
@@ -52,7 +52,7 @@ impl ReportedProgress {
 }
 
 /// Whether going from `told` to `now` is worth a patch: a step of ten percent, or the size of the download.
-pub fn is_step(told: machine::Progress, now: machine::Progress) -> bool {
+pub fn is_step(told: machine::SavedProgress, now: machine::SavedProgress) -> bool {
     now.percent / PERCENT_STEP != told.percent / PERCENT_STEP || told.expected == 0 && now.expected > 0
 }
 

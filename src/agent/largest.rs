@@ -9,7 +9,7 @@ use crate::bounds;
 use crate::failure::{Code, Evidence, Failure};
 use crate::machine::{
     Abilities, BootId, Desired, Extra, Hold, ImageInfo, Last, Operation, Origin, Outcome, Phase, Plan,
-    Progress, Quarantined, Record, SlotInfo, SlotState, Slots, Times, Trial,
+    Quarantined, Record, SavedProgress, SlotInfo, SlotState, Slots, Times, Trial,
 };
 use crate::manifest::Digest;
 use crate::report::{self, REPORT_LIMIT, View};
@@ -126,7 +126,7 @@ fn largest(phase: Phase) -> Record {
         },
         synchronised_time: i64::MIN,
         downloaded: u64::MAX,
-        progress: Progress { percent: u64::MAX, expected: u64::MAX, reused: u64::MAX },
+        progress: SavedProgress { percent: u64::MAX, expected: u64::MAX, reused: u64::MAX },
         // As long as a list may be that is kept.
         failed_units: Some((0..30).map(|n| format!("{n:0>230}.service")).collect()),
         abilities: Some(Abilities {

@@ -216,7 +216,7 @@ impl Agent {
 
     /// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
     /// back, though a survey may be repeated.
-    fn measure(&self) -> Option<machine::Progress> {
+    fn measure(&self) -> Option<machine::SavedProgress> {
         if !matches!(self.record.phase, Phase::Staging { .. }) {
             return None;
         }
@@ -227,7 +227,7 @@ impl Agent {
             Step::ReadingBack => (90, 10),
         };
         let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
-        Some(machine::Progress {
+        Some(machine::SavedProgress {
             percent: done.saturating_add(from).min(100).max(told.percent),
             expected: staged.expected_download.max(told.expected),
             reused: staged.reused.max(told.reused),

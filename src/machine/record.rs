@@ -45,7 +45,7 @@ pub struct Record {
     /// Bytes that the running operation has received, over all its runs.
     pub downloaded: u64,
     /// How far its staging has come, so that no restart takes back what was reported.
-    pub progress: Progress,
+    pub progress: SavedProgress,
     /// systemd units that had failed before the last update was armed; `None`: not known.
     pub failed_units: Option<BTreeSet<String>>,
     /// What the slot could do that armed the last trial; `None`: not known.
@@ -71,7 +71,7 @@ impl Default for Record {
             times: Times::default(),
             synchronised_time: 0,
             downloaded: 0,
-            progress: Progress::default(),
+            progress: SavedProgress::default(),
             failed_units: None,
             abilities: None,
             fresh: false,
@@ -100,7 +100,7 @@ pub struct Abilities {
 /// How far staging has come, as it was last told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Progress {
+pub struct SavedProgress {
     pub percent: u64,
     /// What `downloaded` will be at the end, bytes.
     pub expected: u64,

@@ -4,7 +4,7 @@
 use super::desired::Desired;
 use super::moves::{Step, arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back};
 use super::operation::{Hold, Operation, Phase, Plan};
-use super::record::{Progress, Record, SlotInfo, SlotState, Times};
+use super::record::{Record, SavedProgress, SlotInfo, SlotState, Times};
 use super::start::start;
 use super::turn::{Boot, Effect, Event};
 use crate::failure::{Code, Failure};
@@ -69,7 +69,7 @@ fn requested(record: &Record, operation: Operation) -> Step {
         enter(record, Phase::Opening { operation: operation.clone() }, Effect::Open(operation));
     next.supersede_desired();
     next.downloaded = 0;
-    next.progress = Progress::default();
+    next.progress = SavedProgress::default();
     next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };
     (next, effect)
 }
@@ -94,7 +94,7 @@ fn rollback_requested(record: &Record, boot: &Boot, plan: Plan) -> Step {
     let (mut next, effect) = arm(record, boot, plan, true);
     next.supersede_desired();
     next.downloaded = 0;
-    next.progress = Progress::default();
+    next.progress = SavedProgress::default();
     next.times.download_complete = None;
     (next, effect)
 }
