@@ -2,7 +2,6 @@
 //! ended is answered with `Internal`; nothing else ends by it.
 
 use std::any::Any;
-use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
 
 use futures_util::FutureExt;

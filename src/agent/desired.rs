@@ -1,7 +1,7 @@
 //! Acts on the desired properties: what `crate::desired` decides, carried out.
 
-use super::Agent;
 use super::commands::new_id;
+use super::driver::Agent;
 use crate::desired::{Action, RunningImage, Section, decide};
 use crate::failure::{Code, Failure};
 use crate::fault;
@@ -11,40 +11,38 @@ impl Agent {
     /// Deals with the newest desired section, unless it has to wait: for an outcome, or for a record that can be
     /// saved again.
     pub(super) async fn follow_desired(&mut self) {
-        if self.reboot || self.is_stopping() || self.unsaved.is_some() {
+        if self.reboot || self.workshop.is_stopping() || self.ledger.unsaved().is_some() {
             return;
         }
         let Some(section) = self.section.take() else { return };
-        if let Err(failure) = fault::caught(self.follow_section(section.as_ref())).await {
-            self.recover(failure.clone()).await;
+        let survived = fault::caught(self.follow_section(section.as_ref())).await;
+        if let Err(failure) = self.recover(survived).await {
             self.note_desired(section.as_ref().map(|section| section.refused(&failure))).await;
         }
         // What was not remembered was not dealt with.
-        if self.unsaved.is_some() {
+        if self.ledger.unsaved().is_some() {
             self.section.get_or_insert(section);
         }
     }
 
     async fn follow_section(&mut self, section: Option<&Section>) {
-        match decide(&self.record, section, self.running(), self.gateway.clock.now()) {
+        let action = decide(self.ledger.record(), section, self.running(), self.gateway.clock.now());
+        let cancel = matches!(action, Action::Note { cancel: true, .. } | Action::Start { cancel: true, .. });
+        let changed = Failure::new(Code::Cancelled, "cancelled: the desired properties changed");
+        // The section's own operation ends first; until a slow medium lets go of it, the section waits.
+        if cancel && !self.stop_work(Event::Abandoned(changed)).await {
+            self.section = Some(section.cloned());
+            return;
+        }
+        match action {
             Action::Settled => {}
             Action::Wait => self.section = Some(section.cloned()),
             Action::Continue { uri, desired } => {
                 self.note_desired(desired).await;
                 self.renew_token(uri).await;
             }
-            Action::Note { cancel, desired } => {
-                if !self.make_way(cancel).await {
-                    self.section = Some(section.cloned());
-                    return;
-                }
-                self.note_desired(desired).await;
-            }
-            Action::Start { cancel, operation, desired } => {
-                if !self.make_way(cancel).await {
-                    self.section = Some(section.cloned());
-                    return;
-                }
+            Action::Note { desired, .. } => self.note_desired(desired).await,
+            Action::Start { operation, desired, .. } => {
                 self.look().await;
                 let allowed = match self.gateway.permits(&operation) {
                     Ok(()) => self.ready().await,
@@ -60,13 +58,10 @@ impl Agent {
 
     /// What the booted slot holds, as far as it is known.
     fn running(&self) -> RunningImage<'_> {
-        let image = self.boot.booted.and_then(|slot| self.record.slots.get(slot).image.as_ref());
+        let image =
+            self.sight.boot.booted.and_then(|slot| self.ledger.record().slots.get(slot).image.as_ref());
         RunningImage {
-            version: image.map(|image| image.version.as_str()).or(self
-                .publisher
-                .view
-                .booted_version
-                .as_deref()),
+            version: image.map(|image| image.version.as_str()).or(self.sight.os.version.as_deref()),
             manifest: image.map(|image| image.manifest),
         }
     }
@@ -80,21 +75,12 @@ impl Agent {
     }
 
     async fn note_desired(&mut self, desired: Option<Desired>) {
-        if desired == self.record.desired {
+        if desired == self.ledger.record().desired {
             return;
         }
         if let Some(desired) = &desired {
             tracing::info!(code = desired.code.as_str(), "desired properties: {}", desired.message);
         }
         self.apply(Event::Desired { desired, operation: None }).await;
-    }
-
-    /// The section's own operation ends, because the section changed. `false`: it has not let go yet.
-    async fn make_way(&mut self, cancel: bool) -> bool {
-        if !cancel {
-            return true;
-        }
-        let message = "cancelled: the desired properties changed";
-        self.stop_work(Event::Abandoned(Failure::new(Code::Cancelled, message))).await
     }
 }

@@ -9,12 +9,11 @@ use super::doctor::{self, OnTrial, Subject};
 use super::gateway::Gateway;
 use crate::clock;
 use crate::failure::{Code, Evidence, Failure};
-use crate::fault::blocking;
 use crate::health;
 use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Trial};
 use crate::manifest::Digest;
 use crate::plan::{self, Device, Now, Wait};
-use crate::slot::{BootEnv, Slot};
+use crate::slot::Slot;
 use crate::stage::{self, Booted, Bundle, Maps, Meter, Target, Workspace};
 
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
@@ -26,6 +25,14 @@ const HUBS_WORD: Duration = Duration::from_secs(60);
 const DEVICES: Duration = Duration::from_secs(30);
 const DEVICE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// What lasts from one effect of an operation to the next, and is made anew after a restart.
+#[derive(Default)]
+pub struct Held {
+    /// The slot, exclusively, from opening to arming.
+    pub target: Option<Target>,
+    pub bundle: Option<Arc<Bundle>>,
+}
+
 /// One effect under way: what it needs beside the gateway.
 pub struct Work {
     pub gateway: Arc<Gateway>,
@@ -33,40 +40,35 @@ pub struct Work {
     pub record: Record,
     pub meter: Arc<Meter>,
     pub cancel: CancellationToken,
+    pub held: Held,
 }
 
 impl Work {
-    /// Performs `effect`; an error becomes the event that says so.
-    pub async fn perform(self, effect: Effect) -> Event {
-        self.act(effect).await.unwrap_or_else(Event::Failed)
+    /// Performs `effect`; an error becomes the event that says so. Returns what is held on to after it, too.
+    pub async fn perform(mut self, effect: Effect) -> (Event, Held) {
+        let event = self.act(effect).await.unwrap_or_else(Event::Failed);
+        (event, self.held)
     }
 
-    async fn act(&self, effect: Effect) -> Result<Event, Failure> {
+    async fn act(&mut self, effect: Effect) -> Result<Event, Failure> {
         match effect {
             Effect::Open(operation) => self.open(&operation).await,
-            Effect::Prepare(plan) => self.prepare(&plan).await,
+            Effect::Prepare(plan) => self.prepare(&plan),
             Effect::Stage(plan) => self.stage(&plan).await,
             Effect::Hold(plan, hold) => self.hold(&plan, &hold).await,
             Effect::Arm { plan, verify } => self.arm(&plan, verify).await,
             Effect::Check(plan, trial) => self.check(&plan, &trial).await,
-            Effect::Commit(plan) => self.commit(&plan).await,
-            Effect::Revert(plan) => self.write(plan.env_before()).await.map(|()| Event::Reverted),
-            Effect::Rebuild(env) => {
-                let gateway = self.gateway.clone();
-                blocking(move || Ok(gateway.rebuild_env(&env)?)).await.map(|()| Event::Rebuilt)
+            Effect::Commit(plan) => self.commit(&plan),
+            Effect::Revert(plan) => {
+                Ok(self.gateway.write_env(&plan.env_before()).map(|()| Event::Reverted)?)
             }
+            Effect::Rebuild(env) => Ok(self.gateway.rebuild_env(&env).map(|()| Event::Rebuilt)?),
             // The driver does this itself, by returning.
             Effect::Reboot => Ok(Event::Failed(Failure::new(Code::Internal, "a reboot is no work"))),
         }
     }
 
-    /// Writes the boot environment, which may have to wait for its lock.
-    async fn write(&self, env: BootEnv) -> Result<(), Failure> {
-        let gateway = self.gateway.clone();
-        blocking(move || Ok(gateway.write_env(&env)?)).await
-    }
-
-    async fn open(&self, operation: &Operation) -> Result<Event, Failure> {
+    async fn open(&mut self, operation: &Operation) -> Result<Event, Failure> {
         let gateway = &self.gateway;
         // The settings may have changed since the operation was accepted.
         gateway.permits(operation)?;
@@ -76,9 +78,7 @@ impl Work {
         let target = gateway.acquire(!booted)?;
         let bundle = self.bundle(operation, operation.manifest_sha256).await?;
         let plan = self.plan(operation, &bundle, booted, &target)?;
-        let mut held = gateway.held.lock().await;
-        held.target = Some(target);
-        held.bundle = Some(bundle);
+        self.held = Held { target: Some(target), bundle: Some(bundle) };
         Ok(Event::Opened(Box::new(plan)))
     }
 
@@ -97,7 +97,11 @@ impl Work {
             booted,
             booted_image: known.as_ref(),
             booted_version: os.version.as_deref(),
-            floor: self.record.floor.max(os.security_version).max(security_version(known.as_ref())),
+            floor: self
+                .record
+                .floor
+                .max(os.security_version)
+                .max(known.as_ref().map_or(0, |image| image.security_version)),
             capacity: target.capacity(),
             quarantine: &self.record.quarantine,
             tries: self.gateway.settings.bootloader.tries,
@@ -112,12 +116,12 @@ impl Work {
         for why in &keys.unusable {
             tracing::warn!("a key is passed over: {why}");
         }
-        let keys = keys.trusted;
         let http = gateway.http()?;
         let source = gateway.source(operation)?;
         let required = gateway.settings.trust.required_signatures;
         let workspace = Workspace::on_disk(&gateway.settings.state.dir);
-        let opening = stage::open(source, &http, self.meter.clone(), &keys, required, pin, &workspace);
+        let opening =
+            stage::open(source, &http, self.meter.clone(), &keys.trusted, required, pin, &workspace);
         tokio::select! {
             opened = opening => Ok(Arc::new(opened?)),
             () = self.cancel.cancelled() => Err(cancelled()),
@@ -125,24 +129,21 @@ impl Work {
     }
 
     /// The slot that this operation holds; after a restart it is taken anew.
-    async fn target(&self, slot: Slot) -> Result<Target, Failure> {
-        let mut held = self.gateway.held.lock().await;
-        if let Some(target) = &held.target {
-            return Ok(target.clone());
-        }
-        let target = self.gateway.acquire(slot)?;
-        held.target = Some(target.clone());
+    fn target(&mut self, slot: Slot) -> Result<Target, Failure> {
+        let held = self.held.target.take();
+        let target = held.map_or_else(|| self.gateway.acquire(slot), Ok)?;
+        self.held.target = Some(target.clone());
         Ok(target)
     }
 
-    async fn prepare(&self, plan: &Plan) -> Result<Event, Failure> {
-        self.target(plan.target).await?;
-        self.write(plan.env_before()).await?;
+    fn prepare(&mut self, plan: &Plan) -> Result<Event, Failure> {
+        self.target(plan.target)?;
+        self.gateway.write_env(&plan.env_before())?;
         Ok(Event::Prepared)
     }
 
-    async fn stage(&self, plan: &Plan) -> Result<Event, Failure> {
-        let target = self.target(plan.target).await?;
+    async fn stage(&mut self, plan: &Plan) -> Result<Event, Failure> {
+        let target = self.target(plan.target)?;
         let image = known_image(plan)?;
         let bundle = self.planned_bundle(plan, image, &target).await?;
         let index = bundle.index();
@@ -156,7 +157,7 @@ impl Work {
         let maps = Maps { booted: self.gateway.map(!plan.target), target: self.gateway.map(plan.target) };
         let progress = &self.gateway.progress;
         stage::stage(&bundle, index, &target, seed, Some(&maps), progress, &self.cancel).await?;
-        self.gateway.held.lock().await.bundle = None;
+        self.held.bundle = None;
         let waits = self.wait(&plan.operation, &Hold::default()).is_some();
         Ok(Event::Staged { hold: waits.then(Hold::default) })
     }
@@ -169,8 +170,8 @@ impl Work {
         image: &ImageInfo,
         target: &Target,
     ) -> Result<Arc<Bundle>, Failure> {
-        if let Some(bundle) = self.gateway.held.lock().await.bundle.clone() {
-            return Ok(bundle);
+        if let Some(bundle) = &self.held.bundle {
+            return Ok(bundle.clone());
         }
         let bundle = self.bundle(&plan.operation, Some(image.manifest)).await;
         let from = self.gateway.source(&plan.operation)?;
@@ -195,9 +196,9 @@ impl Work {
         plan::wait(operation, hold, &policy.windows, policy.approval, now)
     }
 
-    async fn hold(&self, plan: &Plan, hold: &Hold) -> Result<Event, Failure> {
+    async fn hold(&mut self, plan: &Plan, hold: &Hold) -> Result<Event, Failure> {
         // The slot stays ours, so that nobody changes what was read back.
-        self.target(plan.target).await?;
+        self.target(plan.target)?;
         while let Some(wait) = self.wait(&plan.operation, hold) {
             tracing::debug!(%wait, "the reboot waits");
             tokio::select! {
@@ -208,20 +209,17 @@ impl Work {
         Ok(Event::Released)
     }
 
-    async fn arm(&self, plan: &Plan, verify: bool) -> Result<Event, Failure> {
-        let target = self.target(plan.target).await?;
+    async fn arm(&mut self, plan: &Plan, verify: bool) -> Result<Event, Failure> {
+        let target = self.target(plan.target)?;
         if verify {
             let image = plan.image.as_ref().ok_or_else(|| unproven(plan.target))?;
-            let (size, sha256) = (image.size, image.sha256);
-            let (progress, cancel) = (self.gateway.progress.clone(), self.cancel.clone());
-            let verified = move || Ok(stage::read_back(&target, size, sha256, &progress, &cancel)?);
-            blocking(verified).await?;
+            stage::read_back(&target, image.size, image.sha256, &self.gateway.progress, &self.cancel)?;
         }
         let failed_units = self.failed_units().await;
-        let subject = Subject::new(self.gateway.clone(), self.record.clone());
-        let abilities = Some(blocking(move || Ok(doctor::abilities(&subject))).await?);
-        self.write(plan.env_armed()).await?;
-        self.gateway.held.lock().await.target = None;
+        let subject = Subject::new(self.gateway.clone(), self.record.clone(), true);
+        let abilities = Some(doctor::abilities(&subject));
+        self.gateway.write_env(&plan.env_armed())?;
+        self.held.target = None;
         Ok(Event::Armed { connected: *self.gateway.cloud.borrow(), failed_units, abilities })
     }
 
@@ -234,16 +232,12 @@ impl Work {
     }
 
     /// The file system with the environment may have gone since the checks.
-    async fn commit(&self, plan: &Plan) -> Result<Event, Failure> {
-        if let Some((check, why)) = self.doubt(plan.target).await? {
+    fn commit(&self, plan: &Plan) -> Result<Event, Failure> {
+        if let Some((check, why)) = self.gateway.trial_doubt(plan.target) {
             return Err(undecided(check, &why));
         }
-        self.write(plan.env_committed()).await.map(|()| Event::Committed)
-    }
-
-    async fn doubt(&self, slot: Slot) -> Result<Option<(&'static str, String)>, Failure> {
-        let gateway = self.gateway.clone();
-        blocking(move || Ok(gateway.trial_doubt(slot))).await
+        self.gateway.write_env(&plan.env_committed())?;
+        Ok(Event::Committed)
     }
 
     /// The first check of a trial: whether a verdict would reach the bootloader. Devices may come late, so it is
@@ -251,7 +245,7 @@ impl Work {
     async fn can_decide(&self, plan: &Plan) -> Result<(), Failure> {
         let patience = DEVICES.min(self.gateway.settings.health.deadline);
         let until = clock::boottime().saturating_add(patience);
-        while let Some((check, why)) = self.doubt(plan.target).await? {
+        while let Some((check, why)) = self.gateway.trial_doubt(plan.target) {
             self.announce(health::Progress::Failing { check: check.to_owned(), why: why.clone() });
             if clock::boottime() >= until {
                 return Err(undecided(check, &why));
@@ -289,7 +283,7 @@ impl Work {
             () = self.cancel.cancelled() => return Err(cancelled()),
         };
         verdict.map_err(|failure| with_attempts(failure, trial))?;
-        self.gateway.set_failing(None);
+        self.gateway.failing.send_replace(None);
         Ok(Event::ChecksPassed)
     }
 
@@ -315,7 +309,7 @@ impl Work {
         let cloud_required = gateway.settings.health.require_cloud && trial.connected;
         let on_trial = OnTrial { plan: plan.clone(), before: record.abilities.clone(), cloud_required };
         health::NextUpdate::new(move || {
-            let subject = Subject::new(gateway.clone(), record.clone());
+            let subject = Subject::new(gateway.clone(), record.clone(), false);
             doctor::lacking(&Subject { on_trial: Some(on_trial.clone()), ..subject })
         })
     }
@@ -325,7 +319,8 @@ impl Work {
         match progress {
             health::Progress::Checking(check) => tracing::debug!("checking {check}"),
             health::Progress::Failing { check, why } => {
-                if self.gateway.set_failing(Some((check.clone(), why.clone()))) {
+                let now = Some((check.clone(), why.clone()));
+                if self.gateway.failing.send_replace(now.clone()) != now {
                     tracing::warn!("the health check {check} fails: {why}");
                 }
             }
@@ -360,10 +355,6 @@ fn unproven(slot: Slot) -> Failure {
 
 fn known_image(plan: &Plan) -> Result<&ImageInfo, Failure> {
     plan.image.as_ref().ok_or_else(|| Failure::new(Code::Internal, "the plan names no image"))
-}
-
-fn security_version(image: Option<&ImageInfo>) -> u64 {
-    image.map_or(0, |image| image.security_version)
 }
 
 fn cancelled() -> Failure {

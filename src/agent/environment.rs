@@ -4,18 +4,36 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::gateway::Gateway;
+use super::gateway::{Gateway, OsRelease};
 use crate::boot::{self, BootError, Detected};
 use crate::clock;
 use crate::device::{self, Identity};
 use crate::failure::Failure;
-use crate::machine::{Boot, BootId};
+use crate::machine::{Boot, BootId, Record, is_decided};
 use crate::slot::{BootEnv, Slot};
 
 /// In the runtime folder: the running slot is the primary. Known to `systemd/fwupdate-deadman.service`.
 const PROVEN: &str = "proven";
 
+/// What was found when the gateway was looked at.
+pub struct Sight {
+    pub boot: Boot,
+    /// Why the running slot is not known.
+    pub degraded: Option<String>,
+    pub os: OsRelease,
+}
+
 impl Gateway {
+    /// Looks at what runs and at what runs next; once a verdict stands by `record`, the dead-man is told. Reads media, so
+    /// it may block.
+    pub fn look(&self, record: &Record) -> Sight {
+        let (boot, degraded) = self.boot();
+        if is_decided(record, &boot) && !self.is_marked(&boot.boot_id) {
+            self.mark_proven(&boot.boot_id);
+        }
+        Sight { boot, degraded, os: self.os_release() }
+    }
+
     /// What is booted and what the environment says, looked up afresh. The sentence tells why the running slot is
     /// not known, or why there is no environment.
     pub fn boot(&self) -> (Boot, Option<String>) {
@@ -53,20 +71,20 @@ impl Gateway {
     /// A slot's name that means several partitions.
     fn ambiguous(&self) -> Option<String> {
         let slots = &self.settings.slots;
-        let checked = [&slots.a, &slots.b].map(|name| device::check_unique(name, self.kernel()));
+        let checked = [&slots.a, &slots.b].map(|name| device::check_unique(name, &self.kernel));
         checked.into_iter().find_map(Result::err).map(|error| error.to_string())
     }
 
     /// What the environment says, if it is one that the bootloader can read.
     pub fn read_env(&self) -> Result<BootEnv, BootError> {
         boot::check_place(&self.settings.bootloader.kind, &self.board())?;
-        self.bootloader().read()
+        self.bootloader.read()
     }
 
     /// Writes `env` over an environment that can be used, and reads it back.
     pub fn write_env(&self, env: &BootEnv) -> Result<(), BootError> {
         self.read_env()?;
-        self.bootloader().write(env)?;
+        self.bootloader.write(env)?;
         self.compare(env)
     }
 
@@ -84,21 +102,21 @@ impl Gateway {
             return Err(lost);
         }
         boot::check_rebuild(&self.settings.bootloader.kind, &self.board())?;
-        self.bootloader().rebuild(env)?;
+        self.bootloader.rebuild(env)?;
         self.compare(env)
     }
 
     /// Whether a trial could be armed: changes nothing.
     pub fn env_ready(&self) -> Result<(), BootError> {
         self.read_env()?;
-        let kernel = self.kernel();
+        let kernel = &self.kernel;
         let places = boot::places(&self.settings.bootloader.kind)?;
         let locked = |path: &PathBuf| Identity::of(path).is_ok_and(|device| kernel.is_read_only(device));
         if let Some(path) = places.into_iter().find(locked) {
             let why = format!("{} {}", path.display(), device::READ_ONLY);
             return Err(BootError::Misplaced(format!("the boot environment's device {why}")));
         }
-        self.bootloader().ready()
+        self.bootloader.ready()
     }
 
     fn compare(&self, env: &BootEnv) -> Result<(), BootError> {
@@ -152,8 +170,8 @@ impl Gateway {
         })
     }
 
-    /// Disarms `fwupdate-deadman.timer`, which reboots a slot on trial that has no such marker. `false`: it cannot.
-    pub fn mark_proven(&self, boot_id: &BootId) -> bool {
+    /// Disarms `fwupdate-deadman.timer`, which reboots a slot on trial that has no such marker.
+    fn mark_proven(&self, boot_id: &BootId) {
         let marker = self.settings.system.run.join(PROVEN);
         if let Err(error) = fs::write(&marker, &boot_id.0) {
             tracing::error!(
@@ -161,9 +179,7 @@ impl Gateway {
                  made: {error}",
                 marker.display()
             );
-            return false;
         }
-        true
     }
 
     /// A verdict was reached in this boot.
@@ -173,11 +189,11 @@ impl Gateway {
     }
 
     fn detect(&self) -> Result<Detected, Failure> {
-        boot::booted(self.kernel(), &self.slots()).map_err(|error| super::gateway::internal(&error))
+        boot::booted(&self.kernel, &self.slots()).map_err(|error| super::gateway::internal(&error))
     }
 
     fn board(&self) -> boot::Board {
         let span_disks = self.settings.slots.span_disks;
-        boot::Board { kernel: self.kernel().clone(), slots: self.slots(), span_disks }
+        boot::Board { kernel: self.kernel.clone(), slots: self.slots(), span_disks }
     }
 }

@@ -4,20 +4,20 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::boot::{self, Bootloader};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::device::{self, Identity, Kernel};
 use crate::failure::{Code, Failure};
-use crate::machine::{Boot, Operation};
+use crate::machine::Operation;
 use crate::manifest::TrustedKeys;
 use crate::plan;
 use crate::slot::Slot;
-use crate::stage::{self, Bundle, Http, Meter, Source, Target};
+use crate::stage::{self, Http, Meter, Source, Target};
 use crate::tls;
 
 /// Largest key file that is read, bytes.
@@ -26,7 +26,7 @@ const KEY_LIMIT: u64 = 64 * 1024;
 /// Settings and edges, shared with the effect that runs.
 pub struct Gateway {
     pub settings: Settings,
-    bootloader: Box<dyn Bootloader>,
+    pub bootloader: Box<dyn Bootloader>,
     /// True while there is an authenticated hub session.
     pub cloud: watch::Sender<bool>,
     /// The sentence with which the hub refuses this gateway's credentials, while it does.
@@ -34,13 +34,11 @@ pub struct Gateway {
     /// How far staging has come.
     pub progress: watch::Sender<stage::Progress>,
     pub clock: Clock,
-    kernel: Kernel,
-    /// What an operation holds on to between its effects.
-    pub held: Mutex<Held>,
+    pub kernel: Kernel,
     /// The health check that keeps failing on this trial, and why.
-    failing: std::sync::Mutex<Option<(String, String)>>,
+    pub failing: watch::Sender<Option<(String, String)>>,
     /// One takes hold of a slot at a time, so that a look at it is never taken for somebody else's use.
-    taking: std::sync::Mutex<()>,
+    taking: Mutex<()>,
 }
 
 /// The keys that may sign, and what is wrong with the files that hold none.
@@ -50,61 +48,41 @@ pub struct Keys {
     pub unusable: Vec<String>,
 }
 
-/// What lasts from one effect to the next, and is made anew after a restart.
-#[derive(Default)]
-pub struct Held {
-    /// The slot, exclusively, from opening to arming.
-    pub target: Option<Target>,
-    pub bundle: Option<Arc<Bundle>>,
-}
-
-/// What was found when the gateway was looked at.
-pub struct Sight {
-    pub boot: Boot,
-    /// Why the running slot is not known.
-    pub degraded: Option<String>,
-    pub os: OsRelease,
-}
-
 impl Gateway {
     pub fn new(settings: Settings) -> Gateway {
         let bootloader = boot::open(&settings.bootloader.kind);
         let kernel = Kernel { proc: settings.system.proc.clone(), sys: settings.system.sys.clone() };
-        let (cloud, _) = watch::channel(false);
-        let (denied, _) = watch::channel(None);
-        let (progress, _) = watch::channel(stage::Progress::default());
         let clock = Clock::new(settings.system.clock.clone());
         if settings.cloud.is_some() {
             clock.demand_proof();
         }
-        let (held, failing, taking) = Default::default();
-        Gateway { settings, bootloader, cloud, denied, progress, clock, kernel, held, failing, taking }
-    }
-
-    /// Looks at what runs and at what runs next. Reads media, so it may block.
-    pub fn look(&self) -> Sight {
-        let (boot, degraded) = self.boot();
-        Sight { boot, degraded, os: self.os_release() }
-    }
-
-    pub(super) fn kernel(&self) -> &Kernel {
-        &self.kernel
-    }
-
-    pub(super) fn bootloader(&self) -> &dyn Bootloader {
-        self.bootloader.as_ref()
+        Gateway {
+            bootloader,
+            cloud: watch::Sender::new(false),
+            denied: watch::Sender::new(None),
+            progress: watch::Sender::new(stage::Progress::default()),
+            clock,
+            kernel,
+            failing: watch::Sender::new(None),
+            taking: Mutex::default(),
+            settings,
+        }
     }
 
     pub(super) fn slots(&self) -> [(Slot, PathBuf); 2] {
         [Slot::A, Slot::B].map(|slot| (slot, self.device(slot)))
     }
 
-    /// Where a slot is. A name that means nothing yet is returned as it is: using it gives the error.
-    pub fn device(&self, slot: Slot) -> PathBuf {
-        let name = match slot {
+    fn name(&self, slot: Slot) -> &str {
+        match slot {
             Slot::A => &self.settings.slots.a,
             Slot::B => &self.settings.slots.b,
-        };
+        }
+    }
+
+    /// Where a slot is. A name that means nothing yet is returned as it is: using it gives the error.
+    pub fn device(&self, slot: Slot) -> PathBuf {
+        let name = self.name(slot);
         device::resolve(name, &self.kernel).unwrap_or_else(|_| PathBuf::from(name))
     }
 
@@ -125,25 +103,8 @@ impl Gateway {
         self.take(slot).map(|target| target.capacity())
     }
 
-    /// The health check that keeps failing, and why.
-    pub fn failing(&self) -> Option<(String, String)> {
-        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Remembers which check fails; true when that is news.
-    pub fn set_failing(&self, now: Option<(String, String)>) -> bool {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = *failing != now;
-        *failing = now;
-        news
-    }
-
     fn take(&self, slot: Slot) -> Result<Target, Failure> {
-        let name = match slot {
-            Slot::A => &self.settings.slots.a,
-            Slot::B => &self.settings.slots.b,
-        };
-        let path = device::resolve(name, &self.kernel)
+        let path = device::resolve(self.name(slot), &self.kernel)
             .map_err(|error| Failure::new(Code::SlotWriteFailed, format!("slot {slot}: {error}")))?;
         if Identity::of(&path).is_ok_and(|device| self.kernel.is_read_only(device)) {
             let message = format!("slot {slot} ({}) {}", path.display(), device::READ_ONLY);
@@ -200,11 +161,6 @@ impl Gateway {
         let tls = tls::client_config(&self.settings.trust.roots, None, &self.clock)?;
         let http = Http::new(tls, &self.settings.trust.allowed_hosts, self.settings.download.clone());
         Ok(http.on(self.clock.clone()))
-    }
-
-    /// A bundle is open. Only asked while no effect runs.
-    pub fn holds_bundle(&self) -> bool {
-        self.held.try_lock().is_ok_and(|held| held.bundle.is_some())
     }
 
     /// Counts the bytes of the running operation against its budget, earlier runs included.

@@ -2,23 +2,24 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{Agent, systemd};
+use super::inbox::Incoming;
+use super::systemd;
 use crate::clock::Clock;
-use crate::control::Reply;
-use crate::hub::{Document, Message};
+use crate::control::{Method, Reply};
+use crate::hub::{self, Document, Message};
 use crate::lifecycle;
 use crate::machine::{self, Last, Phase, Record};
 use crate::manifest::Digest;
 use crate::report::{self, ReportedProgress, View};
-use crate::stage::Step;
+use crate::slot::Slot;
 
 /// The newest report, for the hub and for those who watch.
 pub struct Publisher {
-    pub view: View,
+    view: View,
     clock: Clock,
     documents: watch::Sender<Arc<Document>>,
     watchers: Vec<Reply>,
@@ -34,15 +35,12 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    pub fn new(
-        clock: Clock,
-        booted_version: Option<String>,
-        degraded: Option<String>,
-    ) -> (Publisher, watch::Receiver<Arc<Document>>) {
-        let view = View { booted_version, degraded, ..View::default() };
+    /// `awaited`: what is set and does not count yet, and why.
+    pub fn new(clock: Clock, awaited: &[String]) -> (Publisher, watch::Receiver<Arc<Document>>) {
+        let awaits = (!awaited.is_empty()).then(|| awaited.join("; "));
         let (documents, receiver) = watch::channel(Arc::new(Document::default()));
         let publisher = Publisher {
-            view,
+            view: View { awaits, ..View::default() },
             clock,
             documents,
             watchers: Vec::new(),
@@ -53,6 +51,25 @@ impl Publisher {
             telemetry: None,
         };
         (publisher, receiver)
+    }
+
+    /// What runs, and why no update can start, if so.
+    pub fn see(&mut self, booted: Option<Slot>, version: Option<String>, degraded: Option<String>) {
+        (self.view.booted, self.view.booted_version, self.view.degraded) = (booted, version, degraded);
+    }
+
+    pub fn degrade(&mut self, why: &str) {
+        self.view.degraded = Some(why.to_owned());
+    }
+
+    /// What the effect under way waits for; true when that is news.
+    pub fn wait_for(&mut self, waiting: Option<String>) -> bool {
+        let news = waiting != self.view.waiting;
+        if let Some(why) = waiting.as_ref().filter(|_| news) {
+            tracing::warn!("the update waits: {why}");
+        }
+        self.view.waiting = waiting;
+        news
     }
 
     /// From now on what happens to `record` is told, and so are its outcomes that the hub may not know.
@@ -81,12 +98,12 @@ impl Publisher {
     }
 
     /// The report of `record` as it stands.
-    pub fn body(&self, record: &Record) -> Map<String, Value> {
+    fn body(&self, record: &Record) -> Map<String, Value> {
         report::document(record, &self.view)
     }
 
     /// The report for local eyes: the newest outcome, also while the hub still lacks an older one.
-    pub fn local(&self, record: &Record) -> Value {
+    fn local(&self, record: &Record) -> Value {
         let newest = Record { unreported: 0, ..record.clone() };
         Value::Object(self.body(&newest))
     }
@@ -103,7 +120,22 @@ impl Publisher {
         self.logged.clone_from(&self.view.degraded);
     }
 
-    fn publish(&mut self, record: &Record) {
+    /// Tells what is saved.
+    pub fn publish(&mut self, saved: &Record) {
+        let staging = matches!(saved.phase, Phase::Staging { .. });
+        if !staging {
+            self.staging_since = None;
+        }
+        self.view.clock = self.clock.learned_from();
+        self.view.progress = staging.then(|| ReportedProgress {
+            eta_seconds: self.eta(saved.progress.percent),
+            ..ReportedProgress::of(saved)
+        });
+        self.events(saved, self.clock.now());
+        self.report(saved);
+    }
+
+    fn report(&mut self, record: &Record) {
         self.log_degraded();
         let newest = self.documents.borrow().clone();
         let mut body = self.body(record);
@@ -122,9 +154,23 @@ impl Publisher {
     }
 
     /// The last report carries a time that has not come yet, for the clock was set back.
-    pub fn is_postdated(&self) -> bool {
+    fn is_postdated(&self) -> bool {
         let latest = self.clock.now().saturating_add(time::Duration::minutes(1));
         self.view.log_time.is_some_and(|told| told > latest)
+    }
+
+    /// What the clock says is not what was reported last.
+    pub fn is_outdated(&self) -> bool {
+        self.is_postdated() || self.view.clock != self.clock.learned_from()
+    }
+
+    /// Tells the watchers how far staging has come, when that is news.
+    pub fn tell_progress(&mut self, staged: machine::SavedProgress, downloaded: u64, saved: &Record) {
+        let progress = ReportedProgress { staged, downloaded, eta_seconds: self.eta(staged.percent) };
+        if self.view.progress != Some(progress) {
+            self.view.progress = Some(progress);
+            self.tell_watchers(saved);
+        }
     }
 
     fn tell_watchers(&mut self, record: &Record) {
@@ -152,103 +198,54 @@ impl Publisher {
         }
         self.milestone.1
     }
-}
-
-impl Agent {
-    /// Tells what is saved.
-    pub(super) fn publish(&mut self) {
-        if !matches!(self.record.phase, Phase::Staging { .. }) {
-            self.publisher.staging_since = None;
-        }
-        let saved = self.saved.clone();
-        self.publisher.view.clock = self.gateway.clock.learned_from();
-        let staging = matches!(saved.phase, Phase::Staging { .. });
-        self.publisher.view.progress = staging.then(|| ReportedProgress {
-            eta_seconds: self.eta(saved.progress.percent),
-            ..ReportedProgress::of(&saved)
-        });
-        self.publisher.events(&saved, self.gateway.clock.now());
-        self.publisher.publish(&saved);
-    }
-
-    /// Tells how far staging has come: the hub at each step of ten percent, once that is saved, so that no
-    /// restart takes it back; watchers at each tick.
-    pub(super) async fn publish_progress(&mut self) {
-        let Some(staged) = self.measure() else { return };
-        if report::is_step(self.record.progress, staged) {
-            self.note_progress();
-            if let Err(failure) = self.save().await {
-                tracing::warn!("the progress is not saved: {failure}");
-            }
-            return self.publish();
-        }
-        let progress = ReportedProgress {
-            staged,
-            downloaded: self.meter.spent().max(self.saved.downloaded),
-            eta_seconds: self.eta(staged.percent),
-        };
-        if self.publisher.view.progress == Some(progress) {
-            return;
-        }
-        self.publisher.view.progress = Some(progress);
-        self.publisher.tell_watchers(&self.saved);
-    }
-
-    /// Tells what the effect under way waits for, when that changes.
-    pub(super) fn publish_waiting(&mut self) {
-        let waiting = self.work.as_ref().and_then(|_| self.meter.waiting());
-        if waiting != self.publisher.view.waiting {
-            if let Some(why) = &waiting {
-                tracing::warn!("the update waits: {why}");
-            }
-            self.publisher.view.waiting = waiting;
-            self.publish();
-        }
-    }
-
-    /// Takes how far staging has come into the record.
-    pub(super) fn note_progress(&mut self) {
-        if let Some(staged) = self.measure() {
-            self.record.progress = staged;
-            self.record.downloaded = self.meter.spent().max(self.record.downloaded);
-        }
-    }
-
-    /// Surveying is a twentieth of the work, reading back a tenth, as far as anyone watching cares. Never goes
-    /// back, though a survey may be repeated.
-    fn measure(&self) -> Option<machine::SavedProgress> {
-        if !matches!(self.record.phase, Phase::Staging { .. }) {
-            return None;
-        }
-        let (staged, told) = (*self.gateway.progress.borrow(), self.record.progress);
-        let (from, share) = match staged.step {
-            Step::Surveying => (0, 5),
-            Step::Writing => (5, 85),
-            Step::ReadingBack => (90, 10),
-        };
-        let done = staged.done.saturating_mul(share).checked_div(staged.total).unwrap_or(0);
-        Some(machine::SavedProgress {
-            percent: done.saturating_add(from).min(100).max(told.percent),
-            expected: staged.expected_download.max(told.expected),
-            reused: staged.reused.max(told.reused),
-        })
-    }
 
     /// Seconds to the end of staging at this run's pace.
     fn eta(&mut self, percent: u64) -> Option<u64> {
-        let (since, from) = *self.publisher.staging_since.get_or_insert_with(|| (Instant::now(), percent));
+        let (since, from) = *self.staging_since.get_or_insert_with(|| (Instant::now(), percent));
         let done = percent.checked_sub(from).filter(|done| *done > 0)?;
         let seconds = since.elapsed().as_secs_f64() / done as f64 * 100u64.saturating_sub(percent) as f64;
         Some(seconds.ceil() as u64)
     }
 
+    /// Answers whoever only asks, from what is saved; returns what needs more than that.
+    pub fn answer(&mut self, incoming: Incoming, saved: &Record) -> Option<Incoming> {
+        match incoming {
+            Incoming::Hub(hub::Event::Method(call))
+                if call.name == "firmwareStatus" && call.payload.is_ok() =>
+            {
+                tracing::info!(method = "firmwareStatus", status = 200, "direct method");
+                call.respond(200, Value::Object(self.body(saved)));
+            }
+            Incoming::Control(call) if call.request.method == Method::Watch => self.watch(call.reply, saved),
+            Incoming::Control(call) => match self.told(call.request.method, saved) {
+                Some(answer) => drop(call.reply.offer(Ok(answer))),
+                None => return Some(Incoming::Control(call)),
+            },
+            other => return Some(other),
+        }
+        None
+    }
+
+    fn told(&self, method: Method, saved: &Record) -> Option<Value> {
+        match method {
+            Method::Status => Some(self.local(saved)),
+            Method::History => {
+                Some(json!({ "history": saved.history.iter().map(report::last).collect::<Vec<_>>() }))
+            }
+            Method::Slots => Some(json!({
+                "bootedSlot": self.view.booted.map(|slot| slot.to_string()),
+                "slots": report::slots(saved, &self.view),
+            })),
+            _ => None,
+        }
+    }
+
     /// Sends the whole report to `watcher` now, and again with each change.
-    pub(super) fn add_watcher(&mut self, watcher: Reply) {
+    fn watch(&mut self, watcher: Reply, saved: &Record) {
         // Those that left while nothing happened are forgotten here.
-        self.publisher.watchers.retain(|watcher| !watcher.is_closed());
-        let body = self.publisher.local(&self.saved);
-        if watcher.offer(Ok(body)) {
-            self.publisher.watchers.push(watcher);
+        self.watchers.retain(|watcher| !watcher.is_closed());
+        if watcher.offer(Ok(self.local(saved))) {
+            self.watchers.push(watcher);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What systemd is told: ready, status, watchdog, stopping. Outside systemd all of it does nothing.
 
-use std::future::Future;
 use std::time::Duration;
 
 use sd_notify::NotifyState;

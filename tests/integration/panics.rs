@@ -57,7 +57,7 @@ impl Breakable {
 
     /// The next update is committed, and the panics were logged: each once, with its place, by one process until the
     /// reboot.
-    async fn is_well(mut self, panics: std::ops::RangeInclusive<usize>) {
+    async fn stays_well(mut self, panics: std::ops::RangeInclusive<usize>) {
         assert_eq!(self.world.gateway.agent_id(), Some(self.agent), "{}", self.world.gateway.log());
         let log = fs::read_to_string(self.world.gateway.log_path()).unwrap();
         let told: Vec<&str> = log.lines().filter(|line| line.contains("a fault of the program at")).collect();
@@ -85,7 +85,7 @@ async fn a_panic_in_an_effect_fails_its_operation() {
     assert_failed(&last);
     assert!(last["error"]["message"].as_str().unwrap().contains("provoked at"), "{last}");
     breakable.no_more();
-    breakable.is_well(1..=1).await;
+    breakable.stays_well(1..=1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -98,7 +98,7 @@ async fn a_panic_on_a_thread_of_the_staging_fails_its_operation() {
     let last = breakable.world.install(&release).await;
     assert_failed(&last);
     breakable.no_more();
-    breakable.is_well(1..=1).await;
+    breakable.stays_well(1..=1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,7 +111,7 @@ async fn a_panic_while_a_method_is_answered_is_answered_and_leaves_no_operation_
     breakable.no_more();
     // What had begun has its outcome.
     breakable.world.reported(|reported| reported["fwupdate"]["last"]["error"]["code"] == "Internal").await;
-    breakable.is_well(1..=1).await;
+    breakable.stays_well(1..=1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,7 +123,7 @@ async fn a_panic_over_the_desired_section_refuses_it() {
     breakable.world.hub.patch_desired("gw", desired).unwrap();
     breakable.world.reported(|reported| reported["fwupdate"]["desired"]["code"] == "Internal").await;
     breakable.no_more();
-    breakable.is_well(1..=1).await;
+    breakable.stays_well(1..=1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +133,7 @@ async fn a_panic_in_the_session_with_the_hub_costs_one_connection() {
     breakable.world.hub.drop_connections(None);
     breakable.world.doctor_says_of_the_hub("provoked at").await;
     breakable.no_more();
-    breakable.is_well(1..=20).await;
+    breakable.stays_well(1..=20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,7 +144,7 @@ async fn a_panic_over_a_local_request_is_answered() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("provoked at"), "{refused:?}");
     breakable.no_more();
     breakable.world.until_shown_at_all(&["status"]).await;
-    breakable.is_well(1..=1).await;
+    breakable.stays_well(1..=1).await;
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::trial::{hub_of, short};
-use super::{Answer, Subject};
+use super::subject::{Answer, Subject, hub_of, short};
 use crate::clock::{Clock, Origin, VOUCHED};
 use crate::config::Auth;
 use crate::tls;
@@ -40,7 +39,9 @@ pub(super) fn settings(subject: &Subject) -> Option<Answer> {
         }
     }
     let now = hub_of(cloud);
-    let proven = *subject.gateway.cloud.borrow() || subject.on_trial.as_ref().is_some_and(hub_is_required);
+    // The health check for a session is going to decide.
+    let proven = *subject.gateway.cloud.borrow()
+        || subject.on_trial.as_ref().is_some_and(|trial| trial.cloud_required);
     match before.filter(|before| short(&now) != *before && !proven) {
         Some(before) => Some(Answer::Fault(format!(
             "the old slot was {before} at its hub, and this image is {now} and has no session; correct [cloud] \
@@ -48,11 +49,6 @@ pub(super) fn settings(subject: &Subject) -> Option<Answer> {
         ))),
         None => Some(Answer::Well("they can be used".to_owned())),
     }
-}
-
-/// The health check for a session is going to decide.
-fn hub_is_required(on_trial: &super::OnTrial) -> bool {
-    on_trial.cloud_required
 }
 
 /// Asked of a trial too: the hub has the last word on who this gateway is. Where nobody answers, nothing is known.

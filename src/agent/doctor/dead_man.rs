@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Answer, Subject};
+use super::subject::{Answer, Subject};
 use crate::config;
 
 const TIMER: &str = "fwupdate-deadman.timer";

@@ -1,7 +1,7 @@
 //! What no update has tripped over yet: media that can't be written or don't last, and slots that differ.
 //! `--check-config` asks these too.
 
-use super::{Answer, Subject};
+use super::subject::{Answer, Subject};
 use crate::boot;
 use crate::device::{self, Identity};
 use crate::slot::Slot;
@@ -11,7 +11,7 @@ pub(super) fn read_only(subject: &Subject) -> Option<Answer> {
     let gateway = &subject.gateway;
     let mut places = vec![gateway.device(Slot::A), gateway.device(Slot::B)];
     places.extend(boot::places(&gateway.settings.bootloader.kind).unwrap_or_default());
-    places.retain(|place| Identity::of(place).is_ok_and(|device| gateway.kernel().is_read_only(device)));
+    places.retain(|place| Identity::of(place).is_ok_and(|device| gateway.kernel.is_read_only(device)));
     let blocked: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
     let why = format!("{} {}", blocked.join(", "), device::READ_ONLY);
     Some(Answer::of("slots and boot environment can be written", blocked.is_empty().then_some(()).ok_or(why)))
@@ -29,7 +29,7 @@ pub(super) fn sizes(subject: &Subject) -> Option<Answer> {
 /// A state folder in memory forgets what a trial was about.
 pub(super) fn lasting(subject: &Subject) -> Option<Answer> {
     let dir = &subject.gateway.settings.state.dir;
-    let why = device::volatile(dir, subject.gateway.kernel()).map(|found| {
+    let why = device::volatile(dir, &subject.gateway.kernel).map(|found| {
         format!(
             "{} lies in memory, on {found}, and is empty after each reboot: no trial would be remembered; mount a \
              partition of its own there",

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Subject;
+use super::questions::document;
+use super::subject::Subject;
 use crate::agent::gateway::Gateway;
 use crate::config::{self, Options, Settings};
 use crate::machine::Record;
@@ -29,8 +30,8 @@ pub fn examine(options: &Options) -> Value {
     let record = Store::peek::<Record>(&settings.state.dir).ok().flatten().unwrap_or_default();
     let gateway = Arc::new(Gateway::new(settings));
     gateway.clock.remember(record.synchronised_time);
-    let subject = Subject::new(gateway, record);
-    Subject { agent_ended: Some(ended), ..subject }.document()
+    let subject = Subject::new(gateway, record, false);
+    document(&Subject { agent_ended: Some(ended), ..subject })
 }
 
 /// Nothing else can be asked without settings.

@@ -1,6 +1,6 @@
 //! The slots and the boot environment: could a bundle be written, and a trial be armed?
 
-use super::{Answer, Subject};
+use super::subject::{Answer, Subject};
 use crate::failure::Code;
 
 pub(super) fn running(subject: &Subject) -> Option<Answer> {
@@ -11,7 +11,7 @@ pub(super) fn running(subject: &Subject) -> Option<Answer> {
 /// Whether a verdict is still to come, and which check stands in its way.
 pub(super) fn trial(subject: &Subject) -> Option<Answer> {
     let slot = subject.boot.booted.filter(|_| subject.booted_on_trial())?;
-    let failing = subject.gateway.failing();
+    let failing = subject.gateway.failing.borrow().clone();
     let state = failing.map_or_else(
         || "its health checks decide whether it stays".to_owned(),
         |(check, why)| format!("the health check {check} fails: {why}"),

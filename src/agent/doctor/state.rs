@@ -2,7 +2,7 @@
 
 use nix::unistd::{self, AccessFlags};
 
-use super::{Answer, Subject};
+use super::subject::{Answer, Subject};
 use crate::config;
 use crate::machine::SlotState;
 use crate::slot::Slot;

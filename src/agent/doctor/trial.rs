@@ -3,23 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Answer, QUESTIONS, Subject, Weight};
-use crate::bounds;
-use crate::config::{Cloud, Place};
-use crate::machine::{Abilities, Plan};
-
-/// An image on trial, and the slot that armed it.
-#[derive(Clone)]
-pub(in crate::agent) struct OnTrial {
-    pub plan: Plan,
-    /// What the old slot could do; `None`: its agent did not say.
-    pub before: Option<Abilities>,
-    /// A session with the hub is among the health checks.
-    pub cloud_required: bool,
-}
+use super::questions::{QUESTIONS, Weight};
+use super::subject::{Answer, Subject, hub_of, short};
+use crate::machine::Abilities;
 
 /// What the running slot can do, asked before it arms a trial.
-pub(in crate::agent) fn abilities(subject: &Subject) -> Abilities {
+pub fn abilities(subject: &Subject) -> Abilities {
     let settings = &subject.gateway.settings;
     let keys = subject.gateway.keys().map(|found| found.trusted).unwrap_or_default();
     Abilities {
@@ -32,7 +21,7 @@ pub(in crate::agent) fn abilities(subject: &Subject) -> Abilities {
 }
 
 /// The first thing that this image lacks beside the old slot: the question's name, and a sentence.
-pub(in crate::agent) fn lacking(subject: &Subject) -> Option<(String, String)> {
+pub fn lacking(subject: &Subject) -> Option<(String, String)> {
     let before = subject.on_trial.as_ref()?.before.as_ref().map(|before| &before.answers);
     answers(subject).find_map(|(name, weight, answer)| match answer {
         Answer::Fault(why) if counts(name, weight, before) => Some((name.to_owned(), why)),
@@ -48,22 +37,6 @@ fn counts(name: &str, weight: Weight, before: Option<&BTreeMap<String, bool>>) -
 fn answers(subject: &Subject) -> impl Iterator<Item = (&'static str, Weight, Answer)> {
     let weighty = QUESTIONS.iter().filter(|question| question.weight != Weight::Advice);
     weighty.filter_map(|question| Some((question.name, question.weight, (question.ask)(subject)?)))
-}
-
-/// Who the gateway is at its hub, or to the service that assigns one.
-pub(super) fn hub_of(cloud: &Cloud) -> String {
-    match &cloud.place {
-        Place::Known(seat) => {
-            let module = seat.module_id.as_ref().map(|module| format!("/{module}")).unwrap_or_default();
-            format!("{}{module} at {}", seat.device_id, seat.host)
-        }
-        Place::Assigned(dps) => format!("{} in {} at {}", dps.registration_id, dps.id_scope, dps.endpoint),
-    }
-}
-
-/// As much of a text as the record keeps of it.
-pub(super) fn short(text: &str) -> String {
-    bounds::short(text, bounds::ID)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What may be installed: keys, board, security version and hosts, as this image's settings have them.
 
-use super::{Answer, Subject};
+use super::subject::{Answer, Subject, short};
 use crate::stage::Source;
 
 /// Enough different keys that can be used; one file that can't be is named, and passed over.
@@ -37,7 +37,7 @@ pub(super) fn keys(subject: &Subject) -> Option<Answer> {
 pub(super) fn board(subject: &Subject) -> Option<Answer> {
     let before = &subject.on_trial.as_ref()?.before.as_ref()?.compatible;
     let now = &subject.gateway.settings.compatible;
-    let same = super::trial::short(now) == *before;
+    let same = short(now) == *before;
     let why = format!(
         "this image says compatible = {now:?}, and its own bundle was made for {before:?}: bundles for this \
          board would be refused as WrongBoard; correct `compatible` in the image"
