@@ -83,7 +83,7 @@ pub struct Finished {
 /// Root's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Answer {
+enum RootAnswer {
     Finished { status: Option<i32>, output: String },
     Refused(String),
 }
@@ -108,14 +108,14 @@ pub async fn ask(socket: &Path, verb: &Verb, limit: Duration) -> Result<Finished
     let answer = timeout(limit.saturating_add(PATIENCE), exchange(socket, verb));
     let answer = answer.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(no_answer)?;
     match answer {
-        Answer::Finished { status, output } => {
+        RootAnswer::Finished { status, output } => {
             Ok(Finished { status: status.map(ExitStatus::from_raw), output: output.into_bytes() })
         }
-        Answer::Refused(why) => Err(RootError::Refused(why)),
+        RootAnswer::Refused(why) => Err(RootError::Refused(why)),
     }
 }
 
-async fn exchange(socket: &Path, verb: &Verb) -> io::Result<Answer> {
+async fn exchange(socket: &Path, verb: &Verb) -> io::Result<RootAnswer> {
     let mut stream = UnixStream::connect(socket).await?;
     let mut line = serde_json::to_vec(verb)?;
     line.push(b'\n');
@@ -136,14 +136,14 @@ where
     let verb = timeout(PATIENCE, read(&mut reader)).await??;
     let mut byte = [0];
     let answer = match verb {
-        Err(why) => Answer::Refused(why),
+        Err(why) => RootAnswer::Refused(why),
         Ok(verb) => tokio::select! {
             done = act(verb) => match done {
-                Ok(Finished { status, output }) => Answer::Finished {
+                Ok(Finished { status, output }) => RootAnswer::Finished {
                     status: status.map(|status| status.into_raw()),
                     output: String::from_utf8_lossy(&output).into_owned(),
                 },
-                Err(why) => Answer::Refused(why),
+                Err(why) => RootAnswer::Refused(why),
             },
             // The agent has nothing more to say: it is gone, or means no good.
             ended = reader.read(&mut byte) => return ended.map(drop),

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// Every field but the bundle's URL.
 #[derive(Debug, Clone, Args)]
-pub struct Options {
+pub struct UpdateOptions {
     /// Fail unless the bundle has this version.
     #[arg(long)]
     version: Option<String>,
@@ -32,7 +32,7 @@ pub struct Options {
     deadline: Option<String>,
 }
 
-impl Options {
+impl UpdateOptions {
     /// The caller's id for the operation.
     pub fn operation_id(&self) -> Option<&str> {
         self.operation_id.as_deref()
@@ -65,7 +65,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Program {
         #[command(flatten)]
-        options: Options,
+        options: UpdateOptions,
     }
 
     #[test]

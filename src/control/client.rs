@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Answer, LINE_LIMIT, Method, Request};
+use super::wire::{ControlAnswer, LINE_LIMIT, Method, Request};
 use crate::failure::{Code, Failure};
 
 /// Longer than the agent may take to answer.
@@ -87,8 +87,8 @@ impl Client {
             return Err(ClientError::Closed);
         }
         match serde_json::from_slice(&line).map_err(|e| ClientError::Garbled(e.to_string()))? {
-            Answer::Result(value) => Ok(value),
-            Answer::Error(failure) => Err(failure.into()),
+            ControlAnswer::Result(value) => Ok(value),
+            ControlAnswer::Error(failure) => Err(failure.into()),
         }
     }
 

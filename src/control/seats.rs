@@ -13,9 +13,9 @@ const OF_ONE: usize = 16;
 const OF_ALL: usize = 32;
 
 /// A connection's place.
-pub struct Seat(Arc<Place>);
+pub struct ClientSeat(Arc<Occupant>);
 
-struct Place {
+struct Occupant {
     uid: u32,
     /// Root, or the agent's own user.
     trusted: bool,
@@ -24,7 +24,7 @@ struct Place {
     lost: CancellationToken,
 }
 
-impl Seat {
+impl ClientSeat {
     /// Ends when the place is somebody else's.
     pub async fn lost(&self) {
         self.0.lost.cancelled().await;
@@ -47,11 +47,11 @@ impl Drop for Busy<'_> {
 
 /// All places that are taken, the oldest first.
 #[derive(Default)]
-pub struct Seats(Vec<Arc<Place>>);
+pub struct Seats(Vec<Arc<Occupant>>);
 
 impl Seats {
     /// A place for a connection of `uid`.
-    pub fn take(&mut self, uid: u32, trusted: bool) -> Seat {
+    pub fn take(&mut self, uid: u32, trusted: bool) -> ClientSeat {
         // Those that are gone are held by nobody else.
         self.0.retain(|place| Arc::strong_count(place) > 1);
         if self.count(uid) >= OF_ONE {
@@ -64,9 +64,9 @@ impl Seats {
             }
         }
         let (busy, lost) = (AtomicBool::new(false), CancellationToken::new());
-        let place = Arc::new(Place { uid, trusted, busy, lost });
+        let place = Arc::new(Occupant { uid, trusted, busy, lost });
         self.0.push(place.clone());
-        Seat(place)
+        ClientSeat(place)
     }
 
     fn count(&self, uid: u32) -> usize {
@@ -75,8 +75,8 @@ impl Seats {
 
     /// Ends the oldest connection of `uid`, one that is idle if there is any.
     fn give_up(&mut self, uid: u32) {
-        let own = |place: &Arc<Place>| place.uid == uid;
-        let idle = |place: &Arc<Place>| own(place) && !place.busy.load(Ordering::Relaxed);
+        let own = |place: &Arc<Occupant>| place.uid == uid;
+        let idle = |place: &Arc<Occupant>| own(place) && !place.busy.load(Ordering::Relaxed);
         let found = self.0.iter().position(idle).or_else(|| self.0.iter().position(own));
         if let Some(index) = found {
             self.0.remove(index).lost.cancel();
@@ -88,14 +88,14 @@ impl Seats {
 mod tests {
     use super::*;
 
-    fn alive(seats: &[Seat]) -> Vec<usize> {
+    fn alive(seats: &[ClientSeat]) -> Vec<usize> {
         (0..seats.len()).filter(|index| !seats[*index].0.lost.is_cancelled()).collect()
     }
 
     #[test]
     fn a_user_with_too_many_loses_the_oldest_idle_one() {
         let mut places = Seats::default();
-        let mut taken: Vec<Seat> = (0..OF_ONE).map(|_| places.take(1000, false)).collect();
+        let mut taken: Vec<ClientSeat> = (0..OF_ONE).map(|_| places.take(1000, false)).collect();
         let busy = taken[0].busy();
         let newest = places.take(1000, false);
         assert!(!newest.0.lost.is_cancelled());
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn root_gets_in_among_many_users_and_takes_from_nobody_and_nobody_from_root() {
         let mut places = Seats::default();
-        let root: Vec<Seat> = (0..OF_ONE).map(|_| places.take(0, true)).collect();
-        let users: Vec<Seat> = (0..200).map(|user| places.take(1000 + user % 50, false)).collect();
+        let root: Vec<ClientSeat> = (0..OF_ONE).map(|_| places.take(0, true)).collect();
+        let users: Vec<ClientSeat> = (0..200).map(|user| places.take(1000 + user % 50, false)).collect();
         assert_eq!((alive(&root).len(), alive(&users).len()), (OF_ONE, OF_ALL));
         assert!(alive(&users).contains(&199), "the newest is served");
         let last = places.take(0, true);
@@ -124,7 +124,7 @@ mod tests {
         for _ in 0..100 {
             drop(places.take(1000, false));
         }
-        let kept: Vec<Seat> = (0..OF_ONE).map(|_| places.take(1000, false)).collect();
+        let kept: Vec<ClientSeat> = (0..OF_ONE).map(|_| places.take(1000, false)).collect();
         assert_eq!(alive(&kept).len(), OF_ONE);
     }
 }

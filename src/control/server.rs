@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::seats::{Seat, Seats};
-use super::{Answer, ControlError, GROUP, Method, Request, SOCKET};
+use super::seats::{ClientSeat, Seats};
+use super::wire::{ControlAnswer, ControlError, GROUP, Method, Request, SOCKET};
 use crate::failure::{Code, Failure};
 use crate::fault;
 
@@ -159,7 +159,7 @@ fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
     Ok(Peer { uid: credentials.uid(), gid: credentials.gid() })
 }
 
-async fn client(stream: UnixStream, peer: Peer, seat: Seat, calls: mpsc::Sender<Call>) {
+async fn client(stream: UnixStream, peer: Peer, seat: ClientSeat, calls: mpsc::Sender<Call>) {
     let (reader, mut writer) = stream.into_split();
     let served = tokio::select! {
         served = fault::caught(converse(BufReader::new(reader), &mut writer, peer, &seat, &calls)) => match served {
@@ -177,7 +177,7 @@ async fn converse(
     mut reader: BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
     peer: Peer,
-    seat: &Seat,
+    seat: &ClientSeat,
     calls: &mpsc::Sender<Call>,
 ) -> io::Result<()> {
     while let Some(line) = timeout(CLIENT_PATIENCE, read_line(&mut reader)).await?? {
@@ -247,8 +247,8 @@ async fn watch(
 
 async fn write(writer: &mut OwnedWriteHalf, answer: Result<Value, Failure>) -> io::Result<()> {
     let answer = match answer {
-        Ok(value) => Answer::Result(value),
-        Err(failure) => Answer::Error(failure),
+        Ok(value) => ControlAnswer::Result(value),
+        Err(failure) => ControlAnswer::Error(failure),
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');

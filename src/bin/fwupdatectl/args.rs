@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use fwupdate::cli::update::Options;
+use fwupdate::cli::update::UpdateOptions;
 use fwupdate::control::Method;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::uri::PackageUri;
@@ -31,13 +31,13 @@ pub enum Command {
     /// Install a bundle from an https URL or a local file.
     Install(Install),
     /// Cancel the running update; possible until the bootloader is armed.
-    Cancel(Act),
+    Cancel(ActArgs),
     /// Let a held update go on.
-    Approve(Act),
+    Approve(ActArgs),
     /// Put the reboot of the running update off.
     Defer(Defer),
     /// Go back to the other proven slot.
-    Rollback(Act),
+    Rollback(ActArgs),
     /// List the updates of the past.
     History,
     /// Show both slots.
@@ -54,7 +54,7 @@ pub struct Doctor {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Act {
+pub struct ActArgs {
     /// Only if this is the running operation.
     #[arg(long, value_name = "ID")]
     operation_id: Option<String>,
@@ -76,7 +76,7 @@ pub struct Defer {
     #[arg(long, value_name = "TIME")]
     until: String,
     #[command(flatten)]
-    act: Act,
+    act: ActArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -85,7 +85,7 @@ pub struct Install {
     #[arg(value_name = "URL or FILE")]
     source: String,
     #[command(flatten)]
-    options: Options,
+    options: UpdateOptions,
     #[command(flatten)]
     follow: Follow,
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use fwupdate::cli::update::Options;
+use fwupdate::cli::update::UpdateOptions;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -154,7 +154,7 @@ pub struct Apply {
     #[arg(long, value_name = "URI", required_unless_present = "file")]
     pub uri: Option<String>,
     #[command(flatten)]
-    pub options: Options,
+    pub options: UpdateOptions,
     #[command(flatten)]
     pub pinning: Pinning,
     /// Then show live counts, as `config show --watch` does.
@@ -169,7 +169,7 @@ pub struct Update {
     #[arg(long, value_name = "URI")]
     uri: String,
     #[command(flatten)]
-    options: Options,
+    options: UpdateOptions,
     #[command(flatten)]
     pinning: Pinning,
 }
