@@ -3,15 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use toml::Value;
+
 use super::connection::{self, ConnectionString};
+use super::credentials::{Written, certificate, secret};
 use super::dps;
 use super::error::{ConfigError, Warning};
+use super::files::others_can_read;
 use super::fragments::Environment;
+use super::hub::{Auth, Cloud, Place, Reconnect, Roots, Seat};
 use super::inputs::Inputs;
-use super::kinds::{DAY, span};
-use super::secrets::{Written, certificate, others_can_read, secret};
-use super::settings::{cloud as row, trust_roots};
-use super::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat};
+use super::kinds::{DAY, expected_span, span};
+use super::proxy::Proxy;
+use super::settings::{CloudRows as row, TrustRoots};
 
 /// `None`: neither a connection string nor the provisioning service is set.
 pub fn cloud(
@@ -52,11 +56,10 @@ pub fn cloud(
 
 /// Who is trusted. `cloud.ca_file` counts without a hub too: downloads go by it.
 pub fn roots(inputs: &Inputs) -> Result<Roots, ConfigError> {
-    let roots =
-        Roots { system: inputs.get(&trust_roots::system_roots)?, ca_file: inputs.get(&row::ca_file)? };
+    let roots = Roots { system: inputs.get(&TrustRoots::system_roots)?, ca_file: inputs.get(&row::ca_file)? };
     if !roots.system && roots.ca_file.is_none() {
         let expected = "true, or cloud.ca_file set: without either no server would be trusted";
-        return Err(inputs.wrong(&trust_roots::system_roots, expected));
+        return Err(inputs.wrong(&TrustRoots::system_roots, expected));
     }
     Ok(roots)
 }
@@ -78,7 +81,9 @@ fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
     let first = inputs.get(&row::reconnect_first)?;
     let day = Duration::from_millis(DAY);
-    Ok(Reconnect { first, longest: inputs.get_as(&row::reconnect_longest, |found| span(found, first, day))? })
+    let read = |found: &Value| span(found).filter(|longest| (first..=day).contains(longest));
+    let longest = inputs.get_as(&row::reconnect_longest, read, |_| expected_span(first, day))?;
+    Ok(Reconnect { first, longest })
 }
 
 /// The configured proxy, else the environment's; `"none"` shuts out both.

@@ -5,7 +5,7 @@
 
 use data_encoding::BASE64;
 
-use super::Secret;
+use super::secret::Secret;
 
 /// A parsed connection string.
 #[derive(Debug, Default, PartialEq, Eq)]

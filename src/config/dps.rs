@@ -6,13 +6,14 @@
 use data_encoding::BASE64;
 use ring::hmac;
 
+use super::credentials::{self, certificate, content};
 use super::error::{ConfigError, Warning};
+use super::hub::{Auth, Dps, Place, Transport};
 use super::inputs::Inputs;
 use super::kinds::{Absolute, Hidden};
 use super::row::Setting;
-use super::secrets::{self, certificate, content};
-use super::settings::{dps as row, state};
-use super::{Auth, Dps, Place, Secret, Transport};
+use super::secret::Secret;
+use super::settings::{DpsRows as row, State};
 
 /// In the state folder: what the service assigned.
 const CACHE: &str = "assigned.json";
@@ -40,7 +41,7 @@ pub fn dps(
         id_scope,
         registration_id,
         payload: inputs.get(&row::payload)?,
-        cache: inputs.get(&state::dir)?.join(CACHE),
+        cache: inputs.get(&State::dir)?.join(CACHE),
     };
     Ok((Place::Assigned(dps), auth))
 }
@@ -99,7 +100,7 @@ fn secret(
     named: &Setting<Option<Absolute>>,
     warnings: &mut Vec<Warning>,
 ) -> Result<Option<(Vec<u8>, String)>, ConfigError> {
-    let Some(secret) = secrets::secret(inputs, key, named, |_| true, warnings)? else { return Ok(None) };
+    let Some(secret) = credentials::secret(inputs, key, named, |_| true, warnings)? else { return Ok(None) };
     let text = secret.text.trim().to_owned();
     match BASE64.decode(text.as_bytes()) {
         Ok(bytes) => Ok(Some((bytes, text))),

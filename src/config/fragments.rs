@@ -2,15 +2,16 @@
 //!
 //! Each file stays apart until it is checked, so that every complaint can name the file it comes from.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use super::error::{ConfigError, Warning};
+use super::files::read_text;
+use super::inputs::Fragment;
 use super::names;
 use super::row::Layer;
+use super::settings::rows;
 
 /// No settings file is larger; a wrong path may lead to a disk.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -70,52 +71,37 @@ impl Options {
     }
 }
 
-/// One parsed file.
-#[derive(Debug)]
-pub struct Fragment {
-    pub origin: String,
-    /// Each key that it sets.
-    pub values: Vec<(String, Value)>,
+/// The built-in defaults.
+pub fn defaults() -> Result<Fragment, ConfigError> {
+    let text: String = rows().filter_map(|row| Some(format!("{} = {}\n", row.path, row.default?))).collect();
+    parse(Path::new("built-in defaults"), &text, Layer::Trusted, &mut Vec::new())
 }
 
-impl Fragment {
-    /// The built-in defaults.
-    pub fn defaults() -> Result<Fragment, ConfigError> {
-        Fragment::parse(
-            Path::new("built-in defaults"),
-            &names::defaults_toml(),
-            Layer::Trusted,
-            &mut Vec::new(),
-        )
-    }
+/// Reads and checks `path`; `None` when there is no such file.
+pub fn read(path: &Path, layer: Layer, warnings: &mut Vec<Warning>) -> Result<Option<Fragment>, ConfigError> {
+    let text = read_text(path, FILE_LIMIT)?;
+    text.map(|text| parse(path, &text, layer, warnings)).transpose()
+}
 
-    /// Reads and checks `path`; `None` when there is no such file.
-    pub fn read(
-        path: &Path,
-        layer: Layer,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<Option<Fragment>, ConfigError> {
-        let text = read_text(path, FILE_LIMIT)?;
-        text.map(|text| Fragment::parse(path, &text, layer, warnings)).transpose()
-    }
-
-    fn parse(
-        path: &Path,
-        text: &str,
-        layer: Layer,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<Fragment, ConfigError> {
-        // The error's own Display quotes the line, which may hold a secret.
-        let table: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {
-            path: path.to_owned(),
-            line: line_of(text, e.span().map_or(0, |s| s.start)),
-            detail: e.message().replace('\n', ", "),
-        })?;
-        let origin = path.display().to_string();
-        let mut check = Check { file: &origin, layer, warnings, kept: Vec::new() };
-        check.table("", table)?;
-        Ok(Fragment { values: check.kept, origin })
-    }
+fn parse(
+    path: &Path,
+    text: &str,
+    layer: Layer,
+    warnings: &mut Vec<Warning>,
+) -> Result<Fragment, ConfigError> {
+    let table: Table = text.parse().map_err(|error| syntax(path, text, &error))?;
+    let origin = path.display().to_string();
+    let mut check = Check { file: &origin, layer, warnings, kept: Vec::new() };
+    check.table("", table)?;
+    Ok(Fragment { values: check.kept, origin })
+}
+/// The error's own Display quotes the line, which may hold a secret; a key is none.
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let span = error.span().unwrap_or_default();
+    let line = line_of(text, span.start);
+    let key = text.get(span).filter(|_| error.message() == "duplicate key").unwrap_or_default();
+    let detail = format!("{} {key}", error.message().replace('\n', ", ")).trim_end().to_owned();
+    ConfigError::Syntax { path: path.to_owned(), line, detail }
 }
 
 /// Walks one file and keeps what is known and may stand there, with a warning for everything else.
@@ -169,56 +155,20 @@ fn unknown(key: String, file: String, value: &Value) -> Warning {
     }
 }
 
-/// The `*.toml` files of `dir` in name order; none when there is no such folder.
-pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let failed = |source| ConfigError::Read { path: dir.to_owned(), source };
-    let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?,
-    };
-    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
-    let mut paths = paths.map_err(failed)?;
-    paths.retain(|path| path.extension().is_some_and(|e| e == "toml"));
-    paths.sort();
-    Ok(paths)
-}
-
-/// Reads a small text file; `None` when it does not exist.
-pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError> {
-    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(failed)?,
-    };
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        return Err(ConfigError::TooLarge { path: path.to_owned(), limit });
-    }
-    let found = decode(bytes).map_err(|found| ConfigError::Encoding { path: path.to_owned(), found })?;
-    Ok(Some(found))
-}
-
-/// The text of a file, which some editors begin with a byte order mark; else what it is in place of UTF-8.
-fn decode(bytes: Vec<u8>) -> Result<String, String> {
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err("UTF-16".to_owned());
-    }
-    // Without the mark: every other byte of plain letters is zero.
-    let zeros = bytes.iter().filter(|byte| **byte == 0).count();
-    if zeros > 0 && zeros < bytes.len() && zeros >= bytes.len() / 3 {
-        return Err("UTF-16, or torn".to_owned());
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
-        Err(error) => {
-            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = good.iter().filter(|byte| **byte == b'\n').count().saturating_add(1);
-            Err(format!("an older encoding, such as Latin-1 or Windows-1252 (line {line})"))
-        }
-    }
-}
-
 fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|b| *b == b'\n').count().saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_toml_that_sets_every_key_with_a_default() {
+        let found = defaults().unwrap().values;
+        let value = |path: &str| found.iter().find(|(key, _)| key == path).map(|(_, value)| value).unwrap();
+        assert_eq!(value("bootloader.tries").as_integer(), Some(3));
+        assert_eq!(value("trust.keys").as_str(), Some("/etc/fwupdate/keys"));
+        assert_eq!(found.len(), rows().filter(|row| row.default.is_some()).count());
+    }
 }

@@ -7,9 +7,17 @@ use std::collections::BTreeMap;
 use toml::Value;
 
 use super::error::ConfigError;
-use super::fragments::Fragment;
 use super::kinds::Kind;
 use super::row::Setting;
+
+/// One file's settings.
+#[derive(Debug)]
+pub struct Fragment {
+    /// The file.
+    pub origin: String,
+    /// Each key that it sets.
+    pub values: Vec<(String, Value)>,
+}
 
 /// All layers merged, later ones winning; not validated yet.
 #[derive(Debug)]
@@ -40,17 +48,18 @@ impl Inputs {
         if !self.has(setting.path) {
             return K::absent().ok_or_else(|| self.wrong(setting, "set"));
         }
-        self.get_as(setting, K::read)
+        self.get_as(setting, K::read, K::expected)
     }
 
     /// A setting that is read in a way of its own.
     pub fn get_as<K: Kind, T>(
         &self,
         setting: &Setting<K>,
-        read: impl Fn(&Value) -> Result<T, String>,
+        read: impl Fn(&Value) -> Option<T>,
+        expected: impl Fn(&Value) -> String,
     ) -> Result<T, ConfigError> {
-        let found = self.values.get(setting.path).ok_or_else(|| self.wrong(setting, "set"))?;
-        read(&found.0).map_err(|expected| self.wrong(setting, expected))
+        let (found, _) = self.values.get(setting.path).ok_or_else(|| self.wrong(setting, "set"))?;
+        read(found).ok_or_else(|| self.wrong(setting, expected(found)))
     }
 
     /// The complaint that a setting is not what was expected.

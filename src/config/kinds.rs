@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+use serde_json::Value as Json;
 use toml::Value;
 
-use super::{Window, units};
-
-mod particular;
-
-pub use particular::{Command, HostName, Hosts, IdScope, JsonObject, SlotDevice};
+use super::connection::is_host;
+use super::hub::{TimeServer, Transport};
+use super::units::{self, Window};
 
 /// A kind of value.
 pub trait Kind {
@@ -19,8 +19,11 @@ pub trait Kind {
     /// No message may show what was found.
     const IS_SECRET: bool = false;
 
-    /// The error says what was expected.
-    fn read(found: &Value) -> Result<Self::Value, String>;
+    /// `None`: it is something else than [`Kind::expected`].
+    fn read(found: &Value) -> Option<Self::Value>;
+
+    /// What should stand in the place of `found`.
+    fn expected(found: &Value) -> String;
 
     /// As it is read again; `None`: it is not set.
     fn show(value: &Self::Value) -> Option<Value>;
@@ -31,14 +34,79 @@ pub trait Kind {
     }
 }
 
+/// Each kind is `name: what it is read as, what is expected, how it is read, how it is shown;`.
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])* $name:ident$([$is_secret:literal])?: $value:ty, $expected:expr, $read:expr, $show:expr;)*) => {$(
+        $(#[doc = $doc])*
+        #[derive(Debug)]
+        pub struct $name;
+
+        impl Kind for $name {
+            type Value = $value;
+
+            $(const IS_SECRET: bool = $is_secret;)?
+
+            fn read(found: &Value) -> Option<$value> {
+                let read: fn(&Value) -> Option<$value> = $read;
+                read(found)
+            }
+
+            fn expected(_: &Value) -> String {
+                $expected.to_owned()
+            }
+
+            fn show(value: &$value) -> Option<Value> {
+                let show: fn(&$value) -> Value = $show;
+                Some(show(value))
+            }
+        }
+    )*};
+}
+
+kinds! {
+    Text: String, "a text that is not empty", text, |text| text.clone().into();
+    /// No message may show it.
+    Hidden[true]: String, "a text that is not empty", text, |_| "***".into();
+    Absolute: PathBuf, "an absolute path",
+        |found| text(found).map(PathBuf::from).filter(|path| path.is_absolute()), |path| path.display().to_string().into();
+    Flag: bool, "true or false", Value::as_bool, |flag| (*flag).into();
+    /// A number of bytes; a rate may end in `/s`.
+    Bytes: u64, "bytes above zero: an integer, or a text such as \"512KiB\"", bytes, |bytes| integer(*bytes);
+    Texts: Vec<String>, "a list of texts that are not empty", |found| items(found, text), |texts| texts.clone().into();
+    /// Daily, in UTC.
+    Windows: Vec<Window>, "a list of daily UTC windows such as \"22:00-04:00\"",
+        |found| items(found, |item| units::window(&text(item)?)),
+        |windows| windows.iter().map(|window| units::show_window(*window)).collect::<Vec<_>>().into();
+    Command: Vec<String>, "a program and its arguments",
+        |found| items(found, text).filter(|words| !words.is_empty()), |words| words.clone().into();
+    Hosts: Vec<String>, "a list of \"host\", \"host:port\", \"*.suffix\" or \"address/bits\"",
+        |found| items(found, |item| text(item).filter(|pattern| is_host_pattern(pattern))), |hosts| hosts.clone().into();
+    HostName: String, "a host name without scheme and port",
+        |found| text(found).filter(|host| is_host(host)), |host| host.clone().into();
+    /// Of an instance of the provisioning service.
+    IdScope: String, "an ID scope such as \"0ne0012ABCD\"",
+        |found| text(found).filter(|scope| scope.bytes().all(|byte| byte.is_ascii_alphanumeric())),
+        |scope| scope.clone().into();
+    /// Written as a text.
+    JsonObject: Json, "a text that is a JSON object of at most 64 KiB", json_object, |object| object.to_string().into();
+    TransportName: Transport, "\"mqtt\" or \"websocket\"", transport,
+        |way| if *way == Transport::Mqtt { "mqtt" } else { "websocket" }.into();
+    TimeServerName: TimeServer, "\"auto\", \"none\", \"host\" or \"host:port\"",
+        |found| text(found)?.parse().ok(), |server| server.to_string().into();
+}
+
 /// What may be left open.
 impl<K: Kind> Kind for Option<K> {
     type Value = Option<K::Value>;
 
     const IS_SECRET: bool = K::IS_SECRET;
 
-    fn read(found: &Value) -> Result<Self::Value, String> {
+    fn read(found: &Value) -> Option<Self::Value> {
         K::read(found).map(Some)
+    }
+
+    fn expected(found: &Value) -> String {
+        K::expected(found)
     }
 
     fn show(value: &Self::Value) -> Option<Value> {
@@ -50,89 +118,24 @@ impl<K: Kind> Kind for Option<K> {
     }
 }
 
-/// A text that is not empty.
-#[derive(Debug)]
-pub struct Text;
-
-impl Kind for Text {
-    type Value = String;
-
-    fn read(found: &Value) -> Result<String, String> {
-        text(found).ok_or_else(|| "a text that is not empty".to_owned())
-    }
-
-    fn show(text: &String) -> Option<Value> {
-        Some(text.clone().into())
-    }
-}
-
-/// A text that no message may show.
-#[derive(Debug)]
-pub struct Hidden;
-
-impl Kind for Hidden {
-    type Value = String;
-
-    const IS_SECRET: bool = true;
-
-    fn read(found: &Value) -> Result<String, String> {
-        Text::read(found)
-    }
-
-    fn show(_: &String) -> Option<Value> {
-        Some("***".into())
-    }
-}
-
-/// An absolute path.
-#[derive(Debug)]
-pub struct Absolute;
-
-impl Kind for Absolute {
-    type Value = PathBuf;
-
-    fn read(found: &Value) -> Result<PathBuf, String> {
-        let path = text(found).map(PathBuf::from).filter(|path| path.is_absolute());
-        path.ok_or_else(|| "an absolute path".to_owned())
-    }
-
-    fn show(path: &PathBuf) -> Option<Value> {
-        Some(path.display().to_string().into())
-    }
-}
-
-/// True or false.
-#[derive(Debug)]
-pub struct Flag;
-
-impl Kind for Flag {
-    type Value = bool;
-
-    fn read(found: &Value) -> Result<bool, String> {
-        found.as_bool().ok_or_else(|| "true or false".to_owned())
-    }
-
-    fn show(flag: &bool) -> Option<Value> {
-        Some((*flag).into())
-    }
-}
-
 /// An integer from `MIN` to `MAX`.
 #[derive(Debug)]
 pub struct Number<T, const MIN: u16, const MAX: u16>(T);
 
-impl<T: Copy + TryFrom<u16> + TryInto<i64>, const MIN: u16, const MAX: u16> Kind for Number<T, MIN, MAX> {
+impl<T: Copy + TryFrom<u16> + TryInto<u64>, const MIN: u16, const MAX: u16> Kind for Number<T, MIN, MAX> {
     type Value = T;
 
-    fn read(found: &Value) -> Result<T, String> {
-        let number = found.as_integer().and_then(|number| u16::try_from(number).ok());
-        let number = number.filter(|number| (MIN..=MAX).contains(number));
-        let number = number.and_then(|number| T::try_from(number).ok());
-        number.ok_or_else(|| format!("an integer from {MIN} to {MAX}"))
+    fn read(found: &Value) -> Option<T> {
+        let number = u16::try_from(found.as_integer()?).ok().filter(|number| (MIN..=MAX).contains(number))?;
+        T::try_from(number).ok()
+    }
+
+    fn expected(_: &Value) -> String {
+        format!("an integer from {MIN} to {MAX}")
     }
 
     fn show(number: &T) -> Option<Value> {
-        Some((*number).try_into().unwrap_or(i64::MAX).into())
+        (*number).try_into().ok().map(integer)
     }
 }
 
@@ -149,8 +152,12 @@ pub struct Span<const MIN: u64, const MAX: u64>;
 impl<const MIN: u64, const MAX: u64> Kind for Span<MIN, MAX> {
     type Value = Duration;
 
-    fn read(found: &Value) -> Result<Duration, String> {
-        span(found, Duration::from_millis(MIN), Duration::from_millis(MAX))
+    fn read(found: &Value) -> Option<Duration> {
+        span(found).filter(|span| (Duration::from_millis(MIN)..=Duration::from_millis(MAX)).contains(span))
+    }
+
+    fn expected(_: &Value) -> String {
+        expected_span(Duration::from_millis(MIN), Duration::from_millis(MAX))
     }
 
     fn show(span: &Duration) -> Option<Value> {
@@ -158,82 +165,134 @@ impl<const MIN: u64, const MAX: u64> Kind for Span<MIN, MAX> {
     }
 }
 
-/// A duration from `min` to `max`.
-pub fn span(found: &Value, min: Duration, max: Duration) -> Result<Duration, String> {
-    let span = match found {
+/// A duration of any length.
+pub fn span(found: &Value) -> Option<Duration> {
+    match found {
         Value::Integer(seconds) => u64::try_from(*seconds).ok().map(Duration::from_secs),
-        Value::String(text) => units::duration(text),
-        _ => None,
-    };
-    span.filter(|span| (min..=max).contains(span)).ok_or_else(|| {
-        let (low, high) = (units::show_duration(min), units::show_duration(max));
-        format!("a duration such as \"30s\", \"5min\" or \"2d\", from {low} to {high}")
-    })
-}
-
-/// A number of bytes above zero; a rate may end in `/s`.
-#[derive(Debug)]
-pub struct Bytes;
-
-impl Kind for Bytes {
-    type Value = u64;
-
-    fn read(found: &Value) -> Result<u64, String> {
-        let bytes = match found {
-            Value::Integer(number) => u64::try_from(*number).ok(),
-            Value::String(text) => units::size(text.strip_suffix("/s").unwrap_or(text)),
-            _ => None,
-        };
-        let bytes = bytes.filter(|bytes| *bytes > 0);
-        bytes.ok_or_else(|| "bytes above zero: an integer, or a text such as \"512KiB\"".to_owned())
-    }
-
-    /// TOML's integers are signed; a larger one can't have been read.
-    fn show(bytes: &u64) -> Option<Value> {
-        Some(i64::try_from(*bytes).unwrap_or(i64::MAX).into())
+        found => units::duration(found.as_str()?),
     }
 }
 
-/// A list of texts that are not empty.
+pub fn expected_span(min: Duration, max: Duration) -> String {
+    let (low, high) = (units::show_duration(min), units::show_duration(max));
+    format!("a duration such as \"30s\", \"5min\" or \"2d\", from {low} to {high}")
+}
+
+/// Where a slot is.
 #[derive(Debug)]
-pub struct Texts;
+pub struct SlotDevice;
 
-impl Kind for Texts {
-    type Value = Vec<String>;
+impl Kind for SlotDevice {
+    type Value = String;
 
-    fn read(found: &Value) -> Result<Vec<String>, String> {
-        items(found, text).ok_or_else(|| "a list of texts that are not empty".to_owned())
+    fn read(found: &Value) -> Option<String> {
+        let device = text(found).filter(|device| !is_of_file_system(device))?;
+        let label = ["PARTLABEL=", "PARTUUID="].iter().find_map(|prefix| device.strip_prefix(prefix));
+        let is_one = label.map_or(device.starts_with('/'), |name| !name.is_empty() && !name.contains('/'));
+        is_one.then_some(device)
     }
 
-    fn show(texts: &Vec<String>) -> Option<Value> {
-        Some(texts.clone().into())
+    fn expected(found: &Value) -> String {
+        match found.as_str() {
+            Some(device) if is_of_file_system(device) => {
+                "PARTUUID=ID or PARTLABEL=NAME, which are the partition's (`blkid` shows them), for UUID and LABEL are the \
+                 file system's and go with each update"
+            }
+            _ => "an absolute path, PARTLABEL=NAME or PARTUUID=ID",
+        }
+        .to_owned()
+    }
+
+    fn show(device: &String) -> Option<Value> {
+        Text::show(device)
     }
 }
 
-/// A list of daily windows.
-#[derive(Debug)]
-pub struct Windows;
-
-impl Kind for Windows {
-    type Value = Vec<Window>;
-
-    fn read(found: &Value) -> Result<Vec<Window>, String> {
-        items(found, |item| units::window(&text(item)?))
-            .ok_or_else(|| "a list of daily UTC windows such as \"22:00-04:00\"".to_owned())
-    }
-
-    fn show(windows: &Vec<Window>) -> Option<Value> {
-        Some(windows.iter().map(|window| units::show_window(*window)).collect::<Vec<_>>().into())
-    }
+/// A name that an image brings along: both slots may have it, and the next update has another.
+fn is_of_file_system(device: &str) -> bool {
+    let device = device.to_ascii_lowercase();
+    let names = ["uuid=", "label=", "/dev/disk/by-uuid/", "/dev/disk/by-label/"];
+    names.iter().any(|name| device.starts_with(name))
 }
 
 fn text(found: &Value) -> Option<String> {
-    match found {
-        Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
-        _ => None,
-    }
+    found.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned)
 }
 
 fn items<T>(found: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     found.as_array()?.iter().map(read).collect()
+}
+
+fn bytes(found: &Value) -> Option<u64> {
+    let bytes = match found {
+        Value::Integer(number) => u64::try_from(*number).ok(),
+        found => found.as_str().and_then(|text| units::size(text.strip_suffix("/s").unwrap_or(text))),
+    };
+    bytes.filter(|bytes| *bytes > 0)
+}
+
+/// TOML's integers are signed; a larger one can't have been read.
+fn integer(number: u64) -> Value {
+    i64::try_from(number).unwrap_or(i64::MAX).into()
+}
+
+/// The provisioning service takes no larger one.
+fn json_object(found: &Value) -> Option<Json> {
+    let text = text(found).filter(|text| text.len() <= 64 * 1024)?;
+    serde_json::from_str(&text).ok().filter(Json::is_object)
+}
+
+fn transport(found: &Value) -> Option<Transport> {
+    match found.as_str()? {
+        "mqtt" => Some(Transport::Mqtt),
+        "websocket" => Some(Transport::WebSocket),
+        _ => None,
+    }
+}
+
+fn is_host_pattern(pattern: &str) -> bool {
+    if pattern.contains('/') {
+        return pattern.parse::<IpNet>().is_ok();
+    }
+    let pattern = pattern.strip_prefix("*.").unwrap_or(pattern);
+    let (host, port) = match pattern.strip_prefix('[') {
+        // An IPv6 address stands in brackets, as in a URL.
+        Some(rest) => match rest.split_once(']') {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, port.strip_prefix(':').or(Some(""))),
+            None => return false,
+        },
+        None => match pattern.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (pattern, None),
+        },
+    };
+    let host_ok = !host.is_empty()
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':'));
+    host_ok && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_patterns() {
+        for good in [
+            "h",
+            "h.example",
+            "*.example.com",
+            "localhost:8443",
+            "127.0.0.1",
+            "[::1]:8443",
+            "[fe80::1]",
+            "10.0.0.0/8",
+            "fd00::/8",
+        ] {
+            assert!(is_host_pattern(good), "{good}");
+        }
+        for bad in ["", "*.", "a b", "h:", "h:0", "h:99999", "h/x", "*", "[::1", "[::1]8"] {
+            assert!(!is_host_pattern(bad), "{bad}");
+        }
+    }
 }

@@ -4,12 +4,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::cloud;
 use super::error::{ConfigError, Warning};
-use super::fragments::{self, Environment, Fragment, Options};
-use super::inputs::Inputs;
+use super::files::files_in;
+use super::fragments::{self, Environment, Options};
+use super::inputs::{Fragment, Inputs};
 use super::row::Layer;
-use super::settings::{board, bootloader as row, slot_a, slot_b, state};
-use super::*;
+use super::settings::{
+    Allowed, Bootloader, BootloaderKind, BootloaderRows as row, Download, Health, Policy, Report, Settings,
+    SlotA, SlotB, Slots, State, System, Top, Trust,
+};
 
 /// Settings, and what is to be said about them.
 #[derive(Debug)]
@@ -26,7 +30,7 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
     let fragments = system_layers(options, &mut warnings)?;
     // The device's own layer lies where the layers below it say.
-    let state = Inputs::merge(&fragments).get(&state::dir)?;
+    let state = Inputs::merge(&fragments).get(&State::dir)?;
     let own = own_layer(&state.join("conf.d"), &mut warnings);
     let read = fragments.iter().skip(1).chain(&own);
     let sources = read.map(|fragment| PathBuf::from(&fragment.origin)).collect();
@@ -38,23 +42,23 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
 /// The files of the device's own layer that can be read. A program writes them, and a cut of power tears them: none of
 /// them may keep the agent from running.
 fn own_layer(dir: &Path, warnings: &mut Vec<Warning>) -> Vec<Fragment> {
-    let over = |path: &Path, error: ConfigError| passed_over(&path.display().to_string(), &error);
-    let paths = fragments::files_in(dir).unwrap_or_else(|error| {
+    let over = |path: &Path, error: ConfigError| Warning::PassedOver {
+        file: path.display().to_string(),
+        why: error.to_string(),
+    };
+    let paths = files_in(dir).unwrap_or_else(|error| {
         warnings.push(over(dir, error));
         Vec::new()
     });
     let mut found = Vec::new();
     for path in paths {
-        match Fragment::read(&path, Layer::Device, warnings) {
+        match fragments::read(&path, Layer::Device, warnings) {
             Ok(fragment) => found.extend(fragment),
             Err(error) => warnings.push(over(&path, error)),
         }
     }
     found
 }
-
-/// Settings, and what is to be said about them.
-type Attempt = (Settings, Vec<Warning>);
 
 /// The settings with as much of the device's own layer as makes sense: all of it, else all but one file, else each file
 /// that makes sense beside those before it. The layers below it must make sense by themselves then.
@@ -64,56 +68,35 @@ fn with_own_layer(
     environment: &Environment,
     warnings: &mut Vec<Warning>,
 ) -> Result<Settings, ConfigError> {
-    let attempt = |own: &[&Fragment]| -> Result<Attempt, ConfigError> {
+    let attempt = |own: &[&Fragment]| -> Result<(Settings, Vec<Warning>), ConfigError> {
         let mut said = warnings.clone();
-        settings(&Inputs::merge(below.iter().chain(own.iter().copied())), environment, &mut said)
-            .map(|settings| (settings, said))
+        let inputs = Inputs::merge(below.iter().chain(own.iter().copied()));
+        settings(&inputs, environment, &mut said).map(|settings| (settings, said))
     };
-    let all: Vec<&Fragment> = own.iter().collect();
-    let (found, over) = match attempt(&all) {
-        Ok(found) => (found, Vec::new()),
-        Err(error) => match all_but_one(attempt, &all, &error).or_else(|| one_by_one(attempt, &all)) {
-            Some(found) => found,
-            None => return Err(error),
-        },
-    };
-    *warnings = found.1;
-    warnings.extend(over);
-    Ok(found.0)
-}
-
-fn all_but_one(
-    attempt: impl Fn(&[&Fragment]) -> Result<Attempt, ConfigError>,
-    all: &[&Fragment],
-    error: &ConfigError,
-) -> Option<(Attempt, Vec<Warning>)> {
-    all.iter().enumerate().rev().find_map(|(left, fragment)| {
-        let others = all.iter().enumerate().filter(|(index, _)| *index != left).map(|(_, other)| *other);
-        let found = attempt(&others.collect::<Vec<_>>()).ok()?;
-        Some((found, vec![passed_over(&fragment.origin, error)]))
-    })
-}
-
-fn one_by_one(
-    attempt: impl Fn(&[&Fragment]) -> Result<Attempt, ConfigError>,
-    all: &[&Fragment],
-) -> Option<(Attempt, Vec<Warning>)> {
-    let (mut best, mut kept, mut over) = (attempt(&[]).ok()?, Vec::new(), Vec::new());
-    for fragment in all {
-        kept.push(*fragment);
-        match attempt(&kept) {
-            Ok(found) => best = found,
-            Err(error) => {
+    let mut kept: Vec<&Fragment> = own.iter().collect();
+    let mut over = Vec::new();
+    if let Err(error) = attempt(&kept) {
+        let is_alone = |left: &usize| {
+            let others = own.iter().enumerate().filter(|(index, _)| index != left);
+            attempt(&others.map(|(_, fragment)| fragment).collect::<Vec<_>>()).is_ok()
+        };
+        let alone = (0..own.len()).rev().find(is_alone);
+        kept.clear();
+        for (index, fragment) in own.iter().enumerate() {
+            kept.push(fragment);
+            let wrong = match alone {
+                Some(left) => (left == index).then(|| error.to_string()),
+                None => attempt(&kept).err().map(|error| error.to_string()),
+            };
+            if let Some(why) = wrong {
                 kept.pop();
-                over.push(passed_over(&fragment.origin, &error));
+                over.push(Warning::PassedOver { file: fragment.origin.clone(), why });
             }
         }
     }
-    Some((best, over))
-}
-
-fn passed_over(file: &str, error: &ConfigError) -> Warning {
-    Warning::PassedOver { file: file.to_owned(), why: error.to_string() }
+    let (settings, said) = attempt(&kept)?;
+    *warnings = [said, over].concat();
+    Ok(settings)
 }
 
 /// The part of the settings that the service's sandbox depends on, and what root does for the agent.
@@ -147,11 +130,11 @@ fn system_layers(options: &Options, warnings: &mut Vec<Warning>) -> Result<Vec<F
     paths.extend(options.vendor.clone().map(|p| (p, Layer::Trusted)));
     paths.push((options.main.clone(), Layer::Trusted));
     if let Some(dir) = &options.drop_ins {
-        paths.extend(fragments::files_in(dir)?.into_iter().map(|p| (p, Layer::DropIn)));
+        paths.extend(files_in(dir)?.into_iter().map(|p| (p, Layer::DropIn)));
     }
-    let mut found = vec![Fragment::defaults()?];
+    let mut found = vec![fragments::defaults()?];
     for (path, layer) in paths {
-        match Fragment::read(&path, layer, warnings)? {
+        match fragments::read(&path, layer, warnings)? {
             None if path == options.main && options.main_required => return Err(absent(path)),
             fragment => found.extend(fragment),
         }
@@ -178,7 +161,7 @@ fn settings(
         other => Err(other),
     })?;
     Ok(Settings {
-        compatible: inputs.get(&board::compatible)?,
+        compatible: inputs.get(&Top::compatible)?,
         cloud,
         slots: slots(inputs)?,
         bootloader: bootloader(inputs)?,
@@ -195,13 +178,13 @@ fn settings(
 
 /// What no default can guess, each with what to write.
 const REQUIRED: [(&str, &str); 4] = [
-    (board::compatible.path, "`compatible` (the board's name, as in the bundles: compatible = \"my-board\")"),
+    (Top::compatible.path, "`compatible` (the board's name, as in the bundles: compatible = \"my-board\")"),
     (
-        slot_a::device.path,
+        SlotA::device.path,
         "`slots.a.device` (the first slot: device = \"PARTLABEL=rootfs-a\" below [slots.a])",
     ),
     (
-        slot_b::device.path,
+        SlotB::device.path,
         "`slots.b.device` (the second slot: device = \"PARTLABEL=rootfs-b\" below [slots.b])",
     ),
     (row::kind.path, "`bootloader.kind` (kind = \"uboot\" or kind = \"grub\" below [bootloader])"),
@@ -218,9 +201,9 @@ fn require(inputs: &Inputs, warnings: &[Warning]) -> Result<(), ConfigError> {
 }
 
 fn slots(inputs: &Inputs) -> Result<Slots, ConfigError> {
-    let slots = Slots::read(inputs, inputs.get(&slot_a::device)?, inputs.get(&slot_b::device)?)?;
+    let slots = Slots::read(inputs, inputs.get(&SlotA::device)?, inputs.get(&SlotB::device)?)?;
     if slots.a == slots.b {
-        return Err(inputs.wrong(&slot_b::device, "another device than slots.a.device"));
+        return Err(inputs.wrong(&SlotB::device, "another device than slots.a.device"));
     }
     Ok(slots)
 }

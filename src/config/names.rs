@@ -56,21 +56,9 @@ fn unlikeness(path: &str, name: &'static str) -> usize {
     }
 }
 
-/// The defaults as a settings file, the lowest layer.
-pub fn defaults_toml() -> String {
-    rows().filter_map(|row| Some(format!("{} = {}\n", row.path, row.default?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn defaults_are_toml_that_sets_every_key_with_a_default() {
-        let table: toml::Table = defaults_toml().parse().unwrap();
-        assert_eq!(table["bootloader"]["tries"].as_integer(), Some(3));
-        assert_eq!(table["trust"]["keys"].as_str(), Some("/etc/fwupdate/keys"));
-    }
 
     #[test]
     fn the_nearest_key_is_a_typo_away_or_the_same_word_elsewhere() {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::Secret;
+use super::secret::Secret;
 
 /// The rule for all connections that leave the gateway. The default is no proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

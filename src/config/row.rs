@@ -27,7 +27,7 @@ pub struct Row {
     /// The least trusted layer that may set it.
     pub layer: Layer,
     #[cfg(test)]
-    pub told: super::settings::tests::Told,
+    pub told: crate::config::settings::tests::Told,
 }
 
 /// A key as it is read.
@@ -61,40 +61,48 @@ pub fn insert(out: &mut Table, path: &str, value: Value) {
     }
 }
 
-/// A section of the table, `mod name = "path.", LAYER { rows }`: a constant for each row, and all of them as `ROWS`.
-/// With `=> struct Name(further fields)` also the values of the section, which are read and shown as a whole.
+/// A section of the table, `rows Name = "path.", LAYER { rows }`: `Name` has a constant for each row, and all as `ROWS`.
+/// With `struct Name(further fields)` it also has the values, which are read and shown as a whole.
 ///
 /// A row is `name: Kind = default, LAYER;` or `name: Kind as example, LAYER;`: the default as it stands in a settings
 /// file, an example where there is none, and the layer if it is not that of the section. Its doc is what people are
-/// told: the first paragraph in the shipped file, all of it in docs/configuration.md.
+/// told, in the shipped file and in docs/configuration.md.
 macro_rules! section {
-    ($(#[doc = $about:literal])* mod $module:ident = $prefix:literal, $layer:ident
-     => $(#[$attribute:meta])* struct $name:ident ($($further:ident: $type:ty),*) { $($rows:tt)* }) => {
-        section! { $(#[doc = $about])* mod $module = $prefix, $layer { $($rows)* } }
-        values! { $(#[doc = $about])* $(#[$attribute])* struct $name $module ($($further: $type),*) { $($rows)* } }
+    ($(#[doc = $about:literal])* $(#[derive($derive:ident)])? struct $name:ident($($further:ident: $type:ty),*)
+     = $prefix:literal, $layer:ident { $($rows:tt)* }) => {
+        values! { $(#[doc = $about])* $(#[derive($derive)])? $name($($further: $type),*) { $($rows)* } }
+        rows! { $(#[doc = $about])* $name = $prefix, $layer { $($rows)* } }
     };
-    ($(#[doc = $about:literal])* mod $module:ident = $prefix:literal, $layer:ident {
+    ($(#[doc = $about:literal])* rows $name:ident = $prefix:literal, $layer:ident { $($rows:tt)* }) => {
+        $(#[doc = $about])*
+        #[derive(Debug)]
+        pub enum $name {}
+
+        rows! { $(#[doc = $about])* $name = $prefix, $layer { $($rows)* } }
+    };
+}
+
+macro_rules! rows {
+    ($(#[doc = $about:literal])* $struct:ident = $prefix:literal, $layer:ident {
         $($(#[doc = $doc:literal])* $name:ident: $kind:ty $(= $default:tt)? $(as $example:tt)? $(, $own:ident)?;)*
     }) => {
         #[allow(non_upper_case_globals, reason = "a row is called what its setting is called")]
-        pub mod $module {
-            use super::*;
-
-            $(pub const $name: Setting<$kind> = Setting::new(concat!($prefix, stringify!($name)));)*
+        impl $struct {
+            $(pub(super) const $name: Setting<$kind> = Setting::new(concat!($prefix, stringify!($name)));)*
 
             #[cfg(test)]
             const ABOUT: &[&str] = &[$($about),*];
 
-            pub const ROWS: &[Row] = &[$(Row {
-                path: $name.path,
+            pub(super) const ROWS: &[Row] = &[$(Row {
+                path: $struct::$name.path,
                 default: first!($(Some(stringify!($default)),)? None),
                 layer: first!($(Layer::$own,)? Layer::$layer),
                 #[cfg(test)]
-                told: super::tests::Told {
-                    about: ABOUT,
+                told: $crate::config::settings::tests::Told {
+                    about: $struct::ABOUT,
                     doc: &[$($doc),*],
                     example: first!($(Some(stringify!($example)),)? None),
-                    kind: <$kind as super::tests::Described>::described,
+                    kind: <$kind as $crate::config::settings::tests::Described>::described,
                     is_optional: || <$kind as Kind>::absent().is_some(),
                 },
             }),*];
@@ -103,7 +111,7 @@ macro_rules! section {
 }
 
 macro_rules! values {
-    ($(#[$attribute:meta])* struct $struct:ident $module:ident ($($further:ident: $type:ty),*) {
+    ($(#[$attribute:meta])* $struct:ident($($further:ident: $type:ty),*) {
         $($(#[doc = $doc:literal])* $name:ident: $kind:ty $(= $default:tt)? $(as $example:tt)? $(, $own:ident)?;)*
     }) => {
         $(#[$attribute])*
@@ -115,11 +123,11 @@ macro_rules! values {
 
         impl $struct {
             pub(super) fn read(inputs: &Inputs $(, $further: $type)*) -> Result<$struct, ConfigError> {
-                Ok($struct { $($name: inputs.get(&$module::$name)?,)* $($further,)* })
+                Ok($struct { $($name: inputs.get(&$struct::$name)?,)* $($further,)* })
             }
 
             pub(super) fn render(&self, out: &mut Table) {
-                $($module::$name.render(&self.$name, out);)*
+                $($struct::$name.render(&self.$name, out);)*
             }
         }
     };
@@ -131,4 +139,4 @@ macro_rules! first {
     };
 }
 
-pub(super) use {first, section, values};
+pub(super) use {first, rows, section, values};

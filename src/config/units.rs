@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use super::Window;
+/// Minutes after midnight UTC; a window may wrap around midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub start: u16,
+    pub end: u16,
+}
 
 /// Parses `30s`, `5min`, `2d`, `1h 30min`; units `ms`, `s`, `min`, `h`, `d`. A bare number is seconds.
 pub fn duration(text: &str) -> Option<Duration> {

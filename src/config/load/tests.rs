@@ -1,6 +1,7 @@
 //! Settings files as people write them: what each layer may say, and what is said of mistakes.
 
 use super::*;
+use crate::config::*;
 
 use std::time::Duration;
 

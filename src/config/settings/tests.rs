@@ -53,8 +53,8 @@ described! {
     SlotDevice: "text";
     Text: "text";
     Texts: "list of texts";
-    TimeServer: "text";
-    Transport: "text";
+    TimeServerName: "text";
+    TransportName: "text";
     Windows: "list of windows";
 }
 
@@ -86,16 +86,10 @@ impl Row {
         self.path.rsplit('.').next().unwrap()
     }
 
-    /// The first paragraph, and the others.
-    fn paragraphs(&self) -> (String, String) {
-        let mut paragraphs = self.told.doc.split(|line| line.is_empty()).map(joined);
-        (paragraphs.next().unwrap(), paragraphs.collect::<Vec<_>>().join(" "))
-    }
-
     /// In the shipped file: commented out, with its default or an example.
     fn in_file(&self) -> String {
         let value = self.default.or(self.told.example).unwrap();
-        format!("{}#{} = {value}\n", comment(&self.paragraphs().0), self.name())
+        format!("{}#{} = {value}\n", comment(&without_links(&joined(self.told.doc))), self.name())
     }
 
     /// In docs/configuration.md.
@@ -105,14 +99,19 @@ impl Row {
             (None, true) => "none".to_owned(),
             (None, false) => "none, required".to_owned(),
         };
-        let (first, more) = self.paragraphs();
-        let doc = format!("{first} {more}");
-        format!("| `{}` | {} | {default} | {} |\n", self.path, (self.told.kind)(), doc.trim_end())
+        format!("| `{}` | {} | {default} | {} |\n", self.path, (self.told.kind)(), joined(self.told.doc))
     }
 }
 
 fn joined(lines: &[&str]) -> String {
     lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+}
+
+/// `[words](place)` -> `words`; of the page itself nothing is left to see.
+fn without_links(text: &str) -> String {
+    let Some((before, rest)) = text.split_once("](") else { return text.to_owned() };
+    let ((before, words), (_, after)) = (before.rsplit_once('[').unwrap(), rest.split_once(')').unwrap());
+    before.to_owned() + words + &without_links(after)
 }
 
 /// `text` in lines that begin with `# `.
@@ -194,8 +193,8 @@ fn the_tables_of_the_reference_page_are_the_rows() {
 #[test]
 fn every_setting_says_what_it_is_for() {
     for row in rows() {
-        let (first, _) = row.paragraphs();
-        assert!(first.ends_with('.') && first.len() > 10, "{}: {first}", row.path);
+        let doc = joined(row.told.doc);
+        assert!(doc.ends_with('.') && doc.len() > 10, "{}: {doc}", row.path);
         assert!(row.default.is_some() != row.told.example.is_some(), "{}: a default or an example", row.path);
         assert!(!row.told.doc.iter().any(|line| line.contains('|')), "{} would end its cell", row.path);
     }

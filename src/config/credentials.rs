@@ -1,23 +1,21 @@
 //! What proves who this device is: keys and connection strings in the settings, or in files that the settings name and
 //! other programs write.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Warning};
-use super::fragments;
+use super::files::{others_can_read, read_text};
 use super::inputs::Inputs;
 use super::kinds::{Absolute, Hidden};
 use super::row::Setting;
-use super::settings::cloud;
+use super::settings::CloudRows as row;
 
 /// Longest file that holds a single secret.
 const SECRET_LIMIT: u64 = 8192;
 
 /// The paths of certificate and key.
 pub fn certificate(inputs: &Inputs) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
-    Ok((inputs.get(&cloud::certificate_file)?, inputs.get(&cloud::key_file)?))
+    Ok((inputs.get(&row::certificate_file)?, inputs.get(&row::key_file)?))
 }
 
 /// A text and the file that it stands in.
@@ -46,7 +44,7 @@ pub fn content(file: &Path, key: &str) -> Result<String, ConfigError> {
         key: key.to_owned(),
         problem: problem.to_owned(),
     };
-    let read = fragments::read_text(file, SECRET_LIMIT).map_err(|error| match error {
+    let read = read_text(file, SECRET_LIMIT).map_err(|error| match error {
         ConfigError::Read { source, .. } => awaited(&format!("cannot be read ({source})")),
         other => awaited(&format!("is no good yet: {other}")),
     })?;
@@ -85,9 +83,4 @@ pub fn secret(
         warnings.push(Warning::Exposed { file: written.file.display().to_string() });
     }
     Ok(Some(written))
-}
-
-/// Whether the file itself lets everybody read it.
-pub fn others_can_read(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }
