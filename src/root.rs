@@ -32,7 +32,7 @@ const TEXT_LIMIT: usize = 512;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Verb {
     /// Run the integrator's check of that name, such as `required.d/10-network`.
-    Check(Check),
+    Check(RootCheck),
     /// List the units that have failed.
     FailedUnits,
     /// Tell whether the unit is active.
@@ -47,14 +47,14 @@ pub enum Verb {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Check {
+pub struct RootCheck {
     pub name: String,
     pub slot: Slot,
     pub version: String,
     pub operation: String,
 }
 
-impl Check {
+impl RootCheck {
     /// The variables that a check finds in its environment.
     pub fn variables(&self) -> [(&'static str, String); 3] {
         [

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
 
-use self::stored::{CAPACITY, State, StoredCopy};
+use self::stored::{CAPACITY, CopyState, StoredCopy};
 use crate::device::remedy;
 use crate::durable;
 use crate::failure::{Code, Failure};
@@ -126,12 +126,12 @@ impl Store {
         let mut fault = None;
         for index in 0..NAMES.len() {
             match self.read(index) {
-                Ok(State::Blank) => {}
-                Ok(State::Damaged) => fault = fault.or(Some(StoreError::Damaged(self.dir.clone()))),
-                Ok(State::Newer(version)) => {
+                Ok(CopyState::Blank) => {}
+                Ok(CopyState::Damaged) => fault = fault.or(Some(StoreError::Damaged(self.dir.clone()))),
+                Ok(CopyState::Newer(version)) => {
                     return Err(StoreError::Newer { dir: self.dir.clone(), version });
                 }
-                Ok(State::Valid(copy)) => {
+                Ok(CopyState::Valid(copy)) => {
                     if found.as_ref().is_none_or(|(_, best)| copy.follows(best)) {
                         found = Some((index, copy));
                     }
@@ -148,10 +148,10 @@ impl Store {
         }
     }
 
-    fn read(&self, index: usize) -> Result<State, StoreError> {
+    fn read(&self, index: usize) -> Result<CopyState, StoreError> {
         let path = self.path(index);
         let file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::Blank),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(CopyState::Blank),
             other => other.map_err(failed("open", &path))?,
         };
         Ok(stored::parse(&durable::read(&file, 0, CAPACITY).map_err(failed("read", &path))?))

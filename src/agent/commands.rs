@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::doctor::{self, Live};
 use super::driver::Agent;
-use super::refusal::{Answer, Refusal};
+use super::refusal::{CallResult, Refusal};
 use crate::command;
 use crate::control::{self, Method, Request};
 use crate::failure::{Code, Failure};
@@ -29,7 +29,7 @@ impl Agent {
         call.respond(status, body);
     }
 
-    async fn answer(&mut self, call: &hub::MethodCall) -> Answer {
+    async fn answer(&mut self, call: &hub::MethodCall) -> CallResult {
         let payload = call.payload.as_ref();
         let payload = payload.map_err(|why| Refusal::malformed(format!("the payload is no JSON: {why}")))?;
         match call.name.as_str() {
@@ -53,7 +53,7 @@ impl Agent {
         call.reply.send(answer.map_err(|refusal| refusal.failure)).await;
     }
 
-    async fn answer_local(&mut self, request: &Request) -> Answer {
+    async fn answer_local(&mut self, request: &Request) -> CallResult {
         let params = &request.params;
         match request.method {
             Method::Install => self.install(params).await,
@@ -74,7 +74,7 @@ impl Agent {
     }
 
     /// `install` takes the fields of `firmwareUpdate`, or an absolute path in `file`.
-    async fn install(&mut self, params: &Value) -> Answer {
+    async fn install(&mut self, params: &Value) -> CallResult {
         let Some(file) = params.get("file").and_then(Value::as_str) else {
             return self.update(params, Origin::Local).await;
         };
@@ -91,14 +91,14 @@ impl Agent {
         self.accept(Operation { uri, ..operation }).await
     }
 
-    async fn update(&mut self, payload: &Value, source: Origin) -> Answer {
+    async fn update(&mut self, payload: &Value, source: Origin) -> CallResult {
         self.look().await;
         let operation = command::update(payload, source, self.sight.boot.now)?;
         self.accept(operation).await
     }
 
     /// Starts the operation, or recognises it.
-    async fn accept(&mut self, mut operation: Operation) -> Answer {
+    async fn accept(&mut self, mut operation: Operation) -> CallResult {
         if let Some(running) = self.ledger.record().phase.operation().cloned() {
             return self.while_running(&running, operation).await;
         }
@@ -116,13 +116,13 @@ impl Agent {
     }
 
     /// What began was saved, or nothing began.
-    fn started(&self, told: &str, id: &str) -> Answer {
+    fn started(&self, told: &str, id: &str) -> CallResult {
         self.ledger.unsaved().cloned().map_or(Ok(()), Err)?;
         Ok(json!({ "Response": told, "operationId": id }))
     }
 
     /// A repeated call gets the state of what runs; a fresh token for the same URL is taken over.
-    async fn while_running(&mut self, running: &Operation, asked: Operation) -> Answer {
+    async fn while_running(&mut self, running: &Operation, asked: Operation) -> CallResult {
         let same_id = !asked.id.is_empty() && asked.id == running.id;
         let same = same_id || (asked.id.is_empty() && command::same_request(running, &asked));
         if !same {
@@ -174,7 +174,7 @@ impl Agent {
         self.aside(move || Ok(gateway.env_ready()?)).await
     }
 
-    async fn cancel(&mut self, payload: &Value) -> Answer {
+    async fn cancel(&mut self, payload: &Value) -> CallResult {
         let asked = command::operation(payload)?;
         let cancelled = |last: &&Last| last.result == Outcome::Cancelled && Some(&last.id) == asked.as_ref();
         if let Some(answer) =
@@ -195,7 +195,7 @@ impl Agent {
         Ok(json!({ "Response": told, "operationId": id }))
     }
 
-    async fn approve(&mut self, payload: &Value, source: Origin) -> Answer {
+    async fn approve(&mut self, payload: &Value, source: Origin) -> CallResult {
         let asked = command::operation(payload)?;
         let allowed = self.gateway.settings.policy.cloud.approve;
         plan::may_ask(source, allowed, "approval", "approve")?;
@@ -209,13 +209,13 @@ impl Agent {
         self.change_hold(id, |hold| Hold { approved: true, ..hold }).await
     }
 
-    async fn defer(&mut self, payload: &Value) -> Answer {
+    async fn defer(&mut self, payload: &Value) -> CallResult {
         let (id, until) = command::defer(payload)?;
         let id = self.meant(id)?;
         self.change_hold(id, |hold| Hold { until: Some(until), ..hold }).await
     }
 
-    async fn change_hold(&mut self, id: String, change: impl FnOnce(Hold) -> Hold) -> Answer {
+    async fn change_hold(&mut self, id: String, change: impl FnOnce(Hold) -> Hold) -> CallResult {
         let Phase::Holding { hold, .. } = self.ledger.record().phase.clone() else {
             let message = format!("operation {id} is {}, not holding", self.ledger.record().phase.name());
             return Err(Failure::new(Code::NotReady, message).into());
@@ -260,7 +260,7 @@ impl Agent {
     }
 
     /// Back to the other proven slot, by a trial like any other.
-    async fn rollback(&mut self, payload: &Value, source: Origin) -> Answer {
+    async fn rollback(&mut self, payload: &Value, source: Origin) -> CallResult {
         let asked = command::operation(payload)?;
         if let Some(id) = asked.as_ref().filter(|id| self.running_id() == Some(id.as_str())) {
             return Ok(self.state(id));
@@ -313,7 +313,7 @@ impl Agent {
         })
     }
 
-    fn plain_reboot(&mut self, source: Origin) -> Answer {
+    fn plain_reboot(&mut self, source: Origin) -> CallResult {
         plan::may_ask(source, self.gateway.settings.policy.cloud.reboot, "a reboot", "reboot")?;
         self.idle()?;
         self.reboot = true;

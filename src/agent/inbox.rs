@@ -22,14 +22,14 @@ pub enum Incoming {
 
 /// The agent's two sources, and what came while it could not act.
 pub struct Inbox {
-    sources: Sources,
+    sources: Channels,
     later: VecDeque<Incoming>,
     watchdog: Watchdog,
 }
 
 impl Inbox {
     pub fn new(events: mpsc::Receiver<hub::Event>, calls: mpsc::Receiver<control::Call>) -> Inbox {
-        Inbox { sources: Sources { events, calls }, later: VecDeque::new(), watchdog: Watchdog::new() }
+        Inbox { sources: Channels { events, calls }, later: VecDeque::new(), watchdog: Watchdog::new() }
     }
 
     /// The oldest that was not dealt with.
@@ -66,12 +66,12 @@ impl Inbox {
     }
 }
 
-struct Sources {
+struct Channels {
     events: mpsc::Receiver<hub::Event>,
     calls: mpsc::Receiver<control::Call>,
 }
 
-impl Sources {
+impl Channels {
     /// What comes next. A channel that is closed (no hub, no socket) brings nothing any more.
     async fn next(&mut self) -> Incoming {
         tokio::select! {

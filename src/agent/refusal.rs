@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::failure::{Code, Failure};
 
 /// What a command is answered with.
-pub type Answer = Result<Value, Refusal>;
+pub type CallResult = Result<Value, Refusal>;
 
 /// A refusal, and the operation that stands in the way.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ pub struct Grub {
 }
 
 /// What the file holds.
-enum Content {
+enum GrubenvContent {
     Valid(Vec<u8>, Block),
     /// Missing, of another length, or no environment block: GRUB itself could neither read nor save it.
     Lost,
@@ -38,10 +38,10 @@ impl Grub {
         Grub { path: grubenv.to_owned() }
     }
 
-    fn load(&self) -> Result<Content, BootError> {
+    fn load(&self) -> Result<GrubenvContent, BootError> {
         let file = match raw::open(&self.path, false) {
             Err(BootError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                return Ok(Content::Lost);
+                return Ok(GrubenvContent::Lost);
             }
             other => other?,
         };
@@ -51,7 +51,7 @@ impl Grub {
             return Err(BootError::Unsupported { path: self.path.clone(), why });
         }
         Ok(match Block::parse(&bytes) {
-            Some(block) => Content::Valid(bytes, block),
+            Some(block) => GrubenvContent::Valid(bytes, block),
             None if block::has_text(&bytes) => {
                 let why =
                     "it is no valid block, but variables can be read in it: repair it with grub-editenv, or \
@@ -59,7 +59,7 @@ impl Grub {
                         .to_owned();
                 return Err(BootError::Unsupported { path: self.path.clone(), why });
             }
-            None => Content::Lost,
+            None => GrubenvContent::Lost,
         })
     }
 
@@ -88,7 +88,7 @@ impl Grub {
 
     /// The sector to write at the file's start.
     fn next(&self, env: &BootEnv) -> Result<Vec<u8>, BootError> {
-        let Content::Valid(old, block) = self.load()? else { return Err(self.absence()) };
+        let GrubenvContent::Valid(old, block) = self.load()? else { return Err(self.absence()) };
         let mut new = block.render(env).map_err(|needed| self.full(needed))?;
         if new.get(SECTOR..) != old.get(SECTOR..) {
             return Err(BootError::WouldMove(self.path.clone()));
@@ -134,8 +134,8 @@ impl Grub {
 impl Bootloader for Grub {
     fn read(&self) -> Result<BootEnv, BootError> {
         match self.load()? {
-            Content::Valid(_, block) => variables::parse(&self.place(), |name| block.get(name)),
-            Content::Lost => Err(self.absence()),
+            GrubenvContent::Valid(_, block) => variables::parse(&self.place(), |name| block.get(name)),
+            GrubenvContent::Lost => Err(self.absence()),
         }
     }
 
@@ -145,7 +145,7 @@ impl Bootloader for Grub {
     }
 
     fn rebuild(&self, env: &BootEnv) -> Result<(), BootError> {
-        if let Content::Valid(..) = self.load()? {
+        if let GrubenvContent::Valid(..) = self.load()? {
             return self.write(env);
         }
         let bytes = self.anew(env)?;

@@ -62,7 +62,7 @@ fn check(dir: &Path, path: PathBuf) -> Result<Check, HealthError> {
 
 /// Runs one check with a clean environment; it passes by exit code 0 within `limit`.
 pub async fn run(check: &Check, limit: Duration, context: &Context) -> Result<(), Failed> {
-    let request = root::Check {
+    let request = root::RootCheck {
         name: check.name.clone(),
         slot: context.slot,
         version: context.version.clone(),
@@ -82,7 +82,11 @@ pub async fn run(check: &Check, limit: Duration, context: &Context) -> Result<()
 }
 
 /// Runs it as a child of this process.
-pub async fn start(check: &Check, limit: Duration, request: &root::Check) -> Result<Finished, HealthError> {
+pub async fn start(
+    check: &Check,
+    limit: Duration,
+    request: &root::RootCheck,
+) -> Result<Finished, HealthError> {
     let mut command = Command::new(&check.path);
     command.env_clear().env("PATH", PATH).envs(request.variables()).current_dir("/");
     let started = command::run(command, limit, EXCERPT_LIMIT).await;

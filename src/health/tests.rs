@@ -362,7 +362,7 @@ async fn root_runs_the_integrators_checks_and_nothing_else() {
     let ask = async |verb| crate::root::ask(&socket, &verb, Duration::from_secs(60)).await;
     let check = |name: &str, version: &str| {
         let (name, version) = (name.to_owned(), version.to_owned());
-        Verb::Check(crate::root::Check { name, slot: Slot::A, version, operation: "op".into() })
+        Verb::Check(crate::root::RootCheck { name, slot: Slot::A, version, operation: "op".into() })
     };
     gateway.check("required.d/10", "echo fine");
     gateway.check("required.d/sub/10", "exit 0");

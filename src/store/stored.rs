@@ -17,7 +17,7 @@ pub struct StoredCopy {
 
 /// What a file holds.
 #[derive(Debug, PartialEq, Eq)]
-pub enum State {
+pub enum CopyState {
     /// Never written: nothing but spaces, or the zeros that some file systems leave after a cut.
     Blank,
     Valid(StoredCopy),
@@ -52,14 +52,14 @@ fn checksum(head: &str, body: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-pub fn parse(bytes: &[u8]) -> State {
+pub fn parse(bytes: &[u8]) -> CopyState {
     if bytes.iter().all(|byte| matches!(byte, b' ' | 0)) {
-        return State::Blank;
+        return CopyState::Blank;
     }
     match parse_valid(bytes) {
-        Some((VERSION, copy)) => State::Valid(copy),
-        Some((version, _)) => State::Newer(version),
-        None => State::Damaged,
+        Some((VERSION, copy)) => CopyState::Valid(copy),
+        Some((version, _)) => CopyState::Newer(version),
+        None => CopyState::Damaged,
     }
 }
 
@@ -91,7 +91,7 @@ mod tests {
         let mut bytes = copy().render().unwrap();
         assert!(bytes.starts_with(b"fwupdate-record 1 seq=12 len=16 crc32="));
         bytes.resize(CAPACITY, b' ');
-        assert_eq!(parse(&bytes), State::Valid(copy()));
+        assert_eq!(parse(&bytes), CopyState::Valid(copy()));
     }
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             // Upper-case hexadecimal digits of the checksum mean the same.
             assert!(
-                matches!(parse(&bad), State::Damaged) || parse(&bad) == State::Valid(copy()),
+                matches!(parse(&bad), CopyState::Damaged) || parse(&bad) == CopyState::Valid(copy()),
                 "bit {bit}"
             );
         }
@@ -115,18 +115,18 @@ mod tests {
         for end in 0..bytes.len() - 1 {
             let mut torn = bytes[..end].to_vec();
             torn.resize(CAPACITY, b' ');
-            assert!(matches!(parse(&torn), State::Damaged | State::Blank), "{end}");
+            assert!(matches!(parse(&torn), CopyState::Damaged | CopyState::Blank), "{end}");
         }
-        assert_eq!(parse(&[]), State::Blank);
-        assert_eq!(parse(&[0; 100]), State::Blank);
+        assert_eq!(parse(&[]), CopyState::Blank);
+        assert_eq!(parse(&[0; 100]), CopyState::Blank);
     }
 
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let head = "fwupdate-record 2 seq=1 len=2 crc32=";
         let bytes = format!("{head}{:08x}\n[]\n", checksum(head, b"[]"));
-        assert_eq!(parse(bytes.as_bytes()), State::Newer(2));
-        assert_eq!(parse(bytes.replace("=1", "=3").as_bytes()), State::Damaged);
+        assert_eq!(parse(bytes.as_bytes()), CopyState::Newer(2));
+        assert_eq!(parse(bytes.replace("=1", "=3").as_bytes()), CopyState::Damaged);
     }
 
     #[test]

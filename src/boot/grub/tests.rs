@@ -5,18 +5,18 @@ use std::os::unix::fs::MetadataExt;
 
 use super::*;
 
-struct Board {
+struct TestBoard {
     _dir: tempfile::TempDir,
     path: PathBuf,
     grub: Grub,
 }
 
-impl Board {
-    fn new(content: &[u8]) -> Board {
+impl TestBoard {
+    fn new(content: &[u8]) -> TestBoard {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("grubenv");
         fs::write(&path, content).unwrap();
-        Board { grub: Grub::new(&path), path, _dir: dir }
+        TestBoard { grub: Grub::new(&path), path, _dir: dir }
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -38,7 +38,7 @@ fn armed(slot: Slot, tries: u8) -> BootEnv {
 fn a_write_changes_the_first_sector_of_the_same_file_only() {
     // `far` lies wholly in the second sector once our lines are in front.
     let text = format!("near={}\nfar=1\n", "x".repeat(500));
-    let board = Board::new(&block(&text));
+    let board = TestBoard::new(&block(&text));
     assert!(matches!(board.grub.read(), Err(BootError::Uninitialised(_))));
     assert!(matches!(board.grub.write(&armed(Slot::B, 3)), Err(BootError::WouldMove(_))));
     assert_eq!(board.bytes(), block(&text));
@@ -59,7 +59,7 @@ fn a_write_changes_the_first_sector_of_the_same_file_only() {
 
 #[test]
 fn torn_between_the_sectors_it_is_the_old_or_the_new_one() {
-    let board = Board::new(&block("a=1\n"));
+    let board = TestBoard::new(&block("a=1\n"));
     let (old, new) = (BootEnv::only(Slot::A), armed(Slot::B, 3));
     board.grub.write(&old).unwrap();
     let before = board.bytes();
@@ -76,7 +76,7 @@ fn what_grub_cannot_read_is_lost_and_rebuilt_in_place() {
     let mut unsigned = block("fwupdate_primary=A\n");
     unsigned[0] = b'x';
     for content in [&b""[..], &block("")[..100], &[0; SIZE], &unsigned, &vec![0xff; 4096]] {
-        let board = Board::new(content);
+        let board = TestBoard::new(content);
         assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
         assert!(matches!(board.grub.ready(), Err(BootError::Lost(_))));
         assert!(matches!(board.grub.write(&BootEnv::only(Slot::B)), Err(BootError::Lost(_))));
@@ -92,12 +92,12 @@ fn a_grubenv_that_still_holds_variables_or_lies_elsewhere_is_not_rebuilt() {
     let mut unsigned = block("serial=17\nfwupdate_primary=A\n");
     unsigned[0] = b'x';
     for content in [&unsigned[..], &block("serial=17\n")[..100]] {
-        let board = Board::new(content);
+        let board = TestBoard::new(content);
         let error = board.grub.rebuild(&BootEnv::only(Slot::B)).unwrap_err();
         assert!(error.to_string().contains("variables can be read in it"), "{error}");
         assert_eq!(board.bytes(), content);
     }
-    let board = Board::new(b"");
+    let board = TestBoard::new(b"");
     let real = board.path.with_file_name("EFI").join("BOOT/grubenv");
     fs::create_dir_all(real.parent().unwrap()).unwrap();
     fs::write(&real, block("fwupdate_primary=A\n")).unwrap();
@@ -109,7 +109,7 @@ fn a_grubenv_that_still_holds_variables_or_lies_elsewhere_is_not_rebuilt() {
 
 #[test]
 fn a_missing_file_is_created_and_a_missing_folder_is_an_error() {
-    let board = Board::new(b"");
+    let board = TestBoard::new(b"");
     fs::remove_file(&board.path).unwrap();
     assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
     board.grub.rebuild(&armed(Slot::A, 9)).unwrap();
@@ -122,7 +122,7 @@ fn a_missing_file_is_created_and_a_missing_folder_is_an_error() {
 fn a_block_of_another_size_is_not_cut_short() {
     let mut long = block("a=1\n");
     long.resize(4096, b'#');
-    let board = Board::new(&long);
+    let board = TestBoard::new(&long);
     assert!(matches!(board.grub.write(&BootEnv::only(Slot::A)), Err(BootError::Unsupported { .. })));
     assert_eq!(board.bytes(), long);
 }
@@ -130,7 +130,7 @@ fn a_block_of_another_size_is_not_cut_short() {
 #[test]
 fn other_variables_without_room_are_kept_and_the_write_refused() {
     let text = format!("a={}\n", "x".repeat(950));
-    let board = Board::new(&block(&text));
+    let board = TestBoard::new(&block(&text));
     assert!(matches!(board.grub.ready(), Err(BootError::Full { .. })));
     assert!(matches!(board.grub.write(&BootEnv::only(Slot::A)), Err(BootError::Full { .. })));
     assert_eq!(board.bytes(), block(&text));

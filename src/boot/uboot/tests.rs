@@ -5,15 +5,15 @@ use crate::slot::Slot;
 
 const SIZE: usize = 0x200;
 
-struct Board {
+struct TestBoard {
     dir: tempfile::TempDir,
     uboot: Uboot,
 }
 
-impl Board {
+impl TestBoard {
     /// Two valid copies, the second newer: another's variables and a primary.
-    fn new() -> Board {
-        let board = Board::blank();
+    fn new() -> TestBoard {
+        let board = TestBoard::blank();
         let entries = [b"bootcmd=run distro_bootcmd".to_vec(), b".flags=a:sw".to_vec()];
         let old = EnvCopy { flags: 255, entries: entries.to_vec() };
         board.put(0, &old.render(SIZE).unwrap());
@@ -21,13 +21,13 @@ impl Board {
         board
     }
 
-    fn blank() -> Board {
+    fn blank() -> TestBoard {
         let dir = tempfile::tempdir().unwrap();
         let (config, env) = (dir.path().join("fw_env.config"), dir.path().join("env"));
         let line = |offset| format!("{} {offset:#x} {SIZE:#x}\n", env.display());
         fs::write(&config, line(0) + &line(SIZE)).unwrap();
         fs::write(&env, vec![0xff; 2 * SIZE]).unwrap();
-        Board { uboot: Uboot::new(&config), dir }
+        TestBoard { uboot: Uboot::new(&config), dir }
     }
 
     fn env(&self) -> PathBuf {
@@ -55,7 +55,7 @@ fn armed(slot: Slot, tries: u8) -> BootEnv {
 
 #[test]
 fn writes_go_to_the_older_copy_and_count_over_the_wrap() {
-    let board = Board::new();
+    let board = TestBoard::new();
     assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::A));
     for (index, flags, env) in
         [(0, 1, armed(Slot::B, 3)), (1, 2, BootEnv::only(Slot::B)), (0, 3, armed(Slot::A, 1))]
@@ -72,7 +72,7 @@ fn writes_go_to_the_older_copy_and_count_over_the_wrap() {
 
 #[test]
 fn a_write_torn_anywhere_leaves_the_old_or_the_new_environment() {
-    let board = Board::new();
+    let board = TestBoard::new();
     let before = board.bytes();
     let (old, new) = (BootEnv::only(Slot::A), armed(Slot::B, 3));
     board.uboot.write(&new).unwrap();
@@ -91,7 +91,7 @@ fn a_write_torn_anywhere_leaves_the_old_or_the_new_environment() {
 
 #[test]
 fn damage_to_one_copy_never_loses_the_environment_and_is_repaired() {
-    let board = Board::new();
+    let board = TestBoard::new();
     board.uboot.write(&BootEnv::only(Slot::A)).unwrap();
     let good = board.bytes();
     for at in (0..2 * SIZE).filter(|at| at % SIZE != 4) {
@@ -110,7 +110,7 @@ fn damage_to_one_copy_never_loses_the_environment_and_is_repaired() {
 
 #[test]
 fn a_lost_environment_is_rebuilt_from_the_boards_defaults_only() {
-    let board = Board::blank();
+    let board = TestBoard::blank();
     assert!(matches!(board.uboot.read(), Err(BootError::Lost(_))));
     assert!(matches!(board.uboot.rebuild(&BootEnv::only(Slot::B)), Err(BootError::NoDefaults { .. })));
     fs::write(board.dir.path().join(DEFAULTS), "bootcmd=boot\nbootdelay=2\n").unwrap();
@@ -124,7 +124,7 @@ fn a_lost_environment_is_rebuilt_from_the_boards_defaults_only() {
 
 #[test]
 fn a_board_that_was_never_set_up_is_told_from_a_lost_environment() {
-    let board = Board::new();
+    let board = TestBoard::new();
     board.put(1, &[0; SIZE]);
     assert!(matches!(board.uboot.read(), Err(BootError::Uninitialised(_))));
     board.uboot.rebuild(&BootEnv::only(Slot::A)).unwrap();
@@ -134,7 +134,7 @@ fn a_board_that_was_never_set_up_is_told_from_a_lost_environment() {
 
 #[test]
 fn a_single_copy_is_read_but_never_written() {
-    let board = Board::blank();
+    let board = TestBoard::blank();
     let line = format!("{} 0 {SIZE:x}\n", board.env().display());
     fs::write(board.dir.path().join("fw_env.config"), line).unwrap();
     let mut data = b"fwupdate_primary=B\0\0".to_vec();
@@ -149,7 +149,7 @@ fn a_single_copy_is_read_but_never_written() {
 
 #[test]
 fn an_environment_without_room_is_left_as_it_is() {
-    let board = Board::blank();
+    let board = TestBoard::blank();
     let entry = [b"x=".to_vec(), vec![b'y'; SIZE - 20]].concat();
     board.put(0, &EnvCopy { flags: 1, entries: vec![entry] }.render(SIZE).unwrap());
     let before = board.bytes();
@@ -160,7 +160,7 @@ fn an_environment_without_room_is_left_as_it_is() {
 
 #[test]
 fn one_place_under_two_names_is_no_redundant_environment() {
-    let board = Board::new();
+    let board = TestBoard::new();
     let link = board.dir.path().join("link");
     std::os::unix::fs::symlink(board.env(), &link).unwrap();
     let env = board.env();
@@ -173,7 +173,7 @@ fn one_place_under_two_names_is_no_redundant_environment() {
 
 #[test]
 fn an_offset_may_count_from_the_end() {
-    let board = Board::new();
+    let board = TestBoard::new();
     let env = board.env();
     let config = format!("{0} -0x400 200\n{0} -0x200 200\n", env.display());
     fs::write(board.dir.path().join("fw_env.config"), config).unwrap();
@@ -182,7 +182,7 @@ fn an_offset_may_count_from_the_end() {
 
 #[test]
 fn raw_flash_is_refused_with_the_reason() {
-    let board = Board::blank();
+    let board = TestBoard::blank();
     for device in ["/dev/mtd0", "/dev/ubi0:env"] {
         let config = format!("{device} 0 200\n");
         fs::write(board.dir.path().join("fw_env.config"), config).unwrap();
@@ -192,7 +192,7 @@ fn raw_flash_is_refused_with_the_reason() {
 
 #[test]
 fn a_file_that_is_missing_or_too_short() {
-    let board = Board::new();
+    let board = TestBoard::new();
     fs::write(board.env(), &board.bytes()[..SIZE + 100]).unwrap();
     assert!(matches!(board.uboot.read(), Err(BootError::Uninitialised(_))), "only the older copy is whole");
     fs::remove_file(board.env()).unwrap();
@@ -201,8 +201,8 @@ fn a_file_that_is_missing_or_too_short() {
 
 /// `lines` of an `fw_env.config` for a file in which a redundant environment lies at 0x1000 and 0x1400, each of
 /// 0x400 bytes, with a board's own variables.
-fn misconfigured(lines: &str) -> Board {
-    let board = Board::blank();
+fn misconfigured(lines: &str) -> TestBoard {
+    let board = TestBoard::blank();
     let mut bytes = vec![0xff; 0x3000];
     let entries = ["ethaddr=02:00:00:00:00:01", "serial#=17", "fwupdate_primary=A"];
     for (start, flags) in [(0x1000, 4), (0x1400, 5)] {
@@ -265,7 +265,7 @@ fn a_single_copy_where_two_are_expected_is_found_too() {
 
 #[test]
 fn variables_that_can_still_be_read_are_not_written_over() {
-    let board = Board::new();
+    let board = TestBoard::new();
     fs::write(board.dir.path().join(DEFAULTS), "").unwrap();
     let mut bytes = board.bytes();
     for at in [SIZE / 2, SIZE + SIZE / 2] {
