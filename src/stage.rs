@@ -16,17 +16,20 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{Chunk, Index};
+use crate::bundle::Index;
 use crate::manifest::{Digest, Image};
-use apply::fetcher::{Shared, fetch_size, transfer};
-use apply::patch::Patch;
+use apply::fetcher::transfer;
+use apply::patch;
 use buffer::Pool;
 use error::finished;
-use slot::read_back::{Frontier, compare, read_along, read_back_behind};
+use slot::frontier::Frontier;
+use slot::read_back::{compare, read_along, read_back_behind};
 use slot::withheld::{Sink, Withheld};
 use sources::maps;
-use sources::plan::{Origin, Origins};
+use sources::patch::Patch;
+use sources::plan::{Plan, Source};
 use sources::seed::Seed;
+use sources::shared::Shared;
 use sources::survey::Survey;
 
 mod apply;
@@ -39,6 +42,7 @@ pub mod parsers;
 mod progress;
 mod slot;
 mod sources;
+mod stored;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -46,14 +50,15 @@ mod tests;
 mod workspace;
 
 pub use download::budget::Meter;
+pub use download::http::{Http, Location};
 pub use download::open::{Bundle, open};
-pub use download::remote::{Http, Source};
 pub use error::StageError;
 pub use progress::{Progress, Step};
 pub use slot::read_back::read_back;
 pub use slot::target::{GUARD, Target};
 pub use sources::cost::{Cost, cost};
 pub use sources::maps::Maps;
+pub use stored::StoredIndex;
 pub use workspace::Workspace;
 
 /// Threads that survey: two that read while two hash. Each has a piece in memory.
@@ -81,7 +86,7 @@ impl<'a> From<&'a Path> for Booted<'a> {
 /// own map is kept.
 pub async fn stage(
     bundle: &Bundle,
-    index: impl Into<Arc<Index>>,
+    index: impl Into<Arc<StoredIndex>>,
     target: &Target,
     seed: Option<Booted<'_>>,
     maps: Option<&Maps>,
@@ -93,28 +98,22 @@ pub async fn stage(
         let (path, capacity) = (target.path().to_owned(), target.capacity());
         return Err(StageError::TooLarge { path, image: image.size, capacity });
     }
-    let shared = Arc::new(Shared {
+    let written = target.written();
+    let shared = Shared {
         name: bundle.name().to_owned(),
         index: index.into(),
         seed: seed.and_then(|seed| open_seed(seed.path)),
         group: image.chunking.group_max(),
         buffers: Pool::default(),
         progress: progress.clone(),
-    });
-    let written = target.written();
-    let staging = Staging {
-        bundle,
-        shared,
-        target: target.clone(),
-        image,
-        booted_image: seed.and_then(|seed| seed.image),
-        maps: maps.cloned(),
-        cancel: cancel.clone(),
     };
+    let (shared, target, maps, cancel) = (Arc::new(shared), target.clone(), maps.cloned(), cancel.clone());
+    let work = Arc::new(Work { shared, target, image, maps, cancel });
+    let staging = Staging { bundle, work, booted_image: seed.and_then(|seed| seed.image) };
     staging.run().await?;
-    staging.remember().await?;
+    staging.blocking(Work::remember).await?;
     let (written, Progress { downloaded, reused, .. }) =
-        (target.written().saturating_sub(written), *progress.borrow());
+        (staging.work.target.written().saturating_sub(written), *progress.borrow());
     tracing::info!(downloaded, reused, written, "the slot holds the image");
     Ok(())
 }
@@ -128,181 +127,101 @@ fn open_seed(path: &Path) -> Option<Seed> {
 
 struct Staging<'a> {
     bundle: &'a Bundle,
-    shared: Arc<Shared>,
-    target: Target,
-    image: Image,
+    work: Arc<Work>,
     booted_image: Option<Digest>,
-    maps: Option<Maps>,
-    cancel: CancellationToken,
 }
 
 impl Staging<'_> {
+    /// Survey, fetch, apply, read back.
     async fn run(&self) -> Result<(), StageError> {
-        let origins = self.survey().await?;
-        if origins.iter().all(|origin| origin == Origin::InPlace) {
-            self.account(&origins, None)?;
-            return self.confirm().await;
+        let plan = self.blocking(Work::survey).await?;
+        if plan.is_done() {
+            self.announce(&plan)?;
+            return self.blocking(Work::confirm).await;
         }
-        let (image, cancel) = (self.booted_image, &self.cancel);
-        let patch = Patch::open(self.bundle, &self.shared, image, &origins, cancel).await?;
-        self.account(&origins, patch.as_ref())?;
-        self.invalidate().await?;
-        if let Some(maps) = &self.maps {
-            maps::forget(&maps.target);
-        }
-        let sink = Arc::new(Sink {
-            target: self.target.clone(),
-            withheld: Withheld::new(self.bundle.workspace(), GUARD.min(self.image.size) as usize),
-            frontier: Frontier::new(self.unwritten(&origins)),
-        });
+        let Work { shared, cancel, .. } = &*self.work;
+        let plan = Patch::add(self.bundle, shared, self.booted_image, plan, cancel).await?;
+        self.announce(&plan)?;
+        self.blocking(Work::invalidate).await?;
+        let sink = Arc::new(self.work.sink(self.bundle.workspace(), &plan)?);
         let _behind = Behind(sink.clone());
         let follower = self.follow(&sink);
-        if let Some(patch) = patch {
-            self.patch(patch, &origins, &sink).await?;
-        }
-        transfer(self.bundle, &self.shared, &origins, &sink, cancel).await?;
-        drop(origins);
-        self.blocking(|staging| staging.clear_tail()).await?;
-        let total = self.image.size;
-        self.shared.progress.send_modify(|p| {
-            *p = Progress { step: Step::ReadingBack, total, done: 0, ..*p };
-        });
+        self.apply(&plan, &sink).await?;
+        drop(plan);
+        self.blocking(Work::clear_tail).await?;
+        shared.progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, done: 0, ..*p });
         let found = match follower {
             Some(follower) => Some(follower.await?),
             None => None,
         };
-        self.blocking(move |staging| staging.seal(&sink, found)).await
+        self.blocking(move |work| work.seal(&sink, found)).await
     }
 
-    /// Brings what the patch has; what it could not bring is fetched after it, within the budget.
-    async fn patch(&self, patch: Patch, origins: &Origins, sink: &Arc<Sink>) -> Result<(), StageError> {
-        let size = |origins: &Origins| fetch_size(self.bundle.layout(), &self.shared.index, origins);
-        let before = size(origins);
-        patch.apply(self.bundle, &self.shared, origins, sink, &self.cancel).await?;
-        let still = self.unwritten(origins);
-        let groups: BTreeSet<u64> = self.shared.index.iter().map(|chunk| chunk.group_offset).collect();
-        groups.difference(&still).for_each(|group| sink.frontier.done(*group));
-        let (need, remote) = (size(origins), self.bundle.remote());
-        if need > before && remote.is_metered() {
-            remote.meter().afford(need)?;
-            let more = need.saturating_sub(before);
-            let add = |p: &mut Progress| p.expected_download = p.expected_download.saturating_add(more);
-            self.shared.progress.send_modify(add);
-        }
-        Ok(())
-    }
-
-    /// Keeps the map of what the target holds now.
-    async fn remember(&self) -> Result<(), StageError> {
-        self.blocking(|staging| {
-            if let Some(maps) = &staging.maps {
-                maps::keep(&maps.target, &staging.shared.index, &staging.image.chunking);
+    /// Brings what the patch has, and then all else: also what the patch could not bring, within the budget.
+    async fn apply(&self, plan: &Plan, sink: &Arc<Sink>) -> Result<(), StageError> {
+        let Work { shared, cancel, .. } = &*self.work;
+        if let Some(patch) = &plan.patch {
+            let frames = || shared.index.read(|index| plan.cost(index, self.bundle.layout()).frames);
+            let before = frames()?;
+            patch::bring(patch, self.bundle, shared, plan, sink, cancel).await?;
+            let still = self.work.unwritten(plan)?;
+            sink.frontier.keep(&still);
+            let (need, remote) = (frames()?, self.bundle.remote());
+            if need > before && remote.is_metered() {
+                remote.meter().afford(need)?;
+                let more = need.saturating_sub(before);
+                let add = |p: &mut Progress| p.expected_download = p.expected_download.saturating_add(more);
+                shared.progress.send_modify(add);
             }
-            Ok(())
-        })
-        .await
-    }
-
-    /// Offsets of the groups that are not in place.
-    fn unwritten(&self, origins: &Origins) -> BTreeSet<u64> {
-        let all = self.shared.index.iter().zip(origins.iter());
-        let missing = all.filter(|(_, origin)| *origin != Origin::InPlace);
-        missing.map(|(chunk, _)| chunk.group_offset).collect()
+        }
+        transfer(self.bundle, shared, plan, sink, cancel).await
     }
 
     /// Reads back close behind the writing, if both go past the page cache: only then is it the medium that
     /// answers.
     fn follow(&self, sink: &Arc<Sink>) -> Option<impl Future<Output = Result<Digest, StageError>> + use<>> {
-        if !self.target.is_direct() {
+        if !self.work.target.is_direct() {
             return None;
         }
-        let (sink, size) = (sink.clone(), self.image.size);
-        let (progress, cancel) = (self.shared.progress.clone(), self.cancel.clone());
+        let (sink, work) = (sink.clone(), self.work.clone());
         let follower = tokio::task::spawn_blocking(move || {
-            read_along(&sink.withheld, &sink.target, size, &sink.frontier, &progress, &cancel)
+            let Work { shared, image, cancel, .. } = &*work;
+            read_along(&sink.withheld, &sink.target, image.size, &sink.frontier, &shared.progress, cancel)
         });
         Some(finished(follower))
     }
 
-    async fn survey(&self) -> Result<Arc<Origins>, StageError> {
-        let workspace = self.bundle.workspace().clone();
-        self.blocking(move |staging| {
-            let Shared { index, seed, buffers, progress, .. } = &*staging.shared;
-            let (seed, chunking) = (seed.as_ref(), &staging.image.chunking);
-            let (target, cancel) = (&staging.target, &staging.cancel);
-            let maps = staging.maps.as_ref();
-            let workspace = &workspace;
-            let survey = Survey { index, chunking, target, seed, maps, buffers, workspace, progress, cancel };
-            survey.run(THREADS).map(Arc::new)
-        })
-        .await
-    }
-
-    /// Zeroes the first MiB, before anything else changes.
-    async fn invalidate(&self) -> Result<(), StageError> {
-        // What can't be read is zeroed too: writing may be what it needs.
-        self.blocking(|staging| match staging.target.is_invalid() {
-            Ok(true) => Ok(()),
-            _ => staging.target.invalidate(),
-        })
-        .await
-    }
-
     /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
-    fn account(&self, origins: &Origins, patch: Option<&Patch>) -> Result<(), StageError> {
-        let (index, layout) = (&self.shared.index, self.bundle.layout());
-        let patched = patch.map_or(0, |patch| patch.fetch_size(layout, index, origins));
-        let need = patched.saturating_add(fetch_size(layout, index, origins));
+    fn announce(&self, plan: &Plan) -> Result<(), StageError> {
+        let Work { shared, image, .. } = &*self.work;
+        let (need, done) = shared.index.read(|index| {
+            let in_place = plan.chunks(index, |source| source == Source::InPlace);
+            let in_place: u64 = in_place.map(|(_, chunk)| u64::from(chunk.length)).sum();
+            (plan.cost(index, self.bundle.layout()).total(), in_place)
+        })?;
         let remote = self.bundle.remote();
-        let in_place = |(chunk, origin): (Chunk, Origin)| match origin {
-            Origin::InPlace => u64::from(chunk.length),
-            _ => 0,
-        };
-        let reused = self.shared.index.iter().zip(origins.iter()).map(in_place).sum();
-        self.bundle.workspace().check()?;
-        let spent = remote.meter().spent();
-        let expected_download = if remote.is_metered() { spent.saturating_add(need) } else { spent };
-        self.shared.progress.send_modify(|p| {
-            *p = Progress {
-                step: Step::Writing,
-                total: self.image.size,
-                done: reused,
-                reused,
-                downloaded: spent,
-                expected_download,
-            };
+        let downloaded = remote.meter().spent();
+        let expected_download =
+            if remote.is_metered() { downloaded.saturating_add(need) } else { downloaded };
+        let (step, total) = (Step::Writing, image.size);
+        shared.progress.send_replace(Progress {
+            step,
+            total,
+            done,
+            reused: done,
+            downloaded,
+            expected_download,
         });
         remote.afford(need)
     }
 
-    /// Everything was in place already: look at the medium all the same.
-    async fn confirm(&self) -> Result<(), StageError> {
-        self.blocking(|staging| {
-            staging.clear_tail()?;
-            let Image { size, sha256, .. } = staging.image;
-            let verdict = read_back(&staging.target, size, sha256, &staging.shared.progress, &staging.cancel);
-            if let Err(StageError::ReadBack { .. } | StageError::Slot { .. }) = verdict {
-                // The reason that counts is the first.
-                staging.target.invalidate().ok();
-            }
-            verdict
-        })
-        .await
-    }
-
-    /// Runs `work` where it may block.
+    /// Runs `step` where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Blocking) -> Result<T, StageError> + Send + 'static,
+        step: impl FnOnce(&Work) -> Result<T, StageError> + Send + 'static,
     ) -> Result<T, StageError> {
-        let staging = Blocking {
-            shared: self.shared.clone(),
-            target: self.target.clone(),
-            image: self.image.clone(),
-            maps: self.maps.clone(),
-            cancel: self.cancel.clone(),
-        };
-        finished(tokio::task::spawn_blocking(move || work(&staging))).await
+        let work = self.work.clone();
+        finished(tokio::task::spawn_blocking(move || step(&work))).await
     }
 }
 
@@ -315,8 +234,8 @@ impl Drop for Behind {
     }
 }
 
-/// What a blocking step needs of `Staging`.
-struct Blocking {
+/// What the blocking steps need.
+struct Work {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
@@ -324,7 +243,70 @@ struct Blocking {
     cancel: CancellationToken,
 }
 
-impl Blocking {
+impl Work {
+    fn survey(&self) -> Result<Plan, StageError> {
+        let Shared { index, seed, buffers, progress, .. } = &*self.shared;
+        let target = |buffer: &mut [u8], offset| self.target.read(buffer, offset);
+        let survey = |index: &Index| {
+            let survey = Survey {
+                index,
+                chunking: &self.image.chunking,
+                target: &target,
+                withheld: GUARD,
+                seed: seed.as_ref(),
+                maps: self.maps.as_ref(),
+                buffers,
+                progress,
+                cancel: &self.cancel,
+            };
+            survey.run(THREADS)
+        };
+        index.read(survey)?
+    }
+
+    /// Zeroes the first MiB, before anything else changes, and forgets what the target held.
+    fn invalidate(&self) -> Result<(), StageError> {
+        // What can't be read is zeroed too: writing may be what it needs.
+        if !matches!(self.target.is_invalid(), Ok(true)) {
+            self.target.invalidate()?;
+        }
+        if let Some(maps) = &self.maps {
+            maps::forget(&maps.target);
+        }
+        Ok(())
+    }
+
+    fn sink(&self, workspace: &Workspace, plan: &Plan) -> Result<Sink, StageError> {
+        let withheld = Withheld::new(workspace, GUARD.min(self.image.size) as usize);
+        Ok(Sink { target: self.target.clone(), withheld, frontier: Frontier::new(self.unwritten(plan)?) })
+    }
+
+    /// Offsets of the groups that are not in place.
+    fn unwritten(&self, plan: &Plan) -> Result<BTreeSet<u64>, StageError> {
+        self.shared.index.read(|index| {
+            let missing = plan.chunks(index, |source| source != Source::InPlace);
+            missing.map(|(_, chunk)| chunk.group_offset).collect()
+        })
+    }
+
+    /// Everything was in place already: look at the medium all the same.
+    fn confirm(&self) -> Result<(), StageError> {
+        self.clear_tail()?;
+        let Image { size, sha256, .. } = self.image;
+        let verdict = read_back(&self.target, size, sha256, &self.shared.progress, &self.cancel);
+        if let Err(StageError::ReadBack { .. } | StageError::Slot { .. }) = verdict {
+            // The reason that counts is the first.
+            self.target.invalidate().ok();
+        }
+        verdict
+    }
+
+    /// Keeps the map of what the target holds now.
+    fn remember(&self) -> Result<(), StageError> {
+        let Some(maps) = &self.maps else { return Ok(()) };
+        self.shared.index.read(|index| maps::keep(&maps.target, index, &self.image.chunking))
+    }
+
     /// Zeroes the last MiB of the slot beyond the image: stale superblocks there mislead.
     fn clear_tail(&self) -> Result<(), StageError> {
         let end = self.target.capacity();

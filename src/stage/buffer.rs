@@ -4,8 +4,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use bytes::{Buf, Bytes, BytesMut};
-
 use crate::manifest::CHUNK_CAP;
 
 /// What O_DIRECT may ask of addresses, offsets and lengths, bytes.
@@ -75,42 +73,6 @@ impl Pool {
     }
 }
 
-/// Bytes that come in pieces and go in others. What goes as it came is not copied, and what must be put together is
-/// copied once, however small the pieces.
-#[derive(Debug, Default)]
-pub struct Gathered {
-    bytes: BytesMut,
-    expected: usize,
-}
-
-impl Gathered {
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// So many bytes will be taken or skipped together.
-    pub fn expect(&mut self, length: usize) {
-        self.expected = length;
-    }
-
-    pub fn add(&mut self, piece: Bytes) {
-        if self.bytes.is_empty() && piece.len() >= self.expected {
-            self.bytes = BytesMut::from(piece);
-            return;
-        }
-        self.bytes.reserve(self.expected.saturating_sub(self.bytes.len()).max(piece.len()));
-        self.bytes.extend_from_slice(&piece);
-    }
-
-    pub fn skip(&mut self, length: usize) {
-        self.bytes.advance(length.min(self.bytes.len()));
-    }
-
-    pub fn take(&mut self, length: usize) -> Bytes {
-        self.bytes.split_to(length.min(self.bytes.len())).freeze()
-    }
-}
-
 /// Whether O_DIRECT takes this transfer.
 pub fn is_aligned(bytes: &[u8], offset: u64) -> bool {
     let whole = |number: u64| number.checked_rem(ALIGN as u64) == Some(0);
@@ -133,43 +95,6 @@ mod tests {
         assert_eq!(buffer.first(5), [1, 1, 1, 1, 0]);
         assert!(is_aligned(buffer.first(8192), 4096));
         assert!(!is_aligned(buffer.first(8192), 512) && !is_aligned(buffer.first(512), 0));
-    }
-
-    #[test]
-    fn bytes_that_come_one_by_one_are_copied_once() {
-        const FRAME: usize = 132 * 1024;
-        let mut gathered = Gathered::default();
-        let mut buffers = 0;
-        for frame in 0..4 {
-            gathered.expect(FRAME + 1);
-            let mut at = std::ptr::null();
-            while gathered.len() < FRAME + 1 {
-                gathered.add(Bytes::from(vec![frame]));
-                // Bytes move only when their buffer does.
-                buffers += usize::from(
-                    std::mem::replace(&mut at, gathered.bytes.as_ptr()) != gathered.bytes.as_ptr(),
-                );
-            }
-            gathered.skip(1);
-            assert_eq!(gathered.take(FRAME), vec![frame; FRAME]);
-            assert_eq!(gathered.len(), 0);
-        }
-        assert!(buffers <= 4, "{buffers} buffers for 4 frames");
-    }
-
-    #[test]
-    fn pieces_that_are_long_enough_are_not_copied() {
-        let mut gathered = Gathered::default();
-        let piece = Bytes::from(vec![7; 3000]);
-        let at = piece.as_ptr();
-        gathered.expect(1000);
-        gathered.add(piece);
-        let first = gathered.take(1000);
-        assert_eq!((first.as_ptr(), gathered.len()), (at, 2000));
-        gathered.expect(2500);
-        gathered.add(Bytes::from(vec![8; 1000]));
-        assert_eq!(gathered.take(2500), [vec![7; 2000], vec![8; 500]].concat());
-        assert_eq!(gathered.take(600), vec![8; 500]);
     }
 
     #[test]

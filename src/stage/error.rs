@@ -10,6 +10,7 @@ use crate::bundle::BundleError;
 use crate::device::remedy;
 use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
+use crate::stage::workspace::Broken;
 
 /// Why staging ended. URLs are redacted.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +49,8 @@ pub enum StageError {
     Slot { path: PathBuf, offset: u64, source: io::Error },
     #[error("the slot {} cannot be used: {reason}", path.display())]
     Unusable { path: PathBuf, reason: String },
-    #[error("a working file in {} failed: {reason}; check that disk", path.display())]
-    Workspace { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Workspace(#[from] Broken),
     #[error("staging was cancelled")]
     Cancelled,
     #[error("a staging thread stopped: {0}")]
@@ -78,7 +79,7 @@ impl From<StageError> for Failure {
             Busy { .. } => Code::SlotBusy,
             Slot { .. } | Unusable { .. } => Code::SlotWriteFailed,
             Cancelled => Code::Cancelled,
-            Workspace { .. } | Thread(_) => Code::Internal,
+            Workspace(_) | Thread(_) => Code::Internal,
         };
         Failure::new(code, message)
     }

@@ -3,7 +3,9 @@
 pub mod cost;
 pub mod duplicates;
 pub mod maps;
+pub mod patch;
 pub mod plan;
 pub mod scan;
 pub mod seed;
+pub mod shared;
 pub mod survey;

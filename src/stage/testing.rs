@@ -365,7 +365,7 @@ impl Bench {
     pub async fn open(&self, http: &Http, meter: Meter) -> Result<Bundle, StageError> {
         let keys = bundles::trust(1);
         let workspace = Workspace::on_disk(self.folder.path());
-        open(Source::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None, &workspace).await
+        open(Location::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None, &workspace).await
     }
 
     /// Where the payload begins in the bundle.

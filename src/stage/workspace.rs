@@ -1,67 +1,47 @@
-//! Lists with an entry a chunk, kept on disk while an update is staged: memory must not grow with the image. The
-//! files have no names, so nothing is left of them whenever the power fails. A disk without room for one costs memory,
-//! never the update.
+//! Lists kept on disk while an update is staged: memory must not grow with the image. The files have no names, so nothing
+//! is left of them whenever the power fails. A disk without room for one costs memory, never the update.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::posix_fallocate;
 use nix::libc::{O_CLOEXEC, O_TMPFILE};
 
-use crate::bundle::Keeper;
-use crate::stage::error::StageError;
-
-/// Where lists are kept. Clones share what went wrong with any of them.
+/// Where lists are kept: in memory without a folder.
 #[derive(Debug, Clone, Default)]
 pub struct Workspace {
-    /// In memory without one.
     folder: Option<PathBuf>,
-    failed: Arc<Mutex<Option<String>>>,
+}
+
+/// Why a list could not be written or read back.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("a working file in {} failed: {reason}; check that disk", folder.display())]
+pub struct Broken {
+    folder: PathBuf,
+    reason: String,
 }
 
 impl Workspace {
     /// Keeps its lists in `folder`.
     pub fn on_disk(folder: &Path) -> Workspace {
-        Workspace { folder: Some(folder.to_owned()), ..Workspace::default() }
-    }
-
-    /// An error if a list could not be written or read back: then some lists ended early, and what was concluded
-    /// from them is worthless.
-    pub(in crate::stage) fn check(&self) -> Result<(), StageError> {
-        match self.failed().clone() {
-            None => Ok(()),
-            Some(reason) => {
-                Err(StageError::Workspace { path: self.folder.clone().unwrap_or_default(), reason })
-            }
-        }
-    }
-
-    fn failed(&self) -> MutexGuard<'_, Option<String>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        Workspace { folder: Some(folder.to_owned()) }
     }
 
     /// A list of `size` bytes, zeros at first.
     pub(in crate::stage) fn list(&self, size: u64) -> List {
-        let reserved = self.folder.as_ref().map(|folder| (reserve(folder, size), folder));
-        let file = match reserved {
-            Some((Ok(file), _)) => Some(file),
-            Some((Err(error), folder)) => {
-                tracing::warn!(
-                    "no room in {} for a list of {size} bytes, it stays in memory: {error}",
-                    folder.display()
-                );
-                None
-            }
-            None => None,
-        };
-        let place = match file {
-            Some(file) => Place::Disk(file),
-            None => Place::Memory(Mutex::new(vec![0; usize::try_from(size).unwrap_or(usize::MAX)])),
-        };
-        List { place, size, workspace: self.clone() }
+        let file = self.folder.as_ref().and_then(|folder| {
+            let full = |error: &io::Error| {
+                let folder = folder.display();
+                tracing::warn!("no room in {folder} for a list of {size} bytes, it stays in memory: {error}");
+            };
+            reserve(folder, size).inspect_err(full).ok()
+        });
+        let in_memory = || Place::Memory(Mutex::new(vec![0; usize::try_from(size).unwrap_or(usize::MAX)]));
+        let place = file.map_or_else(in_memory, Place::Disk);
+        List { place, size, folder: self.folder.clone().unwrap_or_default() }
     }
 }
 
@@ -81,7 +61,7 @@ fn reserve(folder: &Path, size: u64) -> io::Result<File> {
 pub(in crate::stage) struct List {
     place: Place,
     size: u64,
-    workspace: Workspace,
+    folder: PathBuf,
 }
 
 #[derive(Debug)]
@@ -91,55 +71,46 @@ enum Place {
 }
 
 impl List {
-    /// `false` after an error, which the workspace then has.
-    pub(in crate::stage) fn write(&self, bytes: &[u8], offset: u64) -> bool {
-        let written = match &self.place {
-            Place::Disk(file) => file.write_all_at(bytes, offset),
-            Place::Memory(all) => {
-                within(&mut all.lock().unwrap_or_else(PoisonError::into_inner), offset, bytes.len())
-                    .map(|own| own.copy_from_slice(bytes))
-            }
-        };
-        self.noted(written)
-    }
-
-    /// Fills `out` from `offset`.
-    pub(in crate::stage) fn get(&self, out: &mut [u8], offset: u64) -> Result<(), StageError> {
-        if self.read(out, offset) { Ok(()) } else { self.workspace.check() }
-    }
-
-    pub(in crate::stage) fn put(&self, bytes: &[u8], offset: u64) -> Result<(), StageError> {
-        if self.write(bytes, offset) { Ok(()) } else { self.workspace.check() }
-    }
-
-    fn noted(&self, done: io::Result<()>) -> bool {
-        done.inspect_err(|error| {
-            self.workspace.failed().get_or_insert_with(|| error.to_string());
-        })
-        .is_ok()
-    }
-}
-
-fn within(all: &mut [u8], offset: u64, length: usize) -> io::Result<&mut [u8]> {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX);
-    all.get_mut(start..start.saturating_add(length)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-}
-
-impl Keeper for List {
-    fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.size
     }
 
-    fn read(&self, out: &mut [u8], offset: u64) -> bool {
+    /// Fills `out` from `offset`.
+    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<(), Broken> {
+        let length = out.len();
         let read = match &self.place {
             Place::Disk(file) => file.read_exact_at(out, offset),
-            Place::Memory(all) => {
-                within(&mut all.lock().unwrap_or_else(PoisonError::into_inner), offset, out.len())
-                    .map(|own| out.copy_from_slice(own))
-            }
+            Place::Memory(all) => within(all, offset, length, |own| out.copy_from_slice(own)),
         };
-        self.noted(read)
+        read.map_err(|error| self.broken(&error))
     }
+
+    pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Broken> {
+        let written = match &self.place {
+            Place::Disk(file) => file.write_all_at(bytes, offset),
+            Place::Memory(all) => within(all, offset, bytes.len(), |own| own.copy_from_slice(bytes)),
+        };
+        written.map_err(|error| self.broken(&error))
+    }
+
+    fn broken(&self, error: &io::Error) -> Broken {
+        Broken { folder: self.folder.clone(), reason: error.to_string() }
+    }
+
+    #[cfg(test)]
+    pub fn file(&self) -> Option<File> {
+        match &self.place {
+            Place::Disk(file) => file.try_clone().ok(),
+            Place::Memory(_) => None,
+        }
+    }
+}
+
+fn within(all: &Mutex<Vec<u8>>, offset: u64, length: usize, work: impl FnOnce(&mut [u8])) -> io::Result<()> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    let own = all.get_mut(start..start.saturating_add(length));
+    own.map(work).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 #[cfg(test)]
@@ -153,13 +124,14 @@ mod tests {
             let list = workspace.list(10_000);
             assert_eq!(matches!(list.place, Place::Disk(_)), workspace.folder.is_some());
             let mut found = [1; 4];
-            assert!(list.read(&mut found, 9_996) && found == [0; 4]);
-            assert!(list.write(b"four", 5_000) && list.read(&mut found, 5_000) && &found == b"four");
+            list.read(&mut found, 9_996).unwrap();
+            assert_eq!(found, [0; 4]);
+            list.write(b"four", 5_000).unwrap();
+            list.read(&mut found, 5_000).unwrap();
+            assert_eq!(&found, b"four");
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-            workspace.check().unwrap();
-            assert!(!list.read(&mut found, 9_998));
-            let error = workspace.clone().check().unwrap_err();
-            assert!(matches!(error, StageError::Workspace { .. }), "{error}");
+            let error = list.read(&mut found, 9_998).unwrap_err();
+            assert!(error.to_string().contains("check that disk"), "{error}");
         }
     }
 
@@ -168,7 +140,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for folder in [folder.path().join("none"), "/proc".into()] {
             let list = Workspace::on_disk(&folder).list(100);
-            assert!(matches!(list.place, Place::Memory(_)) && list.write(&[1; 100], 0));
+            assert!(matches!(list.place, Place::Memory(_)) && list.write(&[1; 100], 0).is_ok());
         }
         // More than any disk has; a file system may also say that no file is so long.
         assert!(reserve(folder.path(), 1 << 60).is_err());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fwupdate::config::{Download, Proxy, Roots};
 use fwupdate::manifest::TrustedKeys;
-use fwupdate::stage::{self, Booted, Http, Maps, Meter, Progress, Source, Target, Workspace};
+use fwupdate::stage::{self, Booted, Http, Location, Maps, Meter, Progress, Target, Workspace};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -52,8 +52,8 @@ async fn install(arguments: &[String]) -> Result<()> {
     };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download);
     let source = match bundle.starts_with("https:") {
-        true => Source::Http(bundle.parse()?),
-        false => Source::File(bundle.into()),
+        true => Location::Http(bundle.parse()?),
+        false => Location::File(bundle.into()),
     };
     let meter = Arc::new(Meter::new(0, None, None));
     let workspace = Workspace::on_disk(&std::env::current_dir()?);

@@ -7,20 +7,19 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{BundleError, Chunk, Index, LONGEST, Layout, Run, fetch_bytes, runs};
+use crate::bundle::{Index, LONGEST, Run};
 use crate::stage::apply::unpack::{self, Arrivals, Block, Group, Missed, Part};
-use crate::stage::buffer::{Gathered, Pool};
+use crate::stage::download::frames::Frames;
+use crate::stage::download::insist::Wrong;
 use crate::stage::download::open::Bundle;
-use crate::stage::download::remote::Wrong;
 use crate::stage::error::StageError;
 use crate::stage::error::finished;
-use crate::stage::progress::Progress;
 use crate::stage::slot::withheld::Sink;
-use crate::stage::sources::plan::{Origin, Origins};
-use crate::stage::sources::seed::Seed;
+use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::shared::Shared;
 
 /// Range requests in flight at most: hides the round trips of many small ones.
 const IN_FLIGHT: usize = 4;
@@ -30,37 +29,21 @@ const WINDOW: usize = 2 * LONGEST as usize;
 /// Groups that may wait for the thread; they hold no more than the window lets in.
 const QUEUE: usize = 1;
 
-/// What all threads share.
-#[derive(Debug)]
-pub struct Shared {
-    /// The bundle's name, for messages.
-    pub name: String,
-    pub index: Arc<Index>,
-    pub seed: Option<Seed>,
-    /// Bytes of the longest group.
-    pub group: usize,
-    pub buffers: Pool,
-    pub progress: watch::Sender<Progress>,
-}
-
 /// Brings all chunks that are not in place to `sink`.
 ///
-/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `origins` and fetched then, as are those
+/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `plan` and fetched then, as are those
 /// that came and were not what was signed: for a while, from whatever servers there are.
 pub async fn transfer(
     bundle: &Bundle,
     shared: &Arc<Shared>,
-    origins: &Origins,
+    plan: &Plan,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
     let (mut wrong, mut least, mut lost) = (Wrong::new(bundle.remote()), usize::MAX, false);
     loop {
-        let missed = pass(bundle, shared, origins, sink, cancel).await?;
-        bundle.workspace().check()?;
-        let Some(first) = missed.chunks.first().and_then(|position| shared.index.get(*position)) else {
-            return Ok(());
-        };
+        let missed = shared.index.reading(|index| pass(bundle, shared, index, plan, sink, cancel)).await??;
+        let Some(first) = missed.chunks.first() else { return Ok(()) };
         // By half, so that no server can draw this out with one right chunk at a time.
         if missed.chunks.len() <= least / 2 {
             least = missed.chunks.len();
@@ -74,14 +57,15 @@ pub async fn transfer(
             // Only what is in place was not fetched.
             None if lost => {
                 let error = std::io::Error::other("what was right before can't be read any more");
-                return Err(sink.target.failed(first.offset, error));
+                let offset = shared.index.read(|index| index.get(*first).map(|chunk| chunk.offset))?;
+                return Err(sink.target.failed(offset.unwrap_or_default(), error));
             }
             None => lost = true,
         }
         // The pass brought all others to their places.
-        origins.replace(|_| true, Origin::InPlace);
-        origins.set_each(missed.chunks, Origin::Fetch);
-        let more = fetch_size(bundle.layout(), &shared.index, origins);
+        plan.replace(|_| true, Source::InPlace);
+        plan.set(missed.chunks, Source::Fetch);
+        let more = shared.index.read(|index| plan.cost(index, bundle.layout()))?.frames;
         bundle.remote().afford(more)?;
         if bundle.remote().is_metered() {
             shared.progress.send_modify(|p| p.expected_download = p.expected_download.saturating_add(more));
@@ -89,23 +73,13 @@ pub async fn transfer(
     }
 }
 
-/// Bytes of the requests that `transfer` will make.
-pub fn fetch_size(layout: &Layout, index: &Index, origins: &Origins) -> u64 {
-    fetch_bytes(index, layout, must_fetch(origins))
-}
-
-/// Which chunks must be fetched, asked for one after the other.
-fn must_fetch(origins: &Origins) -> impl FnMut(usize, &Chunk) -> bool + '_ {
-    let mut told = origins.iter();
-    move |_, _| told.next() == Some(Origin::Fetch)
-}
-
 /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
 /// others of their group.
 async fn pass(
     bundle: &Bundle,
     shared: &Arc<Shared>,
-    origins: &Origins,
+    index: &Index,
+    plan: &Plan,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<Missed, StageError> {
@@ -118,16 +92,15 @@ async fn pass(
         })
     };
     let (lines, coming) = mpsc::unbounded_channel();
-    let fetch = Fetch { bundle, shared, origins, window: Arc::new(Semaphore::new(WINDOW)) };
-    let index = &shared.index;
+    let fetch = Fetch { bundle, shared, index, plan, window: Arc::new(Semaphore::new(WINDOW)) };
     let mut delivery =
-        Delivery { index, origins, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
+        Delivery { index, plan, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
     let fed = async {
-        let local = feed(index, origins, &jobs, |group| !group.is_fetched() && !group.has_twins());
+        let local = feed(index, plan, &jobs, |group| !group.is_fetched() && !group.has_duplicates());
         tokio::try_join!(local, fetch.run(lines), delivery.run())?;
         // Now the worker has had every original. A group of the network's needs no such care: it comes in the order of
         // the image, and originals that are fetched lie further ahead.
-        feed(index, origins, &jobs, |group| !group.is_fetched() && group.has_twins()).await
+        feed(index, plan, &jobs, |group| !group.is_fetched() && group.has_duplicates()).await
     };
     let fed = tokio::select! {
         fed = fed => fed,
@@ -147,15 +120,16 @@ async fn pass(
 /// Queues those groups that `belong`, if there is something to do for them.
 async fn feed(
     index: &Index,
-    origins: &Origins,
+    plan: &Plan,
     jobs: &mpsc::Sender<Group>,
     belong: impl Fn(&Group) -> bool,
 ) -> Result<(), StageError> {
     let mut next = 0;
     while next < index.len() {
-        let group = Group::at(index, origins, next);
+        let group = Group::at(index, plan, next);
         next = next.saturating_add(group.parts.len().max(1));
-        let local = |part: &Part| matches!(part.origin, Origin::Zero | Origin::Seed(_) | Origin::Twin(_));
+        let local =
+            |part: &Part| matches!(part.source, Source::Zero | Source::Seed(_) | Source::Duplicate(_));
         if belong(&group) && group.parts.iter().any(local) {
             // This fails only when the worker has ended: its error is the one that counts.
             jobs.send(group).await.map_err(|_| stopped())?;
@@ -173,7 +147,8 @@ type Line = mpsc::UnboundedReceiver<Batch>;
 struct Fetch<'a> {
     bundle: &'a Bundle,
     shared: &'a Shared,
-    origins: &'a Origins,
+    index: &'a Index,
+    plan: &'a Plan,
     window: Arc<Semaphore>,
 }
 
@@ -181,7 +156,7 @@ impl Fetch<'_> {
     /// Makes all requests, a few at a time, and hands out a line for each, in order.
     async fn run(&self, lines: mpsc::UnboundedSender<Line>) -> Result<(), StageError> {
         let mut fetches = FuturesUnordered::new();
-        for run in runs(&self.shared.index, self.bundle.layout(), must_fetch(self.origins)) {
+        for run in self.plan.requests(self.index, self.bundle.layout()) {
             // Admitted one after the other, so that the first is never kept waiting by a later one.
             let length = run.span.end.saturating_sub(run.span.start).min(WINDOW as u64);
             let mut room = std::pin::pin!(self.window.clone().acquire_many_owned(length as u32));
@@ -208,30 +183,20 @@ impl Fetch<'_> {
         mut room: OwnedSemaphorePermit,
         line: mpsc::UnboundedSender<Batch>,
     ) -> Result<(), StageError> {
-        let (bundle, shared) = (self.bundle, self.shared);
-        let mut range = bundle.remote().range(run.span.start, run.span.end);
-        let (mut at, mut bytes) = (run.span.start, Gathered::default());
+        let mut frames = Frames::new(self.bundle.remote(), run.span);
         let (mut batch, mut group) = (Batch::new(), None);
         let first = run.chunks.first().map_or(0, |first| *first as usize);
-        let mut chunks = (first..).zip(shared.index.from(first));
+        let mut chunks = (first..).zip(self.index.from(first));
         for position in run.chunks {
             let position = position as usize;
             let Some((_, chunk)) = chunks.find(|(number, _)| *number == position) else { break };
-            if group.replace(chunk.group_offset) != Some(chunk.group_offset) {
+            let place = self.bundle.layout().frame(&chunk);
+            // What is here goes on its way before anything is waited for.
+            if group.replace(chunk.group_offset) != Some(chunk.group_offset) || !frames.has(place.end) {
                 send(&line, &mut batch);
             }
-            let span = bundle.layout().frame(&chunk);
-            bytes.expect(span.end.saturating_sub(at) as usize);
-            while at.saturating_add(bytes.len() as u64) < span.end {
-                send(&line, &mut batch);
-                let next = range.next().await?;
-                let next = next.ok_or_else(|| bundle.malformed(BundleError::Short { need: span.end }))?;
-                shared.progress.send_modify(|p| p.downloaded = bundle.remote().meter().spent());
-                bytes.add(next);
-            }
-            bytes.skip(span.start.saturating_sub(at) as usize);
-            let bytes = bytes.take(chunk.frame_length as usize);
-            at = span.end;
+            let told = |spent| self.shared.progress.send_modify(|p| p.downloaded = spent);
+            let bytes = frames.take(place, told).await?;
             let room = room.split(bytes.len()).ok_or_else(stopped)?;
             batch.push(Block { position, bytes, _room: room });
         }
@@ -250,7 +215,7 @@ fn send(line: &mpsc::UnboundedSender<Batch>, batch: &mut Batch) {
 /// Brings what arrives to its group, in the order of the image.
 struct Delivery<'a> {
     index: &'a Index,
-    origins: &'a Origins,
+    plan: &'a Plan,
     jobs: &'a mpsc::Sender<Group>,
     lines: mpsc::UnboundedReceiver<Line>,
     line: Option<Line>,
@@ -271,7 +236,7 @@ impl Delivery<'_> {
                 let room = self.jobs.reserve().await.map_err(|_| stopped())?;
                 let (to, coming) = mpsc::unbounded_channel();
                 let first = self.index.position(chunk.group_offset);
-                let group = Group::at(self.index, self.origins, first);
+                let group = Group::at(self.index, self.plan, first);
                 room.send(Group { arrivals: Arrivals::new(coming), ..group });
                 self.open = Some((chunk.group_offset, to));
             }
@@ -308,8 +273,10 @@ fn stopped() -> StageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::slot::read_back::Frontier;
+    use crate::stage::buffer::Pool;
+    use crate::stage::slot::frontier::Frontier;
     use crate::stage::slot::withheld::Withheld;
+    use crate::stage::sources::seed::Seed;
     use crate::stage::testing::*;
 
     #[tokio::test]
@@ -331,13 +298,13 @@ mod tests {
                 progress: bench.progress.clone(),
             });
             // As if all of it had been there, but for one chunk that even the seed's end is too near for.
-            let origins = Origins::new(bundle.workspace(), index.len());
-            origins.replace(|_| true, Origin::Seed(0));
-            origins.set(1, &[Origin::Seed(511)]);
+            let plan = Plan::new(index.read(Index::len).unwrap());
+            plan.replace(|_| true, Source::Seed(0));
+            plan.set([1], Source::Seed(511));
             let sink =
                 Sink { target: bench.target(), withheld: Withheld::none(), frontier: Frontier::default() };
             let cancel = CancellationToken::new();
-            let done = transfer(&bundle, &shared, &origins, &Arc::new(sink), &cancel).await;
+            let done = transfer(&bundle, &shared, &plan, &Arc::new(sink), &cancel).await;
             match ends_well {
                 true => assert!(done.is_ok() && bench.written() == bench.image),
                 false => assert!(matches!(done, Err(StageError::Budget { .. }))),

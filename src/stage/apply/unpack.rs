@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
 use crate::manifest::BLOCK;
-use crate::stage::apply::fetcher::Shared;
 use crate::stage::apply::writer::{self, Writer};
 use crate::stage::buffer::{Buffer, PIECE};
 use crate::stage::error::StageError;
 use crate::stage::slot::withheld::Sink;
-use crate::stage::sources::plan::{Origin, Origins};
+use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::shared::Shared;
 
 /// A zero chunk of at least so many bytes is left to the device's own means; shorter ones are written with
 /// their neighbours.
@@ -62,7 +62,7 @@ impl Arrivals {
 pub struct Part {
     pub position: usize,
     pub chunk: Chunk,
-    pub origin: Origin,
+    pub source: Source,
 }
 
 /// The chunks of one group, in image order, and the blocks of those that are fetched.
@@ -74,24 +74,24 @@ pub struct Group {
 
 impl Group {
     /// The group that begins at `position`.
-    pub fn at(index: &Index, origins: &Origins, position: usize) -> Group {
-        let chunks = index.from(position).zip(origins.of(position..origins.len()));
+    pub fn at(index: &Index, plan: &Plan, position: usize) -> Group {
+        let chunks = index.from(position).zip(plan.of(position..usize::MAX));
         let mut group = None;
         let parts = (position..)
             .zip(chunks)
             .take_while(|(_, (chunk, _))| *group.get_or_insert(chunk.group_offset) == chunk.group_offset)
-            .map(|(position, (chunk, origin))| Part { position, chunk, origin });
+            .map(|(position, (chunk, source))| Part { position, chunk, source });
         Group { parts: parts.collect(), arrivals: Arrivals::default() }
     }
 
     /// Whether it has chunks to fetch.
     pub fn is_fetched(&self) -> bool {
-        self.parts.iter().any(|part| part.origin == Origin::Fetch)
+        self.parts.iter().any(|part| part.source == Source::Fetch)
     }
 
     /// Whether it has chunks that others must bring first.
-    pub fn has_twins(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part.origin, Origin::Twin(_)))
+    pub fn has_duplicates(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part.source, Source::Duplicate(_)))
     }
 }
 
@@ -113,21 +113,23 @@ fn run_length(parts: &[Part], here: &[Block]) -> usize {
         end = end.saturating_add(part.chunk.length as usize);
         end <= PIECE || end == part.chunk.length as usize
     };
-    match parts.first().map(|part| part.origin) {
-        Some(Origin::Fetch) => {
+    match parts.first().map(|part| part.source) {
+        Some(Source::Fetch) => {
             let pairs = parts.iter().take_while(in_piece).zip(here);
             pairs.take_while(|(part, block)| part.position == block.position).count()
         }
-        Some(Origin::Seed(first)) => side_by_side(parts.iter().take_while(in_piece), first, Origin::Seed),
-        Some(Origin::Twin(first)) => side_by_side(parts.iter().take_while(in_piece), first, Origin::Twin),
+        Some(Source::Seed(first)) => side_by_side(parts.iter().take_while(in_piece), first, Source::Seed),
+        Some(Source::Duplicate(first)) => {
+            side_by_side(parts.iter().take_while(in_piece), first, Source::Duplicate)
+        }
         _ => 1,
     }
 }
 
 /// How many of the parts lie one behind the other from block `next` on.
-fn side_by_side<'a>(parts: impl Iterator<Item = &'a Part>, mut next: u32, of: fn(u32) -> Origin) -> usize {
+fn side_by_side<'a>(parts: impl Iterator<Item = &'a Part>, mut next: u32, of: fn(u32) -> Source) -> usize {
     let joins = |part: &&Part| {
-        let joined = part.origin == of(next);
+        let joined = part.source == of(next);
         next = next.saturating_add(part.chunk.length / BLOCK);
         joined
     };
@@ -177,28 +179,28 @@ impl Worker<'_> {
     fn work(&mut self, group: Group) -> Result<(), StageError> {
         let Group { parts, mut arrivals } = group;
         let Some(start) = parts.first().map(|part| part.chunk.offset) else { return Ok(()) };
-        let last_fetched = parts.iter().rposition(|part| part.origin == Origin::Fetch);
+        let last_fetched = parts.iter().rposition(|part| part.source == Source::Fetch);
         let (mut next, mut pending) = (0usize, Pending::default());
         while let Some(part) = parts.get(next) {
-            if part.origin == Origin::Fetch {
+            if part.source == Source::Fetch {
                 arrivals.gather();
             }
             let rest = parts.get(next..).unwrap_or_default();
             let count = run_length(rest, &arrivals.here);
             let run = rest.get(..count).unwrap_or_default();
-            if matches!(part.origin, Origin::Twin(_)) {
+            if matches!(part.source, Source::Duplicate(_)) {
                 self.flush(&mut pending, start)?;
                 self.writer.settle()?;
             }
-            let needed = part.origin != Origin::InPlace || last_fetched.is_some_and(|last| next < last);
+            let needed = part.source != Source::InPlace || last_fetched.is_some_and(|last| next < last);
             if run.is_empty() || needed && !self.fill(run, &mut arrivals.here, start)? {
                 // What comes behind can't be unpacked without it. Where the target itself fails, its next places are
                 // not asked either: each could cost the whole group once more.
-                let history = match part.origin {
-                    Origin::InPlace => last_fetched.map_or(0, |last| last.saturating_sub(next)),
+                let history = match part.source {
+                    Source::InPlace => last_fetched.map_or(0, |last| last.saturating_sub(next)),
                     _ => count,
                 };
-                let is_lost = |(n, part): &(usize, &Part)| *n < history || part.origin != Origin::InPlace;
+                let is_lost = |(n, part): &(usize, &Part)| *n < history || part.source != Source::InPlace;
                 let lost = rest.iter().enumerate().filter(is_lost);
                 self.missed.chunks.extend(lost.map(|(_, part)| part.position));
                 return self.flush(&mut pending, start);
@@ -214,12 +216,12 @@ impl Worker<'_> {
 
     /// Brings a run's verified content into the buffer; `false` if it is not where it was.
     fn fill(&mut self, run: &[Part], here: &mut Vec<Block>, start: u64) -> Result<bool, StageError> {
-        let Some(Part { chunk, origin, .. }) = run.first() else { return Ok(true) };
+        let Some(Part { chunk, source, .. }) = run.first() else { return Ok(true) };
         let at = chunk.offset.saturating_sub(start) as usize;
         let length: usize = run.iter().map(|part| part.chunk.length as usize).sum();
         let (history, rest) = self.buffer.first_mut(at.saturating_add(length)).split_at_mut(at);
-        Ok(match origin {
-            Origin::Fetch => {
+        Ok(match source {
+            Source::Fetch => {
                 let blocks: Vec<Block> = here.drain(..run.len().min(here.len())).collect();
                 let pairs = run.iter().zip(&blocks).map(|(part, block)| (part.chunk, &*block.bytes));
                 let unpacked = self.decoder.decode(&pairs.collect::<Vec<_>>(), history, rest);
@@ -230,22 +232,22 @@ impl Worker<'_> {
                 right
             }
             // Those were brought before, or fetched since.
-            Origin::Patch => false,
-            Origin::Zero => {
+            Source::Patch => false,
+            Source::Zero => {
                 rest.fill(0);
                 true
             }
-            Origin::Seed(block) => {
+            Source::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
                 let read =
                     seed.map(|seed| seed.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK))));
                 matches!(read, Some(Ok(()))) && are_right(run, rest)
             }
-            Origin::Twin(block) => {
+            Source::Duplicate(block) => {
                 let read = self.sink.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK)));
                 read.is_ok() && are_right(run, rest)
             }
-            Origin::InPlace => {
+            Source::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
                 read && self.shared.index.has(chunk, rest)
             }
@@ -254,19 +256,19 @@ impl Worker<'_> {
 
     /// Adds a chunk to what is pending; passes that on first if they do not join or make more than a piece.
     fn put(&self, part: &Part, start: u64, pending: &mut Pending) -> Result<(), StageError> {
-        let Part { chunk, origin, .. } = part;
-        if *origin == Origin::InPlace {
+        let Part { chunk, source, .. } = part;
+        if *source == Source::InPlace {
             return Ok(());
         }
         let (at, length) = (chunk.offset.saturating_sub(start) as usize, chunk.length as usize);
-        let zero = *origin == Origin::Zero && chunk.length >= ZERO_RUN;
+        let zero = *source == Source::Zero && chunk.length >= ZERO_RUN;
         let full = !zero && pending.range.len().saturating_add(length) > PIECE;
         if pending.range.end != at || pending.zero != zero || full {
             self.flush(pending, start)?;
             *pending = Pending { range: at..at, zero, reused: 0 };
         }
         pending.range.end = at.saturating_add(length);
-        if matches!(origin, Origin::Seed(_) | Origin::Twin(_)) {
+        if matches!(source, Source::Seed(_) | Source::Duplicate(_)) {
             pending.reused = pending.reused.saturating_add(u64::from(chunk.length));
         }
         Ok(())

@@ -6,10 +6,10 @@ use std::sync::mpsc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::apply::fetcher::Shared;
 use crate::stage::buffer::{Buffer, PIECES};
 use crate::stage::error::StageError;
 use crate::stage::slot::withheld::Sink;
+use crate::stage::sources::shared::Shared;
 
 enum Job {
     /// The first `length` bytes of the buffer; so many of them are `reused` from a slot.

@@ -30,7 +30,7 @@ use crate::config::{Proxy, Via};
 use crate::reach::{self, Memory};
 use crate::stage::download::budget::Meter;
 use crate::stage::download::hosts::Hosts;
-use crate::stage::download::remote::Http;
+use crate::stage::download::http::Http;
 
 /// The longest head of an answer, and what is read at once, bytes: servers send one KiB or two.
 const HEAD_MAX: usize = 32 * 1024;

@@ -3,11 +3,15 @@
 
 use std::sync::Arc;
 
-use crate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX, Index, Layout};
+use crate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX, Layout};
 use crate::manifest::{self, Digest, Manifest, TrustedKeys};
+use crate::stage::buffer::pieces;
 use crate::stage::download::budget::Meter;
-use crate::stage::download::remote::{Http, Remote, Source};
+use crate::stage::download::frames::Frames;
+use crate::stage::download::http::{Http, Location};
+use crate::stage::download::remote::Remote;
 use crate::stage::error::StageError;
+use crate::stage::stored::StoredIndex;
 use crate::stage::workspace::Workspace;
 
 /// A bundle whose manifest is trusted.
@@ -24,7 +28,7 @@ pub struct Bundle {
 ///
 /// `meter` goes on counting for this operation; `workspace` is where its lists are kept while it is staged.
 pub async fn open(
-    source: Source,
+    location: Location,
     http: &Http,
     meter: Arc<Meter>,
     keys: &TrustedKeys,
@@ -32,7 +36,7 @@ pub async fn open(
     pin: Option<Digest>,
     workspace: &Workspace,
 ) -> Result<Bundle, StageError> {
-    let remote = Remote::new(source, http, meter).await?;
+    let remote = Remote::new(location, http, meter).await?;
     let (manifest, layout) = remote.insist(|| read_manifest(&remote, keys, required, pin)).await?;
     Ok(Bundle { remote, manifest, layout, workspace: workspace.clone() })
 }
@@ -75,28 +79,21 @@ impl Bundle {
     }
 
     /// Fetches and verifies the chunk list: the second step, after the manifest was accepted.
-    pub async fn index(&self) -> Result<Index, StageError> {
+    pub async fn index(&self) -> Result<StoredIndex, StageError> {
         self.remote.insist(|| self.read_index()).await
     }
 
-    async fn read_index(&self) -> Result<Index, StageError> {
+    async fn read_index(&self) -> Result<StoredIndex, StageError> {
         let (span, size) = (self.layout.index_span(), self.manifest.image.index_size);
-        let (list, mut end) = (self.workspace.list(size), Vec::new());
-        let (mut range, mut at) = (self.remote.range(span.start, span.end), 0);
-        while let Some(part) = range.next().await? {
-            let own = size.saturating_sub(at).min(part.len() as u64) as usize;
-            let (own, rest) = part.split_at(own);
-            list.write(own, at);
-            at = at.saturating_add(own.len() as u64);
-            end.extend_from_slice(rest);
+        let (list, mut frames) = (self.workspace.list(size), Frames::new(&self.remote, span.clone()));
+        let end = span.start.saturating_add(size);
+        for (at, length) in pieces(span.start, size) {
+            let part = frames.take(at..at.saturating_add(length as u64), |_| ()).await?;
+            list.write(&part, at.saturating_sub(span.start))?;
         }
-        if at < size {
-            return Err(self.malformed(BundleError::Short { need: span.end }));
-        }
-        self.layout.index_end(&end).map_err(|source| self.malformed(source))?;
-        let index = Index::open(Box::new(list), &self.manifest.image);
-        self.workspace.check()?;
-        index.map_err(|source| self.malformed(source))
+        let rest = frames.take(end..span.end, |_| ()).await?;
+        self.layout.index_end(&rest).map_err(|source| self.malformed(source))?;
+        StoredIndex::open(list, &self.manifest.image)?.map_err(|source| self.malformed(source))
     }
 
     pub(in crate::stage) fn workspace(&self) -> &Workspace {

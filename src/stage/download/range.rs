@@ -4,18 +4,20 @@
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
+use crate::manifest::Digest;
 use crate::stage::download::answer::{Answer, Trouble, Version, passing};
 use crate::stage::download::doubt::{Doubt, Flow, Verdict};
 use crate::stage::download::remote::{Kind, Remote};
 use crate::stage::download::route::Route;
-use crate::stage::download::web::{LONGEST_WISH, Wanted, Web, chain};
+use crate::stage::download::web::{LONGEST_WISH, Seen, Wanted, Web, chain};
 use crate::stage::error::StageError;
 
 /// Read size for bundles that are local files.
@@ -25,6 +27,56 @@ const GATHER: usize = 64 * 1024;
 /// An attempt that brings so many bytes was worth it; others make the pauses longer, so that no server can keep a
 /// gateway asking.
 const WORTH: u64 = 16 * 1024;
+
+/// So often another node is asked, where one does not have the version that another has, before digests alone decide.
+const STALE: u32 = 16;
+impl Remote {
+    /// Reads bytes `start..end`, all into memory: for spans that a cap or a signature bounds. Fewer come only
+    /// if the bundle ends before.
+    pub async fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
+        self.range(start, end).read().await
+    }
+
+    /// The same at any time, also outside the windows for downloads.
+    pub async fn read_at_once(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
+        self.range(start, end).ungated().read().await
+    }
+
+    /// The bytes `start..end`, as they arrive.
+    pub fn range(&self, start: u64, end: u64) -> Range<'_> {
+        Range::new(self, start, end)
+    }
+
+    /// Called when the version of generation `stale` is told no more: goes on with what is told now, if the bundle begins
+    /// as it did. Where that happens again, servers of one name tell versions apart that are none.
+    pub async fn renew(&self, web: &Web, stale: u32) -> Result<(), StageError> {
+        let _one_at_a_time = web.renewal.lock().await;
+        let seen = web.seen();
+        if seen.generation != stale {
+            return Ok(());
+        }
+        let (is_same, known) = self.begins_as_before(web).await?;
+        let renewals = web.renewals.fetch_add(1, Ordering::Relaxed);
+        let both = seen.known.as_ref().zip(known.as_ref());
+        // The version is still there: it was a stale node that does not have it.
+        let is_elsewhere = renewals < STALE && both.is_some_and(|(seen, known)| seen.has_tag_of(known));
+        if !is_same || is_elsewhere {
+            return Err(StageError::Changed { url: self.name().to_owned() });
+        }
+        let unguarded = renewals > 0;
+        web.set_seen(Seen { generation: stale.wrapping_add(1), known, unguarded });
+        Ok(())
+    }
+
+    /// Whether the bundle begins with the bytes that were verified, and what its server calls it.
+    pub async fn begins_as_before(&self, web: &Web) -> Result<(bool, Option<Version>), StageError> {
+        let known = *web.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((length, digest)) = known else { return Ok((false, None)) };
+        let mut range = self.range(0, length).ungated().unguarded();
+        let head = range.read_on().await?;
+        Ok((Digest::of(&head) == digest, range.version()))
+    }
+}
 
 /// A range on its way.
 pub struct Range<'a> {
@@ -333,7 +385,7 @@ mod tests {
     use super::*;
     use crate::config::Download;
     use crate::stage::download::budget::Meter;
-    use crate::stage::download::remote::Source;
+    use crate::stage::download::http::Location;
 
     #[tokio::test]
     async fn time_outside_the_windows_does_not_count_against_patience() {
@@ -357,7 +409,7 @@ mod tests {
             Now { time, synchronised: true }
         });
         let meter = Arc::new(Meter::new(0, None, None));
-        let remote = Remote::new(Source::Http(server.url()), &http, meter).await.unwrap();
+        let remote = Remote::new(Location::Http(server.url()), &http, meter).await.unwrap();
         let mut range = remote.range(0, 50_000);
         let Kind::Http(web) = &remote.kind else { panic!() };
         web.patience.use_up();

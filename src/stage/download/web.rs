@@ -23,7 +23,7 @@ use crate::stage::download::budget::Meter;
 use crate::stage::download::connect::{self, HttpClient};
 use crate::stage::download::doubt::Patience;
 use crate::stage::download::hosts::Refused;
-use crate::stage::download::remote::Http;
+use crate::stage::download::http::Http;
 use crate::stage::download::route::Route;
 use crate::stage::error::StageError;
 use crate::tls::Verdict;

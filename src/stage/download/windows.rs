@@ -115,7 +115,7 @@ mod tests {
     ) -> Result<(), StageError> {
         let keys = crate::bundle::testing::trust(1);
         let bundle =
-            open(Source::Http(bench.server.url()), http, meter, &keys, 1, None, &Workspace::default())
+            open(Location::Http(bench.server.url()), http, meter, &keys, 1, None, &Workspace::default())
                 .await?;
         let target = bench.target();
         let index = bundle.index().await?;

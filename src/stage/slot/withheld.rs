@@ -3,10 +3,9 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::bundle::Keeper as _;
 use crate::stage::buffer::{Buffer, PIECE, pieces};
 use crate::stage::error::StageError;
-use crate::stage::slot::read_back::Frontier;
+use crate::stage::slot::frontier::Frontier;
 use crate::stage::slot::target::Target;
 use crate::stage::workspace::{List, Workspace};
 
@@ -45,7 +44,7 @@ impl Withheld {
         let mut buffer = Buffer::new(self.len().min(PIECE));
         for (at, length) in pieces(0, self.bytes.size()) {
             let part = buffer.first_mut(length);
-            self.bytes.get(part, at)?;
+            self.bytes.read(part, at)?;
             show(part, at)?;
         }
         Ok(())
@@ -70,7 +69,7 @@ impl Sink {
         let share = self.withheld.share(offset, content.len());
         let (held, rest) = content.split_at_mut(share);
         if share > 0 {
-            self.withheld.bytes.get(held, offset)?;
+            self.withheld.bytes.read(held, offset)?;
         }
         if rest.is_empty() { Ok(()) } else { self.target.read(rest, offset.saturating_add(share as u64)) }
     }
@@ -79,7 +78,7 @@ impl Sink {
         let share = self.withheld.share(offset, content.len());
         let (held, rest) = content.split_at(share);
         if share > 0 {
-            self.withheld.bytes.put(held, offset)?;
+            self.withheld.bytes.write(held, offset)?;
         }
         if rest.is_empty() { Ok(()) } else { self.target.write(rest, offset.saturating_add(share as u64)) }
     }
@@ -88,7 +87,7 @@ impl Sink {
         let share = self.withheld.share(offset, length);
         for at in (0..share).step_by(ZEROS.len()) {
             let part = ZEROS.get(..share.saturating_sub(at).min(ZEROS.len())).unwrap_or_default();
-            self.withheld.bytes.put(part, offset.saturating_add(at as u64))?;
+            self.withheld.bytes.write(part, offset.saturating_add(at as u64))?;
         }
         match length.saturating_sub(share) {
             0 => Ok(()),

@@ -1,11 +1,9 @@
 //! What an update will download, told without doing it, by the same rules by which `stage` makes its requests.
 
 use crate::bundle::{Chunk, Index, Layout, PatchIndex};
-use crate::stage::apply::fetcher::fetch_size;
-use crate::stage::apply::patch::{self, Patch};
-use crate::stage::sources::duplicates::find_twins;
-use crate::stage::sources::plan::{Origin, Origins};
-use crate::stage::workspace::Workspace;
+use crate::stage::sources::duplicates::find_duplicates;
+use crate::stage::sources::patch::{self, Patch};
+use crate::stage::sources::plan::{Plan, Source};
 
 /// Body bytes that are fetched, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,24 +31,18 @@ pub fn cost<E>(
     number: Option<usize>,
     read: impl FnOnce(usize) -> Result<PatchIndex, E>,
 ) -> Result<Cost, E> {
-    let origin = |chunk: Chunk| match index.is_zero(&chunk) || held(&chunk) {
-        true => Origin::InPlace,
-        false => Origin::Fetch,
-    };
-    let workspace = Workspace::default();
-    let origins = Origins::new(&workspace, index.len());
-    origins.set(0, &index.iter().map(origin).collect::<Vec<_>>());
-    find_twins(index, &origins, &workspace);
-    let mut cost = Cost { head: layout.head_bytes(), ..Cost::default() };
-    let missing = patch::missing(index, &origins);
-    if let Some((number, span)) =
-        number.and_then(|number| Some((number, patch::span(layout, number, missing)?)))
-    {
-        let patch = Patch::new(number, read(number)?);
-        patch.take(index, &origins, |_| true);
-        let frames = patch.fetch_size(layout, index, &origins);
-        cost.patch = span.end.saturating_sub(span.start).saturating_add(frames);
+    let mut plan = Plan::new(index.len());
+    let has = index.iter().enumerate().filter(|(_, chunk)| index.is_zero(chunk) || held(chunk));
+    plan.set(has.map(|(position, _)| position), Source::InPlace);
+    find_duplicates(index, &plan);
+    let missing = patch::missing(index, &plan);
+    let span = number.and_then(|number| Some((number, patch::span(layout, number, missing)?)));
+    if let Some((number, _)) = &span {
+        let patch = Patch::new(*number, read(*number)?);
+        patch.take(index, &plan, |_| true);
+        plan = plan.with(patch);
     }
-    cost.frames = fetch_size(layout, index, &origins);
-    Ok(cost)
+    let Cost { patch, frames, .. } = plan.cost(index, layout);
+    let list = span.map_or(0, |(_, span)| span.end.saturating_sub(span.start));
+    Ok(Cost { head: layout.head_bytes(), patch: patch.saturating_add(list), frames })
 }

@@ -1,137 +1,82 @@
 //! Chunks in the order of their digests: for each chunk that the booted slot has it must be known at once where the
 //! new image wants it, and what the image has twice need be fetched only once.
 
-use crate::bundle::{Chunk, ChunkDigest, GAP, Index, Keeper as _};
+use crate::bundle::{Chunk, ChunkDigest, GAP, Index};
 use crate::manifest::BLOCK;
-use crate::stage::sources::plan::{Origin, Origins};
-use crate::stage::workspace::{List, Workspace};
+use crate::stage::sources::plan::{Plan, Source};
 
-/// A digest and the position of a chunk with it, bytes.
-const ENTRY: usize = 20;
-/// Entries that are read at once, at most: to look a digest up is to read a page or two.
-const PAGE: usize = 64;
-/// About so many entries are sorted at once: 1.3 MB.
-const SORTED: usize = 1 << 16;
-
-/// Some chunks of an image, in the order of their digests.
-pub struct ByDigest {
-    list: List,
-    /// Where each page begins, and with which digest.
-    pages: Vec<(ChunkDigest, usize)>,
-    end: usize,
+/// Some chunks of an image, in the order of their digests: eight bytes a chunk, for as long as one step takes.
+pub struct ByDigest<'a> {
+    index: &'a Index,
+    /// The first four bytes of the digest and, below them, the position.
+    sorted: Vec<u64>,
 }
 
-impl ByDigest {
+impl<'a> ByDigest<'a> {
     /// The chunks that will be fetched.
-    pub fn missing(index: &Index, origins: &Origins, workspace: &Workspace) -> ByDigest {
-        ByDigest::new(index, origins, workspace, SORTED, |_, origin| origin == Origin::Fetch)
+    pub fn missing(index: &'a Index, plan: &Plan) -> ByDigest<'a> {
+        ByDigest::new(index, plan, |_, source| source == Source::Fetch)
     }
 
-    fn new(
-        index: &Index,
-        origins: &Origins,
-        workspace: &Workspace,
-        at_once: usize,
-        which: impl Fn(&Chunk, Origin) -> bool,
-    ) -> ByDigest {
-        let chosen = || {
-            let all = (0u32..).zip(index.iter().zip(origins.iter()));
-            let chosen = all.filter(|(_, (chunk, origin))| which(chunk, *origin));
-            chosen.map(|(position, (chunk, _))| (chunk.digest, position))
-        };
-        let count = chosen().count();
-        let list = workspace.list(count.saturating_mul(ENTRY) as u64);
-        let mut all = ByDigest { list, pages: Vec::new(), end: 0 };
-        // Digests are spread evenly, so each part of their range has about as many.
-        let parts = count.div_ceil(at_once.max(1));
-        let mut part = Vec::new();
-        for number in 0..parts {
-            part.clear();
-            part.extend(chosen().filter(|(digest, _)| part_of(digest, parts) == number));
-            part.sort_unstable();
-            part.chunks(PAGE).for_each(|page| all.push(page));
-        }
-        all
+    fn new(index: &'a Index, plan: &Plan, which: impl Fn(&Chunk, Source) -> bool) -> ByDigest<'a> {
+        let all = (0u64..).zip(index.iter().zip(plan.iter()));
+        let chosen = all.filter(|(_, (chunk, source))| which(chunk, *source));
+        let mut sorted: Vec<u64> =
+            chosen.map(|(position, (chunk, _))| first_bytes(&chunk.digest) | position).collect();
+        sorted.sort_unstable();
+        ByDigest { index, sorted }
     }
 
-    fn push(&mut self, page: &[(ChunkDigest, u32)]) {
-        let entry =
-            |(digest, position): &(ChunkDigest, u32)| digest.0.into_iter().chain(position.to_le_bytes());
-        let bytes: Vec<u8> = page.iter().flat_map(entry).collect();
-        self.list.write(&bytes, self.end as u64);
-        self.pages.extend(page.first().map(|(digest, _)| (*digest, self.end)));
-        self.end = self.end.saturating_add(bytes.len());
-    }
-
-    /// The positions of all chunks with this digest.
+    /// The positions of all chunks with this digest, ascending.
     pub fn positions(&self, digest: &ChunkDigest) -> Vec<usize> {
-        // The page before may end with it.
-        let first = self.pages.partition_point(|(begin, _)| begin < digest).saturating_sub(1);
-        let from = self.entries(first).skip_while(|(own, _)| own < digest);
-        from.take_while(|(own, _)| own == digest).map(|(_, position)| position).collect()
+        let first = self.sorted.partition_point(|entry| *entry < first_bytes(digest));
+        let alike = self.sorted.iter().skip(first).take_while(|entry| *entry & DIGEST == first_bytes(digest));
+        let positions = alike.map(|entry| position(*entry));
+        positions.filter(|position| self.digest(*position) == Some(*digest)).collect()
     }
 
-    /// What the pages from this one on have.
-    fn entries(&self, page: usize) -> impl Iterator<Item = (ChunkDigest, usize)> {
-        let numbers = page..self.pages.len();
-        numbers.map_while(|number| self.page(number)).flatten()
+    fn digest(&self, position: usize) -> Option<ChunkDigest> {
+        self.index.get(position).map(|chunk| chunk.digest)
     }
+}
 
-    fn page(&self, number: usize) -> Option<Vec<(ChunkDigest, usize)>> {
-        let (_, start) = self.pages.get(number)?;
-        let end = self.pages.get(number.saturating_add(1)).map_or(self.end, |(_, next)| *next);
-        let mut block = [0; PAGE * ENTRY];
-        let page = block.get_mut(..end.checked_sub(*start)?)?;
-        if !self.list.read(page, *start as u64) {
-            return None;
-        }
-        let entries = page.chunks_exact(ENTRY).filter_map(|entry| entry.split_first_chunk::<16>());
-        let entry = |(digest, position): (&[u8; 16], &[u8])| {
-            Some((ChunkDigest(*digest), u32::from_le_bytes(position.try_into().ok()?) as usize))
-        };
-        Some(entries.filter_map(entry).collect())
-    }
+/// The part of an entry that is of a digest.
+const DIGEST: u64 = !0 << 32;
+
+fn first_bytes(digest: &ChunkDigest) -> u64 {
+    digest.0.first_chunk().map_or(0, |first| u64::from(u32::from_be_bytes(*first)) << 32)
+}
+
+fn position(entry: u64) -> usize {
+    (entry & !DIGEST) as usize
 }
 
 /// Gives chunks that would be fetched although the image has them twice, and the target has or will have one of them,
-/// that one as their origin. Frames that are as short as a gap between two requests are not worth it.
-pub fn find_twins(index: &Index, origins: &Origins, workspace: &Workspace) {
-    let worth = |chunk: &Chunk, origin: Origin| {
-        u64::from(chunk.frame_length) > GAP && matches!(origin, Origin::Fetch | Origin::InPlace)
+/// that one as their source. Frames that are as short as a gap between two requests are not worth it.
+pub fn find_duplicates(index: &Index, plan: &Plan) {
+    let worth = |chunk: &Chunk, source: Source| {
+        u64::from(chunk.frame_length) > GAP && matches!(source, Source::Fetch | Source::InPlace)
     };
-    let all = ByDigest::new(index, origins, workspace, SORTED, worth);
-    let mut twins: Vec<(ChunkDigest, usize)> = Vec::new();
-    for entry in all.entries(0) {
-        if twins.first().is_some_and(|(digest, _)| *digest != entry.0) {
-            share(&twins, index, origins);
-            twins.clear();
-        }
-        twins.push(entry);
+    let all = ByDigest::new(index, plan, worth);
+    let alike = all.sorted.chunk_by(|one, other| one & DIGEST == other & DIGEST);
+    for alike in alike.filter(|alike| alike.len() > 1) {
+        // So many bytes may be the same by chance.
+        let digest = |entry: &u64| Some((all.digest(position(*entry))?, position(*entry)));
+        let mut alike: Vec<_> = alike.iter().filter_map(digest).collect();
+        alike.sort_unstable();
+        alike.chunk_by(|one, other| one.0 == other.0).for_each(|same| share(same, index, plan));
     }
-    share(&twins, index, origins);
 }
 
 /// Chunks with one digest, ascending: one that is in place serves all, or else the first is fetched for all.
-fn share(twins: &[(ChunkDigest, usize)], index: &Index, origins: &Origins) {
-    if twins.len() < 2 {
-        return;
-    }
-    let in_place = twins.iter().find(|(_, position)| origins.get(*position) == Some(Origin::InPlace));
-    let Some((_, source)) = in_place.or(twins.first()) else { return };
-    let block = index.get(*source).and_then(|chunk| chunk.offset.checked_div(u64::from(BLOCK)));
-    let block = block.and_then(|block| u32::try_from(block).ok());
-    let Some(block) = block else { return };
-    for (_, position) in twins.iter().filter(|(_, position)| position != source) {
-        if origins.get(*position) == Some(Origin::Fetch) {
-            origins.set(*position, &[Origin::Twin(block)]);
-        }
-    }
-}
-
-/// Which of `parts` parts of all digests this one is in.
-fn part_of(digest: &ChunkDigest, parts: usize) -> usize {
-    let first = digest.0.first_chunk().copied().map_or(0, u32::from_be_bytes);
-    (u64::from(first).saturating_mul(parts as u64) >> 32) as usize
+fn share(same: &[(ChunkDigest, usize)], index: &Index, plan: &Plan) {
+    let positions = || same.iter().map(|(_, position)| *position);
+    let in_place = positions().find(|position| plan.get(*position) == Some(Source::InPlace));
+    let Some(original) = in_place.or(positions().next()) else { return };
+    let block = index.get(original).and_then(|chunk| chunk.offset.checked_div(u64::from(BLOCK)));
+    let Some(block) = block.and_then(|block| u32::try_from(block).ok()) else { return };
+    let others = positions().filter(|position| *position != original);
+    plan.set(others.filter(|position| plan.get(*position) == Some(Source::Fetch)), Source::Duplicate(block));
 }
 
 #[cfg(test)]
@@ -149,59 +94,56 @@ mod tests {
     }
 
     #[test]
-    fn every_missing_chunk_is_found_by_its_digest_and_twins_both() {
+    fn every_missing_chunk_is_found_by_its_digest_and_duplicates_both() {
         let index = doubled(3);
-        let workspace = Workspace::default();
-        let origins = Origins::new(&workspace, index.len());
-        origins.set(1, &[Origin::InPlace]);
+        let plan = Plan::new(index.len());
+        plan.set([1], Source::InPlace);
         let held = index.get(1).unwrap().digest;
-        for at_once in [SORTED, 100, 1] {
-            let missing = |_: &Chunk, origin| origin == Origin::Fetch;
-            let wanted = ByDigest::new(&index, &origins, &workspace, at_once, missing);
-            assert!(at_once < SORTED || wanted.pages.len() > 2, "one page does not show much");
-            for chunk in index.iter() {
-                let all =
-                    index.iter().enumerate().filter(|(n, other)| *n != 1 && other.digest == chunk.digest);
-                let expected: Vec<usize> = all.map(|(position, _)| position).collect();
-                assert_eq!(wanted.positions(&chunk.digest), expected);
-            }
-            let twin = wanted.positions(&held);
-            assert!(twin.len() == 1 && index.get(twin[0]).unwrap().offset >= 4 << 20);
-            for none in [[0; 16], [0xff; 16]] {
-                assert!(wanted.positions(&ChunkDigest(none)).is_empty());
-            }
+        let wanted = ByDigest::missing(&index, &plan);
+        for chunk in index.iter() {
+            let all = index.iter().enumerate().filter(|(n, other)| *n != 1 && other.digest == chunk.digest);
+            let expected: Vec<usize> = all.map(|(position, _)| position).collect();
+            assert_eq!(wanted.positions(&chunk.digest), expected);
         }
-        let all_held = Origins::new(&workspace, index.len());
-        all_held.replace(|_| true, Origin::InPlace);
-        assert!(ByDigest::missing(&index, &all_held, &workspace).positions(&held).is_empty());
-        workspace.check().unwrap();
+        let twin = wanted.positions(&held);
+        assert!(twin.len() == 1 && index.get(twin[0]).unwrap().offset >= 4 << 20);
+        for none in [[0; 16], [0xff; 16]] {
+            assert!(wanted.positions(&ChunkDigest(none)).is_empty());
+        }
+        // Another digest that begins alike is another one.
+        let mut alike = held;
+        alike.0[15] ^= 1;
+        assert!(wanted.positions(&alike).is_empty());
+        plan.replace(|_| true, Source::InPlace);
+        assert!(ByDigest::missing(&index, &plan).positions(&held).is_empty());
     }
 
     #[test]
     fn what_the_image_has_twice_is_fetched_once() {
         let index = doubled(4);
-        let (workspace, twins) = (Workspace::default(), |chunk: &Chunk| {
+        let twins = |chunk: &Chunk| {
             let same = |other: &Chunk| other.digest == chunk.digest && u64::from(chunk.frame_length) > GAP;
             index.iter().enumerate().filter(|(_, other)| same(other)).map(|(n, _)| n).collect::<Vec<_>>()
-        });
-        let block = |position| Origin::Twin((index.get(position).unwrap().offset / u64::from(BLOCK)) as u32);
-        let origins = Origins::new(&workspace, index.len());
+        };
+        let block =
+            |position| Source::Duplicate((index.get(position).unwrap().offset / u64::from(BLOCK)) as u32);
+        let plan = Plan::new(index.len());
         // The second of one pair is in place already.
         let pair = twins(&index.get(3).unwrap());
         assert_eq!((pair.len(), pair[0]), (2, 3));
-        origins.set(pair[1], &[Origin::InPlace]);
-        find_twins(&index, &origins, &workspace);
+        plan.set([pair[1]], Source::InPlace);
+        find_duplicates(&index, &plan);
         let mut shared = 0;
-        for (position, (chunk, origin)) in index.iter().zip(origins.iter()).enumerate() {
+        for (position, (chunk, source)) in index.iter().zip(plan.iter()).enumerate() {
             let all = twins(&chunk);
             let expected = match position {
                 _ if position == pair[0] => block(pair[1]),
-                _ if position == pair[1] => Origin::InPlace,
+                _ if position == pair[1] => Source::InPlace,
                 _ if all.len() > 1 && position != all[0] => block(all[0]),
-                _ => Origin::Fetch,
+                _ => Source::Fetch,
             };
-            shared += usize::from(matches!(expected, Origin::Twin(_)));
-            assert_eq!(origin, expected, "{position}");
+            shared += usize::from(matches!(expected, Source::Duplicate(_)));
+            assert_eq!(source, expected, "{position}");
         }
         assert!(shared > 100 && shared < index.len() / 2);
     }

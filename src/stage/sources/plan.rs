@@ -1,20 +1,22 @@
-//! Where each chunk of an image will come from: what the survey finds, and what the steps after it go by.
+//! The restore plan: where each chunk of the image will come from. The survey makes it; it is shown and checked against
+//! the budget before anything changes; then it is carried out.
+//!
+//! It takes four bytes a chunk of memory: half a megabyte for an image of 8 GiB that is mostly zeros, two for one that
+//! is full.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::bundle::Keeper as _;
-use crate::stage::workspace::{List, Workspace};
+use crate::bundle::{Chunk, Index, Layout, Run, runs};
+use crate::stage::sources::cost::Cost;
+use crate::stage::sources::patch::Patch;
 
-/// Bytes of an origin.
-const ENTRY: usize = 4;
 /// Marks the block as one of the target.
-const TWIN: u32 = 1 << 31;
-/// Origins that are read at once.
-const BLOCK: usize = 1024;
+const DUPLICATE: u32 = 1 << 31;
 
 /// Where a chunk will come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum Source {
     Fetch,
     /// It is where it belongs.
     InPlace,
@@ -25,109 +27,112 @@ pub enum Origin {
     /// In the seed at this block (of 4096 bytes).
     Seed(u32),
     /// In the target at this block: in place, or fetched for that place, which is further ahead.
-    Twin(u32),
+    Duplicate(u32),
 }
 
-impl Origin {
+impl Source {
     /// The last block that can be told, of 8 TiB; a place behind it is kept as `Fetch`.
-    pub const LAST_BLOCK: u32 = TWIN - 5;
+    pub const LAST_BLOCK: u32 = DUPLICATE - 5;
 
-    fn entry(self) -> [u8; ENTRY] {
-        let number = match self {
-            Origin::Fetch => 0,
-            Origin::InPlace => 1,
-            Origin::Zero => 2,
-            Origin::Patch => 3,
+    fn packed(self) -> u32 {
+        match self {
+            Source::Fetch => 0,
+            Source::InPlace => 1,
+            Source::Zero => 2,
+            Source::Patch => 3,
             // What is further behind is not used.
-            Origin::Seed(block) | Origin::Twin(block) if block > Origin::LAST_BLOCK => 0,
-            Origin::Seed(block) => block.saturating_add(4),
-            Origin::Twin(block) => block | TWIN,
-        };
-        number.to_le_bytes()
+            Source::Seed(block) | Source::Duplicate(block) if block > Source::LAST_BLOCK => 0,
+            Source::Seed(block) => block.saturating_add(4),
+            Source::Duplicate(block) => block | DUPLICATE,
+        }
     }
 
-    fn of(entry: [u8; ENTRY]) -> Origin {
-        match u32::from_le_bytes(entry) {
-            0 => Origin::Fetch,
-            1 => Origin::InPlace,
-            2 => Origin::Zero,
-            3 => Origin::Patch,
-            twin if twin & TWIN != 0 => Origin::Twin(twin ^ TWIN),
-            block => Origin::Seed(block.saturating_sub(4)),
+    fn unpacked(packed: u32) -> Source {
+        match packed {
+            0 => Source::Fetch,
+            1 => Source::InPlace,
+            2 => Source::Zero,
+            3 => Source::Patch,
+            place if place & DUPLICATE != 0 => Source::Duplicate(place ^ DUPLICATE),
+            block => Source::Seed(block.saturating_sub(4)),
         }
     }
 }
 
-/// Where the entry of the chunk at `position` is in the list.
-fn place(position: usize) -> u64 {
-    (position as u64).saturating_mul(ENTRY as u64)
-}
-
-/// One origin for each chunk, in image order; all are `Fetch` at first.
+/// One source for each chunk, in image order, which many threads read and set; all are `Fetch` at first.
 #[derive(Debug)]
-pub struct Origins {
-    list: List,
-    count: usize,
+pub struct Plan {
+    sources: Vec<AtomicU32>,
+    /// What brings the chunks of the source `Patch`.
+    pub patch: Option<Patch>,
 }
 
-impl Origins {
-    pub fn new(workspace: &Workspace, count: usize) -> Origins {
-        Origins { list: workspace.list(place(count)), count }
+impl Plan {
+    pub fn new(chunks: usize) -> Plan {
+        let sources =
+            std::iter::repeat_with(|| AtomicU32::new(Source::Fetch.packed())).take(chunks).collect();
+        Plan { sources, patch: None }
     }
 
-    pub fn len(&self) -> usize {
-        self.count
+    pub fn with(self, patch: Patch) -> Plan {
+        Plan { patch: Some(patch), ..self }
     }
 
     /// `None` beyond the end.
-    pub fn get(&self, position: usize) -> Option<Origin> {
-        let mut entry = [0; ENTRY];
-        let there = position < self.count && self.list.read(&mut entry, place(position));
-        there.then(|| Origin::of(entry))
+    pub fn get(&self, position: usize) -> Option<Source> {
+        self.sources.get(position).map(|packed| Source::unpacked(packed.load(Ordering::Relaxed)))
     }
 
-    /// Of the chunks from `first` on.
-    pub fn set(&self, first: usize, origins: &[Origin]) {
-        let entries: Vec<u8> = origins.iter().flat_map(|origin| origin.entry()).collect();
-        self.list.write(&entries, place(first));
-    }
-
-    /// Of chunks here and there.
-    pub fn set_each(&self, positions: impl IntoIterator<Item = usize>, origin: Origin) {
-        positions.into_iter().for_each(|position| self.set(position, &[origin]));
-    }
-
-    /// Gives those that are `from` the origin `to`.
-    pub fn replace(&self, from: impl Fn(Origin) -> bool, to: Origin) {
-        for first in (0..self.count).step_by(BLOCK) {
-            let part = first..first.saturating_add(BLOCK).min(self.count);
-            let replaced = self.of(part).map(|origin| if from(origin) { to } else { origin });
-            self.set(first, &replaced.collect::<Vec<_>>());
+    pub fn set(&self, positions: impl IntoIterator<Item = usize>, source: Source) {
+        for packed in positions.into_iter().filter_map(|position| self.sources.get(position)) {
+            packed.store(source.packed(), Ordering::Relaxed);
         }
     }
 
-    /// Those of the chunks in `positions`, some read at once.
-    pub fn of(&self, positions: Range<usize>) -> impl Iterator<Item = Origin> {
-        let (mut next, end) = (positions.start, positions.end.min(self.count));
-        let mut read: Vec<Origin> = Vec::new();
-        std::iter::from_fn(move || {
-            if read.is_empty() {
-                let mut entries = [0; BLOCK * ENTRY];
-                let entries = entries.get_mut(..end.saturating_sub(next).min(BLOCK).saturating_mul(ENTRY))?;
-                if entries.is_empty() || !self.list.read(entries, place(next)) {
-                    return None;
-                }
-                let own = entries.chunks_exact(ENTRY).rev();
-                read.extend(own.filter_map(|entry| entry.try_into().ok()).map(Origin::of));
-                next = next.saturating_add(read.len());
-            }
-            read.pop()
-        })
+    /// Gives those that are `from` the source `to`.
+    pub fn replace(&self, from: impl Fn(Source) -> bool, to: Source) {
+        let chosen = self.iter().enumerate().filter(|(_, source)| from(*source));
+        self.set(chosen.map(|(position, _)| position), to);
+    }
+
+    /// Those of the chunks in `positions`.
+    pub fn of(&self, positions: Range<usize>) -> impl Iterator<Item = Source> + '_ {
+        let positions = positions.start..positions.end.min(self.sources.len());
+        positions.filter_map(|position| self.get(position))
     }
 
     /// All, in image order.
-    pub fn iter(&self) -> impl Iterator<Item = Origin> {
-        self.of(0..self.count)
+    pub fn iter(&self) -> impl Iterator<Item = Source> + '_ {
+        self.of(0..self.sources.len())
+    }
+
+    /// Whether nothing is to be done.
+    pub fn is_done(&self) -> bool {
+        self.iter().all(|source| source == Source::InPlace)
+    }
+
+    /// The chunks whose source is one of those.
+    pub fn chunks<'a>(
+        &'a self,
+        index: &'a Index,
+        which: impl Fn(Source) -> bool + 'a,
+    ) -> impl Iterator<Item = (usize, Chunk)> + 'a {
+        let all = index.iter().zip(self.iter()).enumerate();
+        all.filter(move |(_, (_, source))| which(*source)).map(|(position, (chunk, _))| (position, chunk))
+    }
+
+    /// The requests for all plain frames that are fetched.
+    pub fn requests<'a>(&'a self, index: &'a Index, layout: &'a Layout) -> impl Iterator<Item = Run> + 'a {
+        runs(index, layout, |position, _| self.get(position) == Some(Source::Fetch))
+    }
+
+    /// Bytes that will be fetched from here on: of the patch's frames, and of plain frames.
+    pub fn cost(&self, index: &Index, layout: &Layout) -> Cost {
+        let patch = self.patch.as_ref().map_or(0, |patch| patch.fetch_size(layout, index, self));
+        let frames = self.requests(index, layout);
+        let frames =
+            frames.map(|run| run.span.end.saturating_sub(run.span.start)).fold(0, u64::saturating_add);
+        Cost { head: 0, patch, frames }
     }
 }
 
@@ -136,38 +141,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origins_are_kept_as_they_were_given() {
-        let origins = Origins::new(&Workspace::default(), 3 * BLOCK + 7);
-        assert!(origins.iter().all(|origin| origin == Origin::Fetch));
+    fn sources_are_kept_as_they_were_given() {
+        let plan = Plan::new(100);
+        assert!(plan.iter().all(|source| source == Source::Fetch));
         let all = [
-            Origin::InPlace,
-            Origin::Zero,
-            Origin::Patch,
-            Origin::Seed(0),
-            Origin::Seed(Origin::LAST_BLOCK),
-            Origin::Twin(0),
-            Origin::Twin(Origin::LAST_BLOCK),
+            Source::InPlace,
+            Source::Zero,
+            Source::Patch,
+            Source::Seed(0),
+            Source::Seed(Source::LAST_BLOCK),
+            Source::Duplicate(0),
+            Source::Duplicate(Source::LAST_BLOCK),
         ];
-        origins.set(BLOCK - 2, &all);
-        origins.set(3 * BLOCK + 6, &[Origin::Seed(5)]);
-        let mut expected = vec![Origin::Fetch; 3 * BLOCK + 7];
-        expected[BLOCK - 2..BLOCK + 5].copy_from_slice(&all);
-        expected[3 * BLOCK + 6] = Origin::Seed(5);
-        assert_eq!(origins.iter().collect::<Vec<_>>(), expected);
-        for range in [0..0, 5..BLOCK + 1, BLOCK - 1..usize::MAX, 4 * BLOCK..5 * BLOCK] {
-            let end = range.end.min(expected.len());
-            let own = expected.get(range.start..end).unwrap_or_default();
-            assert_eq!(origins.of(range).collect::<Vec<_>>(), own);
+        all.iter().enumerate().for_each(|(n, source)| plan.set([30 + n], *source));
+        plan.set([99], Source::Seed(5));
+        let mut expected = vec![Source::Fetch; 100];
+        expected[30..37].copy_from_slice(&all);
+        expected[99] = Source::Seed(5);
+        assert_eq!(plan.iter().collect::<Vec<_>>(), expected);
+        for range in [0..0, 5..35, 31..usize::MAX, 200..300] {
+            let own = expected.get(range.start..range.end.min(100)).unwrap_or_default();
+            assert_eq!(plan.of(range).collect::<Vec<_>>(), own);
         }
-        assert_eq!(origins.get(BLOCK - 1), Some(Origin::Zero));
-        assert_eq!(origins.get(3 * BLOCK + 7), None);
-        for beyond in [Origin::LAST_BLOCK + 1, u32::MAX] {
-            origins.set(0, &[Origin::Seed(beyond), Origin::Twin(beyond)]);
-            assert_eq!(origins.of(0..2).collect::<Vec<_>>(), [Origin::Fetch; 2]);
+        assert_eq!((plan.get(31), plan.get(100)), (Some(Source::Zero), None));
+        for beyond in [Source::LAST_BLOCK + 1, u32::MAX] {
+            plan.set([0], Source::Seed(beyond));
+            plan.set([1], Source::Duplicate(beyond));
+            assert_eq!(plan.of(0..2).collect::<Vec<_>>(), [Source::Fetch; 2]);
         }
-        origins.replace(|origin| matches!(origin, Origin::Seed(_)), Origin::InPlace);
-        assert_eq!(origins.iter().filter(|origin| *origin == Origin::InPlace).count(), 4);
-        origins.set_each(vec![BLOCK, 3 * BLOCK + 6], Origin::Fetch);
-        assert_eq!(origins.iter().filter(|origin| *origin == Origin::Fetch).count(), 3 * BLOCK + 7 - 6);
+        plan.replace(|source| matches!(source, Source::Seed(_)), Source::InPlace);
+        assert_eq!(plan.iter().filter(|source| *source == Source::InPlace).count(), 4);
+        plan.set(vec![30, 99, 1000], Source::Fetch);
+        assert_eq!(plan.iter().filter(|source| *source == Source::Fetch).count(), 100 - 6);
     }
 }

@@ -16,14 +16,11 @@ use crate::stage::error::StageError;
 use crate::stage::parallel::{in_parallel, split};
 use crate::stage::progress::Progress;
 use crate::stage::progress::Step;
-use crate::stage::slot::target::GUARD;
-use crate::stage::slot::target::Target;
-use crate::stage::sources::duplicates::{ByDigest, find_twins};
+use crate::stage::sources::duplicates::{ByDigest, find_duplicates};
 use crate::stage::sources::maps::{self, Draft, Maps};
-use crate::stage::sources::plan::{Origin, Origins};
+use crate::stage::sources::plan::{Plan, Source};
 use crate::stage::sources::scan::Scan;
 use crate::stage::sources::seed::Seed;
-use crate::stage::workspace::Workspace;
 
 /// A map is stale when more than this part of what it promises is not there: then all of its slot is read.
 const STALE: u64 = 8;
@@ -35,15 +32,20 @@ const _: () = assert!(READ >= CHUNK_CAP as usize);
 /// others are given up: each failure may take a medium seconds.
 const TRIES: usize = 4;
 
+/// Fills the buffer from this offset.
+pub type ReadAt<'a> = dyn Fn(&mut [u8], u64) -> Result<(), StageError> + Sync + 'a;
+
 /// Everything that a survey looks at.
 pub struct Survey<'a> {
     pub index: &'a Index,
     pub chunking: &'a Chunking,
-    pub target: &'a Target,
+    /// Reads the target.
+    pub target: &'a ReadAt<'a>,
+    /// Bytes at the target's start that are zeroed before anything is written there.
+    pub withheld: u64,
     pub seed: Option<&'a Seed>,
     pub maps: Option<&'a Maps>,
     pub buffers: &'a Pool,
-    pub workspace: &'a Workspace,
     pub progress: &'a watch::Sender<Progress>,
     pub cancel: &'a CancellationToken,
 }
@@ -51,23 +53,23 @@ pub struct Survey<'a> {
 /// A slot in which chunks are checked.
 #[derive(Clone, Copy)]
 enum Medium<'a> {
-    Target(&'a Target),
+    Target(&'a ReadAt<'a>),
     Seed(&'a Seed),
 }
 
 impl Medium<'_> {
-    /// Where a chunk of this origin begins in it, bytes; `None` if it is not said to be there.
-    fn place(self, chunk: &Chunk, origin: Origin) -> Option<u64> {
-        match (self, origin) {
-            (Medium::Target(_), Origin::InPlace) => Some(chunk.offset),
-            (Medium::Seed(_), Origin::Seed(block)) => Some(u64::from(block).saturating_mul(u64::from(BLOCK))),
+    /// Where a chunk of this source begins in it, bytes; `None` if it is not said to be there.
+    fn place(self, chunk: &Chunk, source: Source) -> Option<u64> {
+        match (self, source) {
+            (Medium::Target(_), Source::InPlace) => Some(chunk.offset),
+            (Medium::Seed(_), Source::Seed(block)) => Some(u64::from(block).saturating_mul(u64::from(BLOCK))),
             _ => None,
         }
     }
 
     fn read(self, buffer: &mut [u8], place: u64) -> Result<(), String> {
         match self {
-            Medium::Target(target) => target.read(buffer, place).map_err(|error| error.to_string()),
+            Medium::Target(read) => read(buffer, place).map_err(|error| error.to_string()),
             Medium::Seed(seed) => seed
                 .read(buffer, place)
                 .map_err(|error| format!("the booted slot failed at {place}: {error}")),
@@ -76,36 +78,35 @@ impl Medium<'_> {
 }
 
 impl Survey<'_> {
-    /// One origin for each chunk of the index. Reads of both slots what their maps say of it, or all of them when
+    /// One source for each chunk of the index. Reads of both slots what their maps say of it, or all of them when
     /// there is no such map, on `threads` threads. Each byte that is read is progress.
-    pub fn run(&self, threads: usize) -> Result<Origins, StageError> {
+    pub fn run(&self, threads: usize) -> Result<Plan, StageError> {
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total: 0, done: 0, ..*p });
-        let origins = Origins::new(self.workspace, self.index.len());
-        self.in_target(&origins, threads)?;
-        if origins.iter().any(|origin| origin != Origin::InPlace) {
-            self.give_up_first(&origins);
+        let plan = Plan::new(self.index.len());
+        self.in_target(&plan, threads)?;
+        if !plan.is_done() {
+            self.give_up_first(&plan);
         }
-        if let Some(seed) = self.seed.filter(|_| origins.iter().any(|origin| origin == Origin::Fetch)) {
-            if !self.by_map(seed, &origins, threads)? {
-                self.by_scan(seed, &origins, threads)?;
+        if let Some(seed) = self.seed.filter(|_| plan.iter().any(|source| source == Source::Fetch)) {
+            if !self.by_map(seed, &plan, threads)? {
+                self.by_scan(seed, &plan, threads)?;
             }
         }
-        find_twins(self.index, &origins, self.workspace);
-        self.workspace.check()?;
-        Ok(origins)
+        find_duplicates(self.index, &plan);
+        Ok(plan)
     }
 
-    /// Gives chunks that are where they belong the origin `InPlace`. An interrupted run leaves no map, so all that it
+    /// Gives chunks that are where they belong the source `InPlace`. An interrupted run leaves no map, so all that it
     /// wrote is looked at.
-    fn in_target(&self, origins: &Origins, threads: usize) -> Result<(), StageError> {
+    fn in_target(&self, plan: &Plan, threads: usize) -> Result<(), StageError> {
         let medium = Medium::Target(self.target);
-        if self.claim(origins) {
-            let samples = self.samples(origins);
-            let promised = self.bytes_in(medium, origins);
-            origins.set_each(samples.iter().copied(), Origin::InPlace);
-            self.check(medium, origins, threads)?;
-            let found = self.bytes_in(medium, origins);
-            let surprise = samples.into_iter().any(|sample| origins.get(sample) == Some(Origin::InPlace));
+        if self.claim(plan) {
+            let samples = self.samples(plan);
+            let promised = self.bytes_in(medium, plan);
+            plan.set(samples.iter().copied(), Source::InPlace);
+            self.check(medium, plan, threads)?;
+            let found = self.bytes_in(medium, plan);
+            let surprise = samples.into_iter().any(|sample| plan.get(sample) == Some(Source::InPlace));
             if !surprise && promised.saturating_sub(found) <= promised / STALE {
                 return Ok(());
             }
@@ -115,16 +116,16 @@ impl Survey<'_> {
                 "the target changed since its chunk map was made: all of it is read"
             );
         }
-        origins.replace(|_| true, Origin::InPlace);
-        self.check(medium, origins, threads).map(drop)
+        plan.replace(|_| true, Source::InPlace);
+        self.check(medium, plan, threads).map(drop)
     }
 
-    /// Gives the origin `InPlace` to the chunks that the target's map says are in place, and to zeros if it knows of
+    /// Gives the source `InPlace` to the chunks that the target's map says are in place, and to zeros if it knows of
     /// nothing else there. `false`: there is no such map.
-    fn claim(&self, origins: &Origins) -> bool {
+    fn claim(&self, plan: &Plan) -> bool {
         let Some(maps) = self.maps else { return false };
         let zeros = self.index.iter().enumerate().filter(|(_, chunk)| self.index.is_zero(chunk));
-        origins.set_each(zeros.map(|(position, _)| position), Origin::InPlace);
+        plan.set(zeros.map(|(position, _)| position), Source::InPlace);
         let from = |position| (position..).zip(self.index.from(position)).peekable();
         let (mut chunks, mut latest) = (from(0), None);
         maps::read(&maps.target, self.chunking, |digest, block| {
@@ -138,67 +139,67 @@ impl Survey<'_> {
                 .is_some()
             {}
             let Some((position, chunk)) = chunks.peek() else { return };
-            let origin = match (chunk.offset, chunk.digest) == (place, digest) {
-                true => Origin::InPlace,
-                false if self.index.is_zero(chunk) => Origin::Zero,
+            let source = match (chunk.offset, chunk.digest) == (place, digest) {
+                true => Source::InPlace,
+                false if self.index.is_zero(chunk) => Source::Zero,
                 false => return,
             };
             if latest.replace(*position) != Some(*position) {
-                origins.set(*position, &[origin]);
+                plan.set([*position], source);
             }
         })
     }
 
     /// One chunk of each group that a map does not know of: if any of them is in place all the same, the map is that of
     /// another content.
-    fn samples(&self, origins: &Origins) -> Vec<usize> {
+    fn samples(&self, plan: &Plan) -> Vec<usize> {
         let mut latest = None;
-        let unknown = self.index.iter().zip(origins.iter()).enumerate();
-        let unknown = unknown.filter(|(_, (_, origin))| *origin == Origin::Fetch);
+        let unknown = self.index.iter().zip(plan.iter()).enumerate();
+        let unknown = unknown.filter(|(_, (_, source))| *source == Source::Fetch);
         let samples =
             unknown.filter(|(_, (chunk, _))| latest.replace(chunk.group_offset) != Some(chunk.group_offset));
         samples.map(|(position, _)| position).collect()
     }
 
     /// The first MiB of a target that is to be written is zeroed before: what is in place there will not be.
-    fn give_up_first(&self, origins: &Origins) {
-        let first = self.index.iter().take_while(|chunk| chunk.offset < GUARD).enumerate();
+    fn give_up_first(&self, plan: &Plan) {
+        let first = self.index.iter().take_while(|chunk| chunk.offset < self.withheld).enumerate();
         let lost = first.filter(|(position, chunk)| {
-            !self.index.is_zero(chunk) && origins.get(*position) == Some(Origin::InPlace)
+            !self.index.is_zero(chunk) && plan.get(*position) == Some(Source::InPlace)
         });
-        origins.set_each(lost.map(|(position, _)| position), Origin::Fetch);
+        plan.set(lost.map(|(position, _)| position), Source::Fetch);
     }
 
     /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.
     /// `false`: there is no map for these chunks, or it is stale, and the rest must be looked for.
-    fn by_map(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<bool, StageError> {
+    fn by_map(&self, seed: &Seed, plan: &Plan, threads: usize) -> Result<bool, StageError> {
         let Some(maps) = self.maps else { return Ok(false) };
-        let wanted = ByDigest::missing(self.index, origins, self.workspace);
+        let wanted = ByDigest::missing(self.index, plan);
         let mut sound = true;
         let whole = maps::read(&maps.booted, self.chunking, |digest, block| {
-            sound &= block <= Origin::LAST_BLOCK;
-            origins.set_each(wanted.positions(&digest), Origin::Seed(block));
+            sound &= block <= Source::LAST_BLOCK;
+            plan.set(wanted.positions(&digest), Source::Seed(block));
         });
         drop(wanted);
         let medium = Medium::Seed(seed);
-        let promised = self.check(medium, origins, threads)?;
-        let missing = promised.saturating_sub(self.bytes_in(medium, origins));
+        let promised = self.check(medium, plan, threads)?;
+        let missing = promised.saturating_sub(self.bytes_in(medium, plan));
         if missing > 0 {
             tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
         }
         Ok(whole && sound && missing <= promised / STALE)
     }
 
-    /// Gives chunks that would be fetched an origin in the seed, wherever it has them, and keeps the seed's map.
-    fn by_scan(&self, seed: &Seed, origins: &Origins, threads: usize) -> Result<(), StageError> {
-        let wanted = ByDigest::missing(self.index, origins, self.workspace);
+    /// Gives chunks that would be fetched an source in the seed, wherever it has them, and keeps the seed's map.
+    fn by_scan(&self, seed: &Seed, plan: &Plan, threads: usize) -> Result<(), StageError> {
+        let wanted = ByDigest::missing(self.index, plan);
         let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
         let &Survey { chunking, buffers, progress, cancel, .. } = self;
         Scan { seed, chunking, buffers, progress, cancel }.run(threads, |digest, block| {
             if let Some(draft) = &draft {
                 draft.note(digest, block);
             }
-            origins.set_each(wanted.positions(&digest), Origin::Seed(block));
+            plan.set(wanted.positions(&digest), Source::Seed(block));
         })?;
         if let Some(draft) = draft {
             draft.finish();
@@ -206,36 +207,31 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Bytes of the chunks that `origins` says are in `medium`.
-    fn bytes_in(&self, medium: Medium<'_>, origins: &Origins) -> u64 {
-        let chunks = self.index.iter().zip(origins.iter());
-        let held = chunks.filter(|(chunk, origin)| medium.place(chunk, *origin).is_some());
+    /// Bytes of the chunks that `plan` says are in `medium`.
+    fn bytes_in(&self, medium: Medium<'_>, plan: &Plan) -> u64 {
+        let chunks = self.index.iter().zip(plan.iter());
+        let held = chunks.filter(|(chunk, source)| medium.place(chunk, *source).is_some());
         held.map(|(chunk, _)| u64::from(chunk.length)).sum()
     }
 
-    /// Reads the chunks that `origins` says are in `medium`, and takes that origin from those that are not. Shares them
+    /// Reads the chunks that `plan` says are in `medium`, and takes that source from those that are not. Shares them
     /// out among `threads` threads, so that each has a part of the image with as many bytes. Returns how many bytes
     /// it read.
-    fn check(&self, medium: Medium<'_>, origins: &Origins, threads: usize) -> Result<u64, StageError> {
-        let work = self.bytes_in(medium, origins);
+    fn check(&self, medium: Medium<'_>, plan: &Plan, threads: usize) -> Result<u64, StageError> {
+        let work = self.bytes_in(medium, plan);
         self.progress.send_modify(|p| p.total = p.total.saturating_add(work));
         let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
         let parts = split(self.index.image_size(), threads).into_iter().map(positions);
-        let checked = in_parallel(parts, |part| self.check_part(medium, part, origins))?;
+        let checked = in_parallel(parts, |part| self.check_part(medium, part, plan))?;
         checked.into_iter().collect::<Result<(), _>>()?;
         Ok(work)
     }
 
     /// The same for the chunks of `part`. What lies side by side is read at once.
-    fn check_part(
-        &self,
-        medium: Medium<'_>,
-        part: Range<usize>,
-        origins: &Origins,
-    ) -> Result<(), StageError> {
+    fn check_part(&self, medium: Medium<'_>, part: Range<usize>, plan: &Plan) -> Result<(), StageError> {
         let mut buffer = Buffer::new(READ);
-        let all = part.clone().zip(self.index.from(part.start)).zip(origins.of(part));
-        let placed = |((position, chunk), origin)| Some((position, medium.place(&chunk, origin)?, chunk));
+        let all = part.clone().zip(self.index.from(part.start)).zip(plan.of(part));
+        let placed = |((position, chunk), source)| Some((position, medium.place(&chunk, source)?, chunk));
         let (mut told, mut unreadable) = (all.filter_map(placed).peekable(), None);
         while let Some((_, start, _)) = told.peek() {
             self.check_cancelled()?;
@@ -255,7 +251,7 @@ impl Survey<'_> {
                 let is_read = failed.is_none() || tries > 0 && medium.read(content, place).is_ok();
                 tries = tries.saturating_sub(usize::from(!is_read));
                 if !is_read || !self.index.has(&chunk, content) {
-                    origins.set(position, &[self.other_origin(&chunk)]);
+                    plan.set([position], self.source_elsewhere(&chunk));
                 }
                 bytes = rest;
             }
@@ -273,8 +269,8 @@ impl Survey<'_> {
     }
 
     /// Of a chunk that no slot has.
-    fn other_origin(&self, chunk: &Chunk) -> Origin {
-        if self.index.is_zero(chunk) { Origin::Zero } else { Origin::Fetch }
+    fn source_elsewhere(&self, chunk: &Chunk) -> Source {
+        if self.index.is_zero(chunk) { Source::Zero } else { Source::Fetch }
     }
 
     fn check_cancelled(&self) -> Result<(), StageError> {

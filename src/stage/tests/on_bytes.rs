@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{Index, PatchIndex, runs};
+use crate::bundle::{PatchIndex, runs};
 use crate::config::Download;
 use crate::stage::testing::*;
 use crate::stage::*;
@@ -100,7 +100,8 @@ async fn what_an_image_has_twice_is_fetched_once() {
     bench.assert_complete();
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
     let index = bundle.index().await.unwrap();
-    let predicted = cost(bundle.layout(), &index, |_| false, None, Err::<PatchIndex, _>).unwrap().total();
+    let index = index.unchecked();
+    let predicted = cost(bundle.layout(), index, |_| false, None, Err::<PatchIndex, _>).unwrap().total();
     assert_eq!(fetched(), predicted);
     let mut seen = std::collections::HashSet::new();
     let first = index.iter().filter(|chunk| seen.insert(chunk.digest));
@@ -123,7 +124,7 @@ async fn what_an_image_has_twice_is_fetched_once() {
 struct Silence {
     bench: Bench,
     bundle: Bundle,
-    index: Arc<Index>,
+    index: Arc<StoredIndex>,
     /// Body bytes of an undisturbed run.
     whole: u64,
     /// Bytes of the payload that come before the silence.
@@ -145,7 +146,8 @@ impl Silence {
         let bundle =
             bench.open(&bench.server.http_with(&["127.0.0.1", "localhost"], rules), free()).await.unwrap();
         let index = Arc::new(bundle.index().await.unwrap());
-        let chunk = index.get(index.position(place)).unwrap();
+        let list = index.unchecked();
+        let chunk = list.get(list.position(place)).unwrap();
         assert!(chunk.offset - chunk.group_offset > 1 << 20, "not in the middle of a group");
         let silent = bundle.layout().frame(&chunk).start + 10;
         let payload = bundle.layout().payload();
@@ -155,10 +157,10 @@ impl Silence {
             }
             _ => Act::Serve,
         });
-        let came = runs(&index, bundle.layout(), |_, chunk| !index.is_zero(chunk))
+        let came = runs(list, bundle.layout(), |_, chunk| !list.is_zero(chunk))
             .map(|run| run.span.end.min(silent).saturating_sub(run.span.start))
             .sum();
-        let first = index.iter().take_while(|chunk| chunk.offset < GUARD);
+        let first = list.iter().take_while(|chunk| chunk.offset < GUARD);
         let withheld = first.map(|chunk| u64::from(chunk.frame_length)).sum();
         Silence { bench, bundle, index, whole, came, withheld, content: chunk.offset }
     }

@@ -224,7 +224,7 @@ async fn a_portal_with_a_certificate_of_its_own_goes_away() {
     let url = format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap();
     let http = bench.server.http_with(&["127.0.0.1"], doubting());
     let (meter, keys) = (Arc::new(free()), bundles::trust(1));
-    open(Source::Http(url), &http, meter.clone(), &keys, 1, None, &Workspace::default()).await.unwrap();
+    open(Location::Http(url), &http, meter.clone(), &keys, 1, None, &Workspace::default()).await.unwrap();
     assert_eq!(meter.waiting(), None);
     assert_eq!((stranger.served.count(), bench.server.served.count()), (0, 1));
     assert!(stranger.served.connections.load(Ordering::SeqCst) >= 3);
@@ -252,7 +252,7 @@ async fn one_stale_node_of_a_pool_does_not_end_a_pinned_update() {
         // The first contact is with the stale one, and so is every other connection.
         let ports = [at, bench.server.port];
         let port = fork(move |number| ports[number % 2]).await;
-        let source = Source::Http(format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap());
+        let source = Location::Http(format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap());
         let http = bench.server.http_with(&["127.0.0.1"], doubting());
         let (meter, keys) = (Arc::new(free()), bundles::trust(1));
         let bundle = open(source, &http, meter.clone(), &keys, 1, pin, &Workspace::default()).await.unwrap();
@@ -276,7 +276,7 @@ async fn what_all_nodes_have_is_refused_for_what_it_is_and_told_before() {
             *tell.lock().unwrap() += &seen.waiting().unwrap_or_default();
             Act::Serve
         });
-        let (source, keys) = (Source::Http(bench.server.url()), bundles::trust(keys));
+        let (source, keys) = (Location::Http(bench.server.url()), bundles::trust(keys));
         let connections = served.connections.load(Ordering::SeqCst);
         let ended =
             open(source, &bench.server.http(), meter.clone(), &keys, 1, pin, &Workspace::default()).await;
@@ -303,7 +303,7 @@ async fn what_is_doubted_is_told_while_it_is_asked_again() {
         }
         _ => Act::Serve,
     });
-    let source = Source::Http(bench.server.url());
+    let source = Location::Http(bench.server.url());
     let http = bench.server.http_with(&["127.0.0.1"], doubting());
     open(source, &http, meter.clone(), &keys, 1, None, &Workspace::default()).await.unwrap();
     assert!(told.lock().unwrap().contains("404"), "{told:?}");
@@ -361,7 +361,7 @@ async fn floods_of_headers_are_cut_off_and_counted() {
         let meter = Arc::new(free());
         let keys = bundles::trust(1);
         let open = async |meter| {
-            let source = Source::Http(bench.server.url());
+            let source = Location::Http(bench.server.url());
             crate::stage::open(source, &http, meter, &keys, 1, None, &Workspace::default()).await.map(drop)
         };
         let (ended, message) = code(open(meter.clone()).await);
@@ -407,7 +407,7 @@ async fn only_regular_files_are_opened() {
     ] {
         let (http, keys) = (bench.server.http(), bundles::trust(1));
         let opened =
-            open(Source::File(path), &http, Arc::new(free()), &keys, 1, None, &Workspace::default()).await;
+            open(Location::File(path), &http, Arc::new(free()), &keys, 1, None, &Workspace::default()).await;
         let (code, message) = code(opened.map(drop));
         assert_eq!(code, Code::DownloadFailed);
         assert!(message.contains(&format!("it is {kind}, and a bundle is a file")), "{message}");

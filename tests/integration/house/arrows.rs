@@ -143,7 +143,8 @@ fn shown(source: &Source) -> String {
 /// Without comments.
 fn plain(text: &str) -> String {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-    code.map(|line| format!("{line}\n")).collect()
+    // How far something may be seen is no import.
+    code.map(|line| line.replace("pub(in crate::", "pub(in ") + "\n").collect()
 }
 
 /// The paths of all `use` statements, groups taken apart.

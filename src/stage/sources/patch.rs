@@ -1,0 +1,208 @@
+//! The patch that the booted slot has the base of, and what of it can be used. Before a frame of the patch is fetched the
+//! blocks that it stands on are read and compared, so a slot that changed costs no byte.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle::{Index, Layout, PREFIX_CAP, PatchFrame, PatchIndex, PrefixDigest, join};
+use crate::manifest::{self, BLOCK, Digest};
+use crate::stage::buffer::{Buffer, PIECE, Pool};
+use crate::stage::download::open::Bundle;
+use crate::stage::error::{StageError, finished};
+use crate::stage::parallel::in_parallel;
+use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::seed::Seed;
+use crate::stage::sources::shared::Shared;
+
+/// Threads that read a prefix: many short ranges, which wait for the medium and not for a processor.
+const READERS: usize = 4;
+
+/// A patch from what the booted slot holds.
+#[derive(Debug)]
+pub struct Patch {
+    /// Its number in the manifest, from 0.
+    pub number: usize,
+    index: PatchIndex,
+}
+
+impl Patch {
+    /// Adds the patch from what the booted slot holds, if the bundle has one and it saves bytes: the chunks that its frames
+    /// bring get the source `Patch`. `image`: what the slot is known to hold.
+    pub async fn add(
+        bundle: &Bundle,
+        shared: &Arc<Shared>,
+        image: Option<Digest>,
+        plan: Plan,
+        cancel: &CancellationToken,
+    ) -> Result<Plan, StageError> {
+        let missing = shared.index.read(|index| missing(index, &plan))?;
+        if bundle.manifest().patches.is_empty() || missing == 0 {
+            return Ok(plan);
+        }
+        let Some(number) = number(bundle, shared, image, cancel).await? else { return Ok(plan) };
+        let Some(span) = span(bundle.layout(), number, missing) else { return Ok(plan) };
+        let remote = bundle.remote();
+        remote.afford(length(&span))?;
+        let index = tokio::select! {
+            index = remote.insist(|| read_index(bundle, shared, number, span.clone())) => index?,
+            () = cancel.cancelled() => return Err(StageError::Cancelled),
+        };
+        let patch = Patch::new(number, index);
+        let (shared, cancel) = (shared.clone(), cancel.clone());
+        let surveyed = tokio::task::spawn_blocking(move || {
+            patch.survey(&shared, &plan, &cancel)?;
+            Ok(plan.with(patch))
+        });
+        finished(surveyed).await
+    }
+
+    pub fn new(number: usize, index: PatchIndex) -> Patch {
+        Patch { number, index }
+    }
+
+    /// Takes the frames that pay and that the device `can` unpack: their chunks get the source `Patch`.
+    pub fn take(&self, index: &Index, plan: &Plan, mut can: impl FnMut(&PatchFrame) -> bool) {
+        for frame in self.index.frames() {
+            let pays = frame.pays(index, |chunk| plan.get(chunk) == Some(Source::Fetch));
+            if !pays || !can(&frame) {
+                continue;
+            }
+            for (number, _) in frame.chunks(index) {
+                if plan.get(number) == Some(Source::Fetch) {
+                    plan.set([number], Source::Patch);
+                }
+            }
+        }
+    }
+
+    /// Takes what the seed has the prefix for.
+    fn survey(&self, shared: &Shared, plan: &Plan, cancel: &CancellationToken) -> Result<(), StageError> {
+        let Some(seed) = &shared.seed else { return Ok(()) };
+        let mut buffer = Buffer::new(PREFIX_CAP);
+        let mut can =
+            |frame: &PatchFrame| !cancel.is_cancelled() && prefix(seed, frame, &mut buffer).is_some();
+        shared.index.read(|index| self.take(index, plan, &mut can))?;
+        if cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+    }
+
+    /// The frames that bring something, joined to requests.
+    pub fn requests<'a>(
+        &'a self,
+        layout: &'a Layout,
+        index: &'a Index,
+        plan: &'a Plan,
+    ) -> impl Iterator<Item = (Range<u64>, Vec<PatchFrame>)> + 'a {
+        let wanted = |frame: &PatchFrame| {
+            frame.chunks(index).any(|(number, _)| plan.get(number) == Some(Source::Patch))
+        };
+        let frames = self.index.frames().filter(wanted);
+        join(frames.filter_map(|frame| layout.patch_frame(self.number, &frame).map(|span| (frame, span))))
+    }
+
+    /// Bytes of the requests that `apply` will make.
+    pub fn fetch_size(&self, layout: &Layout, index: &Index, plan: &Plan) -> u64 {
+        self.requests(layout, index, plan).map(|(span, _)| length(&span)).sum()
+    }
+}
+
+async fn read_index(
+    bundle: &Bundle,
+    shared: &Shared,
+    number: usize,
+    span: Range<u64>,
+) -> Result<PatchIndex, StageError> {
+    let bytes = bundle.remote().read(span.start, span.end).await?;
+    let own = bundle.layout().patch_index(number, &bytes).map_err(|error| bundle.malformed(error))?;
+    let parse = |index: &Index| PatchIndex::parse(own.to_vec(), number, bundle.manifest(), index);
+    shared.index.read(parse)?.map_err(|error| bundle.malformed(error))
+}
+
+/// Bytes of the plain blocks that would be fetched.
+pub fn missing(index: &Index, plan: &Plan) -> u64 {
+    let wanted = plan.chunks(index, |source| source == Source::Fetch);
+    wanted.map(|(_, chunk)| u64::from(chunk.frame_length)).sum()
+}
+
+/// What to fetch of a patch before its frames, if that is less than what is missing in all.
+pub fn span(layout: &Layout, number: usize, missing: u64) -> Option<Range<u64>> {
+    layout.patch_span(number).filter(|span| length(span) < missing)
+}
+
+fn length(span: &Range<u64>) -> u64 {
+    span.end.saturating_sub(span.start)
+}
+
+/// Reads a frame's prefix into `buffer`; `None` if the seed does not have it.
+pub fn prefix<'a>(seed: &Seed, frame: &PatchFrame, buffer: &'a mut Buffer) -> Option<&'a [u8]> {
+    let whole = buffer.first_mut(frame.prefix_length());
+    let (mut rest, mut reads) = (&mut *whole, Vec::with_capacity(frame.blocks.len()));
+    for range in &frame.blocks {
+        let length = range.len().saturating_mul(BLOCK as usize);
+        let (own, after) = rest.split_at_mut_checked(length)?;
+        reads.push((own, u64::from(range.start).saturating_mul(u64::from(BLOCK))));
+        rest = after;
+    }
+    let read = |part: &mut [(&mut [u8], u64)]| part.iter_mut().all(|(own, at)| seed.read(own, *at).is_ok());
+    let share = reads.len().div_ceil(READERS).max(1);
+    let is_read = in_parallel(reads.chunks_mut(share), read).ok()?.into_iter().all(|is_read| is_read);
+    (is_read && PrefixDigest::of(whole) == frame.prefix).then_some(&*whole)
+}
+
+/// The number of the patch from what the booted slot holds. Is that not known, then its digest tells.
+async fn number(
+    bundle: &Bundle,
+    shared: &Arc<Shared>,
+    image: Option<Digest>,
+    cancel: &CancellationToken,
+) -> Result<Option<usize>, StageError> {
+    let patches = &bundle.manifest().patches;
+    if let Some(image) = image {
+        return Ok(patches.iter().position(|patch| patch.base_sha256 == image));
+    }
+    let (patches, shared, cancel) = (patches.clone(), shared.clone(), cancel.clone());
+    let identified = tokio::task::spawn_blocking(move || {
+        let Some(seed) = &shared.seed else { return Ok(None) };
+        let found = identify(seed, &patches, &shared.buffers, &cancel);
+        if cancel.is_cancelled() {
+            return Err(StageError::Cancelled);
+        }
+        Ok(found
+            .inspect_err(|error| tracing::warn!("the booted slot can't be read: {error}"))
+            .unwrap_or(None))
+    });
+    finished(identified).await
+}
+
+/// Hashes the seed from its start, and asks at the size of each old image.
+fn identify(
+    seed: &Seed,
+    patches: &[manifest::Patch],
+    buffers: &Pool,
+    cancel: &CancellationToken,
+) -> io::Result<Option<usize>> {
+    let mut order: Vec<_> = patches.iter().enumerate().collect();
+    order.sort_by_key(|(_, patch)| patch.base_size);
+    let (mut hash, mut at, mut buffer) = (Sha256::new(), 0, buffers.take());
+    let mut found = None;
+    for (number, patch) in order {
+        if patch.base_size > seed.size() {
+            break;
+        }
+        while at < patch.base_size && !cancel.is_cancelled() {
+            let part = buffer.first_mut(patch.base_size.saturating_sub(at).min(PIECE as u64) as usize);
+            seed.read(part, at)?;
+            hash.update(&*part);
+            at = at.saturating_add(part.len() as u64);
+        }
+        if Digest(hash.clone().finalize().into()) == patch.base_sha256 {
+            // A longer one that fits too is the better one.
+            found = Some(number);
+        }
+    }
+    buffers.give(buffer);
+    Ok(found)
+}
