@@ -25,9 +25,9 @@ use error::finished;
 use slot::frontier::Frontier;
 use slot::read_back::{compare, read_along, read_back_behind};
 use slot::withheld::{Sink, Withheld};
+use sources::chunks::{ChunkSource, Sources};
 use sources::maps;
-use sources::patch::Patch;
-use sources::plan::{Plan, Source};
+use sources::plan::RestorePlan;
 use sources::seed::Seed;
 use sources::shared::Shared;
 use sources::survey::Survey;
@@ -50,14 +50,15 @@ mod tests;
 mod workspace;
 
 pub use download::budget::Meter;
-pub use download::http::{Http, Location};
-pub use download::open::{Bundle, open};
+pub use download::http::{BundleSource, Http};
+pub use download::open::{Bundle, Opening, open};
 pub use error::StageError;
 pub use progress::{Progress, Step};
 pub use slot::read_back::read_back;
 pub use slot::target::{GUARD, Target};
-pub use sources::cost::{Cost, cost};
+pub use sources::cost::cost;
 pub use sources::maps::Maps;
+pub use sources::plan::Cost;
 pub use stored::StoredIndex;
 pub use workspace::Workspace;
 
@@ -78,21 +79,39 @@ impl<'a> From<&'a Path> for Booted<'a> {
     }
 }
 
+/// What staging goes by, beside the bundle.
+#[derive(Debug, Clone, Copy)]
+pub struct Staging<'a> {
+    pub target: &'a Target,
+    /// The booted slot, whose blocks are reused, found by its map if there is one.
+    pub seed: Option<Booted<'a>>,
+    pub maps: Option<&'a Maps>,
+    pub progress: &'a watch::Sender<Progress>,
+    pub cancel: &'a CancellationToken,
+}
+
+impl<'a> Staging<'a> {
+    /// With nothing but the target.
+    pub fn of(
+        target: &'a Target,
+        progress: &'a watch::Sender<Progress>,
+        cancel: &'a CancellationToken,
+    ) -> Staging<'a> {
+        Staging { target, seed: None, maps: None, progress, cancel }
+    }
+}
+
 /// Makes the target hold the bundle's image, durably and read back.
 ///
-/// `seed` is the booted slot, whose blocks are reused, found by its map if there is one. Chunks that are already
-/// right are not written, and nothing is when all are. After an error or a cancel the target holds verified chunks
-/// only, and cannot be loaded if any of it was written; calling again goes on from there. At the end the target's
-/// own map is kept.
+/// Chunks that are already right are not written, and nothing is when all are. After an error or a cancel the target
+/// holds verified chunks only, and cannot be loaded if any of it was written; calling again goes on from there. At the
+/// end the target's own map is kept.
 pub async fn stage(
     bundle: &Bundle,
     index: impl Into<Arc<StoredIndex>>,
-    target: &Target,
-    seed: Option<Booted<'_>>,
-    maps: Option<&Maps>,
-    progress: &watch::Sender<Progress>,
-    cancel: &CancellationToken,
+    staging: Staging<'_>,
 ) -> Result<(), StageError> {
+    let Staging { target, seed, maps, progress, cancel } = staging;
     let image = bundle.manifest().image.clone();
     if image.size > target.capacity() {
         let (path, capacity) = (target.path().to_owned(), target.capacity());
@@ -108,12 +127,12 @@ pub async fn stage(
         progress: progress.clone(),
     };
     let (shared, target, maps, cancel) = (Arc::new(shared), target.clone(), maps.cloned(), cancel.clone());
-    let work = Arc::new(Work { shared, target, image, maps, cancel });
-    let staging = Staging { bundle, work, booted_image: seed.and_then(|seed| seed.image) };
-    staging.run().await?;
-    staging.blocking(Work::remember).await?;
+    let work = Arc::new(Blocking { shared, target, image, maps, cancel });
+    let story = Story { bundle, work, booted_image: seed.and_then(|seed| seed.image) };
+    story.run().await?;
+    story.blocking(Blocking::remember).await?;
     let (written, Progress { downloaded, reused, .. }) =
-        (staging.work.target.written().saturating_sub(written), *progress.borrow());
+        (story.work.target.written().saturating_sub(written), *progress.borrow());
     tracing::info!(downloaded, reused, written, "the slot holds the image");
     Ok(())
 }
@@ -125,30 +144,30 @@ fn open_seed(path: &Path) -> Option<Seed> {
         .ok()
 }
 
-struct Staging<'a> {
+/// One staging from its first step to its last.
+struct Story<'a> {
     bundle: &'a Bundle,
-    work: Arc<Work>,
+    work: Arc<Blocking>,
     booted_image: Option<Digest>,
 }
 
-impl Staging<'_> {
+impl Story<'_> {
     /// Survey, fetch, apply, read back.
     async fn run(&self) -> Result<(), StageError> {
-        let plan = self.blocking(Work::survey).await?;
-        if plan.is_done() {
-            self.announce(&plan)?;
-            return self.blocking(Work::confirm).await;
-        }
-        let Work { shared, cancel, .. } = &*self.work;
-        let plan = Patch::add(self.bundle, shared, self.booted_image, plan, cancel).await?;
+        let Blocking { shared, cancel, .. } = &*self.work;
+        let found = self.blocking(Blocking::survey).await?;
+        let plan = RestorePlan::make(self.bundle, shared, found, self.booted_image, cancel).await?;
         self.announce(&plan)?;
-        self.blocking(Work::invalidate).await?;
+        if plan.is_done() {
+            return self.blocking(Blocking::confirm).await;
+        }
+        self.blocking(Blocking::invalidate).await?;
         let sink = Arc::new(self.work.sink(self.bundle.workspace(), &plan)?);
         let _behind = Behind(sink.clone());
         let follower = self.follow(&sink);
         self.apply(&plan, &sink).await?;
         drop(plan);
-        self.blocking(Work::clear_tail).await?;
+        self.blocking(Blocking::clear_tail).await?;
         shared.progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, done: 0, ..*p });
         let found = match follower {
             Some(follower) => Some(follower.await?),
@@ -158,8 +177,8 @@ impl Staging<'_> {
     }
 
     /// Brings what the patch has, and then all else: also what the patch could not bring, within the budget.
-    async fn apply(&self, plan: &Plan, sink: &Arc<Sink>) -> Result<(), StageError> {
-        let Work { shared, cancel, .. } = &*self.work;
+    async fn apply(&self, plan: &RestorePlan, sink: &Arc<Sink>) -> Result<(), StageError> {
+        let Blocking { shared, cancel, .. } = &*self.work;
         if let Some(patch) = &plan.patch {
             let frames = || shared.index.read(|index| plan.cost(index, self.bundle.layout()).frames);
             let before = frames()?;
@@ -185,17 +204,17 @@ impl Staging<'_> {
         }
         let (sink, work) = (sink.clone(), self.work.clone());
         let follower = tokio::task::spawn_blocking(move || {
-            let Work { shared, image, cancel, .. } = &*work;
+            let Blocking { shared, image, cancel, .. } = &*work;
             read_along(&sink.withheld, &sink.target, image.size, &sink.frontier, &shared.progress, cancel)
         });
         Some(finished(follower))
     }
 
     /// Now the bytes to fetch are known: reports them, and refuses what the budget does not cover.
-    fn announce(&self, plan: &Plan) -> Result<(), StageError> {
-        let Work { shared, image, .. } = &*self.work;
+    fn announce(&self, plan: &RestorePlan) -> Result<(), StageError> {
+        let Blocking { shared, image, .. } = &*self.work;
         let (need, done) = shared.index.read(|index| {
-            let in_place = plan.chunks(index, |source| source == Source::InPlace);
+            let in_place = plan.chunks(index, |source| source == ChunkSource::InPlace);
             let in_place: u64 = in_place.map(|(_, chunk)| u64::from(chunk.length)).sum();
             (plan.cost(index, self.bundle.layout()).total(), in_place)
         })?;
@@ -218,7 +237,7 @@ impl Staging<'_> {
     /// Runs `step` where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        step: impl FnOnce(&Work) -> Result<T, StageError> + Send + 'static,
+        step: impl FnOnce(&Blocking) -> Result<T, StageError> + Send + 'static,
     ) -> Result<T, StageError> {
         let work = self.work.clone();
         finished(tokio::task::spawn_blocking(move || step(&work))).await
@@ -235,7 +254,7 @@ impl Drop for Behind {
 }
 
 /// What the blocking steps need.
-struct Work {
+struct Blocking {
     shared: Arc<Shared>,
     target: Target,
     image: Image,
@@ -243,8 +262,8 @@ struct Work {
     cancel: CancellationToken,
 }
 
-impl Work {
-    fn survey(&self) -> Result<Plan, StageError> {
+impl Blocking {
+    fn survey(&self) -> Result<Sources, StageError> {
         let Shared { index, seed, buffers, progress, .. } = &*self.shared;
         let target = |buffer: &mut [u8], offset| self.target.read(buffer, offset);
         let survey = |index: &Index| {
@@ -276,15 +295,15 @@ impl Work {
         Ok(())
     }
 
-    fn sink(&self, workspace: &Workspace, plan: &Plan) -> Result<Sink, StageError> {
+    fn sink(&self, workspace: &Workspace, plan: &RestorePlan) -> Result<Sink, StageError> {
         let withheld = Withheld::new(workspace, GUARD.min(self.image.size) as usize);
         Ok(Sink { target: self.target.clone(), withheld, frontier: Frontier::new(self.unwritten(plan)?) })
     }
 
     /// Offsets of the groups that are not in place.
-    fn unwritten(&self, plan: &Plan) -> Result<BTreeSet<u64>, StageError> {
+    fn unwritten(&self, plan: &RestorePlan) -> Result<BTreeSet<u64>, StageError> {
         self.shared.index.read(|index| {
-            let missing = plan.chunks(index, |source| source != Source::InPlace);
+            let missing = plan.chunks(index, |source| source != ChunkSource::InPlace);
             missing.map(|(_, chunk)| chunk.group_offset).collect()
         })
     }

@@ -14,7 +14,7 @@ use crate::machine::{Effect, Event, Hold, ImageInfo, Operation, Plan, Record, Tr
 use crate::manifest::Digest;
 use crate::plan::{self, Device, Now, Wait};
 use crate::slot::Slot;
-use crate::stage::{self, Booted, Bundle, Maps, Meter, Target, Workspace};
+use crate::stage::{self, Booted, Bundle, Maps, Meter, Opening, Staging, Target, Workspace};
 
 /// How often a hold looks at the clock again: windows are minutes, and the clock may be set meanwhile.
 const HOLD_INTERVAL: Duration = Duration::from_secs(10);
@@ -120,8 +120,9 @@ impl Work {
         let source = gateway.source(operation)?;
         let required = gateway.settings.trust.required_signatures;
         let workspace = Workspace::on_disk(&gateway.settings.state.dir);
-        let opening =
-            stage::open(source, &http, self.meter.clone(), &keys.trusted, required, pin, &workspace);
+        let (location, http, meter, keys) = (source, &http, self.meter.clone(), &keys.trusted);
+        let workspace = &workspace;
+        let opening = stage::open(Opening { location, http, meter, keys, required, pin, workspace });
         tokio::select! {
             opened = opening => Ok(Arc::new(opened?)),
             () = self.cancel.cancelled() => Err(cancelled()),
@@ -156,7 +157,8 @@ impl Work {
         let seed = Some(Booted { path: &seed, image });
         let maps = Maps { booted: self.gateway.map(!plan.target), target: self.gateway.map(plan.target) };
         let progress = &self.gateway.progress;
-        stage::stage(&bundle, index, &target, seed, Some(&maps), progress, &self.cancel).await?;
+        let (maps, target, cancel) = (Some(&maps), &target, &self.cancel);
+        stage::stage(&bundle, index, Staging { target, seed, maps, progress, cancel }).await?;
         self.held.bundle = None;
         let waits = self.wait(&plan.operation, &Hold::default()).is_some();
         Ok(Event::Staged { hold: waits.then(Hold::default) })

@@ -17,7 +17,7 @@ use crate::machine::Operation;
 use crate::manifest::TrustedKeys;
 use crate::plan;
 use crate::slot::Slot;
-use crate::stage::{self, Http, Location, Meter, Target};
+use crate::stage::{self, BundleSource, Http, Meter, Target};
 use crate::tls;
 
 /// Largest key file that is read, bytes.
@@ -143,16 +143,16 @@ impl Gateway {
     }
 
     /// Where the bundle of `operation` is read from.
-    pub fn source(&self, operation: &Operation) -> Result<Location, Failure> {
+    pub fn source(&self, operation: &Operation) -> Result<BundleSource, Failure> {
         let malformed = |why: String| Failure::new(Code::MalformedRequest, why);
         let url =
             operation.uri.url().cloned().ok_or_else(|| malformed("the package is named by no URL".into()))?;
         match url.scheme() {
             "file" => url
                 .to_file_path()
-                .map(Location::File)
+                .map(BundleSource::File)
                 .map_err(|()| malformed("the file must be given by its absolute path".into())),
-            _ => Ok(Location::Http(url)),
+            _ => Ok(BundleSource::Http(url)),
         }
     }
 

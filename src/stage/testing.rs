@@ -1,336 +1,30 @@
-//! What the tests of this edge stand on: a real TLS file server on loopback that misbehaves on demand and
-//! keeps count, and a bench with a bundle, a slot and a client.
+//! A bench for the tests of this edge: a bundle on a server, a slot and a client.
 
 pub mod medium;
+mod server;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use crate::bundle::testing::{self as bundles, Parts};
-use crate::config::{Download, Proxy};
 use crate::stage::*;
 
-/// One request as the server saw it.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Counts from 0.
-    pub number: usize,
-    pub path: String,
-    pub range: Option<(u64, u64)>,
-    /// Body bytes that its connection has carried before.
-    pub carried: u64,
-    pub headers: String,
-}
+pub use server::{Act, Request, Server, download, header};
 
-/// What the server does with a request.
-#[derive(Debug, Clone)]
-pub enum Act {
-    Serve,
-    /// Status and header lines, no body.
-    Status(u16, String),
-    /// Closes the connection after so many bytes of the body.
-    Cut(usize),
-    /// Sends so many bytes of the body and then nothing more, until the client gives up.
-    Stall(usize),
-    /// Takes the request and never answers.
-    Silent,
-    /// 200 with the whole file.
-    Whole,
-    /// A 206 whose Content-Range is one byte off.
-    WrongRange,
-    /// Serves, with this many bytes flipped at the end of the body.
-    Flip(usize),
-    /// Serves, with these header lines on top.
-    With(String),
-    /// A 206 with this Content-Range.
-    Range(String),
-    /// A 206 of so many bytes at most.
-    Short(usize),
-    /// As a node of a pool for which the file has this tag.
-    Tag(String),
-    /// Byte by byte, each after so many milliseconds.
-    Trickle(u64),
-    /// In HTTP chunks of one byte.
-    Crumbs,
-    /// So many interim answers (103) of 1 KiB before the answer.
-    Interim(usize),
-    /// 200 with this text, as a portal on the way answers.
-    Page(String),
-}
-
-type Script = Box<dyn Fn(&Request) -> Act + Send + Sync>;
-
-pub struct Served {
-    pub file: Mutex<Vec<u8>>,
-    pub etag: Mutex<Option<String>>,
-    pub modified: Mutex<Option<String>>,
-    pub script: Mutex<Script>,
-    pub requests: Mutex<Vec<Request>>,
-    pub connections: AtomicU64,
-    /// Body bytes sent.
-    pub sent: AtomicU64,
-    /// All bytes sent, heads included.
-    pub wire: AtomicU64,
-}
-
-impl Served {
-    fn new(file: Vec<u8>) -> Arc<Served> {
-        Arc::new(Served {
-            file: Mutex::new(file),
-            etag: Mutex::new(Some("\"one\"".into())),
-            modified: Mutex::new(None),
-            script: Mutex::new(Box::new(|_| Act::Serve)),
-            requests: Mutex::default(),
-            connections: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            wire: AtomicU64::new(0),
-        })
-    }
-
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::SeqCst)
-    }
-
-    pub fn script(&self, script: impl Fn(&Request) -> Act + Send + Sync + 'static) {
-        *self.script.lock().unwrap() = Box::new(script);
-    }
-
-    pub fn count(&self) -> usize {
-        self.requests.lock().unwrap().len()
-    }
-}
-
-pub struct Server {
-    pub served: Arc<Served>,
-    pub port: u16,
-    acceptor: TlsAcceptor,
-    roots: rustls::RootCertStore,
-}
-
-impl Server {
-    pub async fn start(file: Vec<u8>) -> Server {
-        Server::start_at("127.0.0.1", file).await
-    }
-
-    pub async fn start_at(address: &str, file: Vec<u8>) -> Server {
-        let names = [address.to_owned(), "localhost".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let key = rustls_pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).unwrap();
-        let certificate = made.cert.der().clone();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(certificate.clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
-            .unwrap();
-        let listener = TcpListener::bind((address, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (served, acceptor) = (Served::new(file), TlsAcceptor::from(Arc::new(config)));
-        tokio::spawn(accept(listener, acceptor.clone(), served.clone()));
-        Server { served, port, acceptor, roots }
-    }
-
-    /// Another node of the same name, with the same file.
-    pub fn another_at(&self, listener: TcpListener) -> Arc<Served> {
-        let served = Served::new(self.served.file.lock().unwrap().clone());
-        tokio::spawn(accept(listener, self.acceptor.clone(), served.clone()));
-        served
-    }
-
-    pub fn url(&self) -> Url {
-        format!("https://127.0.0.1:{}/b.fwb?sig=secret", self.port).parse().unwrap()
-    }
-
-    /// A client that trusts this server and may reach it.
-    pub fn http(&self) -> Http {
-        self.http_with(&["127.0.0.1", "localhost"], download())
-    }
-
-    pub fn http_with(&self, allowed: &[&str], download: Download) -> Http {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(self.roots.clone())
-            .with_no_client_auth();
-        let allowed: Vec<String> = allowed.iter().map(|host| host.to_string()).collect();
-        let mut http = Http::new(tls, &allowed, download);
-        http.first_pause = Duration::from_millis(2);
-        http
-    }
-}
-
-pub fn download() -> Download {
-    let (patience, stall_timeout) = (Duration::from_secs(20), Duration::from_secs(5));
-    let (min_rate, final_after) = (100, Duration::from_millis(50));
-    let (proxy, rate_limit, max_bytes, windows) = (Proxy::default(), None, None, Vec::new());
-    Download { proxy, patience, stall_timeout, min_rate, final_after, rate_limit, max_bytes, windows }
-}
-
-async fn accept(listener: TcpListener, tls: TlsAcceptor, served: Arc<Served>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        served.connections.fetch_add(1, Ordering::SeqCst);
-        let (tls, served) = (tls.clone(), served.clone());
-        tokio::spawn(async move {
-            // A client that goes away in the middle is part of the tests.
-            if let Ok(mut stream) = tls.accept(stream).await {
-                let mut carried = 0;
-                while let Some(request) = receive(&mut stream, &served, carried).await {
-                    let act = (served.script.lock().unwrap())(&request);
-                    if answer(&mut stream, &served, &request, act, &mut carried).await.is_err() {
-                        break;
-                    }
-                }
-                stream.shutdown().await.ok();
-            }
-        });
-    }
-}
-
-async fn receive(stream: &mut (impl AsyncRead + Unpin), served: &Served, carried: u64) -> Option<Request> {
-    let mut text = Vec::new();
-    while !text.ends_with(b"\r\n\r\n") {
-        text.push(stream.read_u8().await.ok()?);
-    }
-    let headers = String::from_utf8(text).unwrap().to_lowercase();
-    let path = headers.split(' ').nth(1).unwrap().to_owned();
-    let range = header(&headers, "range").and_then(|value| {
-        let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
-        Some((first.parse().ok()?, last.parse::<u64>().ok()? + 1))
-    });
-    let mut requests = served.requests.lock().unwrap();
-    let request = Request { number: requests.len(), path, range, carried, headers };
-    requests.push(request.clone());
-    Some(request)
-}
-
-/// The value of a header, in lower case.
-pub fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
-    headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-}
-
-async fn answer(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    served: &Served,
-    request: &Request,
-    act: Act,
-    carried: &mut u64,
-) -> std::io::Result<()> {
-    let file = served.file.lock().unwrap().clone();
-    let size = file.len() as u64;
-    let etag = match &act {
-        Act::Tag(tag) => Some(tag.clone()),
-        _ => served.etag.lock().unwrap().clone(),
-    };
-    let modified = served.modified.lock().unwrap().clone();
-    let mut head = String::new();
-    etag.iter().for_each(|tag| head += &format!("ETag: {tag}\r\n"));
-    modified.iter().for_each(|date| head += &format!("Last-Modified: {date}\r\n"));
-    let stale = header(&request.headers, "if-match").is_some_and(|tag| Some(tag) != etag.as_deref())
-        || header(&request.headers, "if-unmodified-since")
-            .is_some_and(|date| Some(date.to_owned()) != modified.map(|date| date.to_lowercase()));
-    let (first, end) = request.range.map_or((0, size), |(first, end)| (first, end.min(size)));
-    let act = match act {
-        Act::Serve | Act::Tag(_) if stale => Act::Status(412, String::new()),
-        Act::Serve | Act::Tag(_) if first >= end => Act::Status(416, String::new()),
-        act => act,
-    };
-    if let Act::Status(status, lines) = &act {
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{lines}\r\n");
-        return put(stream, served, head.as_bytes()).await;
-    }
-    if let Act::Page(text) = &act {
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
-        return put(stream, served, head.as_bytes()).await;
-    }
-    if let Act::Interim(count) = act {
-        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(988));
-        for _ in 0..count {
-            put(stream, served, hint.as_bytes()).await?;
-        }
-    }
-    if let Act::Silent = act {
-        return stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into()));
-    }
-    let mut body = match act {
-        Act::Whole => file,
-        _ => file[first as usize..end as usize].to_vec(),
-    };
-    if let Act::Short(most) = act {
-        body.truncate(most);
-    }
-    if let Act::With(lines) = &act {
-        head += lines;
-    }
-    let off = u64::from(matches!(act, Act::WrongRange));
-    match act {
-        Act::Whole => head.insert_str(0, "HTTP/1.1 200 OK\r\n"),
-        Act::Range(ref range) => {
-            head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\nContent-Range: {range}\r\n"));
-        }
-        _ => {
-            let end = first + body.len() as u64;
-            let range = format!("Content-Range: bytes {}-{}/{size}\r\n", first + off, end - 1);
-            head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\n{range}"));
-        }
-    }
-    head += &match act {
-        Act::Crumbs => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
-        _ => format!("Content-Length: {}\r\n\r\n", body.len()),
-    };
-    if let Act::Flip(count) = act {
-        body.iter_mut().rev().take(count).for_each(|byte| *byte ^= 1);
-    }
-    if let Act::Cut(after) | Act::Stall(after) = act {
-        body.truncate(after);
-    }
-    put(stream, served, head.as_bytes()).await?;
-    if let Act::Trickle(pause) = act {
-        for byte in body {
-            put(stream, served, &[byte]).await?;
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        return Ok(());
-    }
-    if let Act::Crumbs = act {
-        for part in body.chunks(4096) {
-            let crumbs: Vec<u8> = part.iter().flat_map(|byte| [b'1', 13, 10, *byte, 13, 10]).collect();
-            put(stream, served, &crumbs).await?;
-        }
-        return put(stream, served, b"0\r\n\r\n").await;
-    }
-    // In small steps, so that a client that stops early is not counted for what it never took.
-    for part in body.chunks(16 * 1024) {
-        put(stream, served, part).await?;
-        served.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
-        *carried += part.len() as u64;
-    }
-    match act {
-        Act::Cut(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
-        Act::Stall(_) => stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into())),
-        _ => Ok(()),
-    }
-}
-
-/// Sends, and counts what was sent.
-async fn put(stream: &mut (impl AsyncWrite + Unpin), served: &Served, bytes: &[u8]) -> std::io::Result<()> {
-    stream.write_all(bytes).await?;
-    stream.flush().await?;
-    served.wire.fetch_add(bytes.len() as u64, Ordering::SeqCst);
-    Ok(())
+/// Opens with lists in memory, for one signature.
+pub async fn opened(
+    location: BundleSource,
+    http: &Http,
+    meter: Arc<Meter>,
+    keys: &crate::manifest::TrustedKeys,
+    pin: Option<crate::manifest::Digest>,
+) -> Result<Bundle, StageError> {
+    let workspace = &Workspace::default();
+    open(Opening { location, http, meter, keys, required: 1, pin, workspace }).await
 }
 
 /// An image, its bundle on a server, and a file-backed slot.
@@ -365,7 +59,16 @@ impl Bench {
     pub async fn open(&self, http: &Http, meter: Meter) -> Result<Bundle, StageError> {
         let keys = bundles::trust(1);
         let workspace = Workspace::on_disk(self.folder.path());
-        open(Location::Http(self.server.url()), http, Arc::new(meter), &keys, 1, None, &workspace).await
+        open(Opening {
+            location: BundleSource::Http(self.server.url()),
+            http,
+            meter: Arc::new(meter),
+            keys: &keys,
+            required: 1,
+            pin: None,
+            workspace: &workspace,
+        })
+        .await
     }
 
     /// Where the payload begins in the bundle.
@@ -419,7 +122,7 @@ impl Bench {
         let bundle = self.open(http, meter).await?;
         let target = self.target();
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, seed, maps, &self.progress, cancel).await
+        stage(&bundle, index, Staging { seed, maps, ..Staging::of(&target, &self.progress, cancel) }).await
     }
 
     /// The slot's bytes.

@@ -39,8 +39,8 @@ impl Workspace {
             };
             reserve(folder, size).inspect_err(full).ok()
         });
-        let in_memory = || Place::Memory(Mutex::new(vec![0; usize::try_from(size).unwrap_or(usize::MAX)]));
-        let place = file.map_or_else(in_memory, Place::Disk);
+        let in_memory = || Storage::Memory(Mutex::new(vec![0; usize::try_from(size).unwrap_or(usize::MAX)]));
+        let place = file.map_or_else(in_memory, Storage::Disk);
         List { place, size, folder: self.folder.clone().unwrap_or_default() }
     }
 }
@@ -59,13 +59,13 @@ fn reserve(folder: &Path, size: u64) -> io::Result<File> {
 /// Bytes that many threads read and write by offset.
 #[derive(Debug)]
 pub(in crate::stage) struct List {
-    place: Place,
+    place: Storage,
     size: u64,
     folder: PathBuf,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Storage {
     Disk(File),
     Memory(Mutex<Vec<u8>>),
 }
@@ -79,16 +79,16 @@ impl List {
     pub fn read(&self, out: &mut [u8], offset: u64) -> Result<(), Broken> {
         let length = out.len();
         let read = match &self.place {
-            Place::Disk(file) => file.read_exact_at(out, offset),
-            Place::Memory(all) => within(all, offset, length, |own| out.copy_from_slice(own)),
+            Storage::Disk(file) => file.read_exact_at(out, offset),
+            Storage::Memory(all) => within(all, offset, length, |own| out.copy_from_slice(own)),
         };
         read.map_err(|error| self.broken(&error))
     }
 
     pub fn write(&self, bytes: &[u8], offset: u64) -> Result<(), Broken> {
         let written = match &self.place {
-            Place::Disk(file) => file.write_all_at(bytes, offset),
-            Place::Memory(all) => within(all, offset, bytes.len(), |own| own.copy_from_slice(bytes)),
+            Storage::Disk(file) => file.write_all_at(bytes, offset),
+            Storage::Memory(all) => within(all, offset, bytes.len(), |own| own.copy_from_slice(bytes)),
         };
         written.map_err(|error| self.broken(&error))
     }
@@ -100,8 +100,8 @@ impl List {
     #[cfg(test)]
     pub fn file(&self) -> Option<File> {
         match &self.place {
-            Place::Disk(file) => file.try_clone().ok(),
-            Place::Memory(_) => None,
+            Storage::Disk(file) => file.try_clone().ok(),
+            Storage::Memory(_) => None,
         }
     }
 }
@@ -122,7 +122,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for workspace in [Workspace::on_disk(folder.path()), Workspace::default()] {
             let list = workspace.list(10_000);
-            assert_eq!(matches!(list.place, Place::Disk(_)), workspace.folder.is_some());
+            assert_eq!(matches!(list.place, Storage::Disk(_)), workspace.folder.is_some());
             let mut found = [1; 4];
             list.read(&mut found, 9_996).unwrap();
             assert_eq!(found, [0; 4]);
@@ -140,7 +140,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for folder in [folder.path().join("none"), "/proc".into()] {
             let list = Workspace::on_disk(&folder).list(100);
-            assert!(matches!(list.place, Place::Memory(_)) && list.write(&[1; 100], 0).is_ok());
+            assert!(matches!(list.place, Storage::Memory(_)) && list.write(&[1; 100], 0).is_ok());
         }
         // More than any disk has; a file system may also say that no file is so long.
         assert!(reserve(folder.path(), 1 << 60).is_err());

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fwupdate::config::{Download, Proxy, Roots};
 use fwupdate::manifest::TrustedKeys;
-use fwupdate::stage::{self, Booted, Http, Location, Maps, Meter, Progress, Target, Workspace};
+use fwupdate::stage::{
+    self, Booted, BundleSource, Http, Maps, Meter, Opening, Progress, Staging, Target, Workspace,
+};
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -51,20 +53,22 @@ async fn install(arguments: &[String]) -> Result<()> {
         proxy: Proxy::default(),
     };
     let http = Http::new(tls, &["127.0.0.1".into(), "localhost".into()], download);
-    let source = match bundle.starts_with("https:") {
-        true => Location::Http(bundle.parse()?),
-        false => Location::File(bundle.into()),
+    let location = match bundle.starts_with("https:") {
+        true => BundleSource::Http(bundle.parse()?),
+        false => BundleSource::File(bundle.into()),
     };
-    let meter = Arc::new(Meter::new(0, None, None));
     let workspace = Workspace::on_disk(&std::env::current_dir()?);
-    let bundle = stage::open(source, &http, meter.clone(), &keys, 1, None, &workspace).await?;
+    let (http, meter, keys, workspace) = (&http, Arc::new(Meter::new(0, None, None)), &keys, &workspace);
+    let opening = Opening { location, http, meter: meter.clone(), keys, required: 1, pin: None, workspace };
+    let bundle = stage::open(opening).await?;
     let target = Target::acquire(Path::new(slot), &[])?;
     let index = bundle.index().await?;
     let (progress, seen) = watch::channel(Progress::default());
     let cancel = CancellationToken::new();
     let trace = std::env::var_os("TRACE").is_some();
     let steps = tokio::spawn(follow(seen.clone(), start, trace));
-    stage::stage(&bundle, index, &target, seed.map(Booted::from), maps.as_ref(), &progress, &cancel).await?;
+    let (seed, maps) = (seed.map(Booted::from), maps.as_ref());
+    stage::stage(&bundle, index, Staging { seed, maps, ..Staging::of(&target, &progress, &cancel) }).await?;
     drop(progress);
     steps.await?;
     let (wall, usage) = (start.elapsed().as_secs_f64(), getrusage(UsageWho::RUSAGE_SELF)?);

@@ -1,7 +1,7 @@
 //! What may be installed: keys, board, security version and hosts, as this image's settings have them.
 
 use super::subject::{Answer, Subject, short};
-use crate::stage::Location;
+use crate::stage::BundleSource;
 
 /// Enough different keys that can be used; one file that can't be is named, and passed over.
 pub(super) fn keys(subject: &Subject) -> Option<Answer> {
@@ -64,7 +64,7 @@ pub(super) fn downloads(subject: &Subject) -> Option<Answer> {
 /// The server that this image came from would be asked again.
 pub(super) fn package_host(subject: &Subject) -> Option<Answer> {
     let operation = &subject.on_trial.as_ref()?.plan.operation;
-    let Ok(Location::Http(url)) = subject.gateway.source(operation) else { return None };
+    let Ok(BundleSource::Http(url)) = subject.gateway.source(operation) else { return None };
     // What is wrong with the settings as a whole is said by `downloads`.
     let http = subject.gateway.http().ok()?;
     let refused = |why: String| {

@@ -11,14 +11,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Index, LONGEST, Run};
-use crate::stage::apply::unpack::{self, Arrivals, Block, Group, Missed, Part};
+use crate::stage::apply::unpack::{self, Arrivals, Group, Missed, PackedChunk, Part};
 use crate::stage::download::frames::Frames;
 use crate::stage::download::insist::Wrong;
 use crate::stage::download::open::Bundle;
 use crate::stage::error::StageError;
 use crate::stage::error::finished;
 use crate::stage::slot::withheld::Sink;
-use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::chunks::ChunkSource;
+use crate::stage::sources::plan::RestorePlan;
 use crate::stage::sources::shared::Shared;
 
 /// Range requests in flight at most: hides the round trips of many small ones.
@@ -36,7 +37,7 @@ const QUEUE: usize = 1;
 pub async fn transfer(
     bundle: &Bundle,
     shared: &Arc<Shared>,
-    plan: &Plan,
+    plan: &RestorePlan,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
@@ -63,8 +64,8 @@ pub async fn transfer(
             None => lost = true,
         }
         // The pass brought all others to their places.
-        plan.replace(|_| true, Source::InPlace);
-        plan.set(missed.chunks, Source::Fetch);
+        plan.replace(|_| true, ChunkSource::InPlace);
+        plan.set(missed.chunks, ChunkSource::Fetch);
         let more = shared.index.read(|index| plan.cost(index, bundle.layout()))?.frames;
         bundle.remote().afford(more)?;
         if bundle.remote().is_metered() {
@@ -79,7 +80,7 @@ async fn pass(
     bundle: &Bundle,
     shared: &Arc<Shared>,
     index: &Index,
-    plan: &Plan,
+    plan: &RestorePlan,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<Missed, StageError> {
@@ -120,7 +121,7 @@ async fn pass(
 /// Queues those groups that `belong`, if there is something to do for them.
 async fn feed(
     index: &Index,
-    plan: &Plan,
+    plan: &RestorePlan,
     jobs: &mpsc::Sender<Group>,
     belong: impl Fn(&Group) -> bool,
 ) -> Result<(), StageError> {
@@ -128,8 +129,9 @@ async fn feed(
     while next < index.len() {
         let group = Group::at(index, plan, next);
         next = next.saturating_add(group.parts.len().max(1));
-        let local =
-            |part: &Part| matches!(part.source, Source::Zero | Source::Seed(_) | Source::Duplicate(_));
+        let local = |part: &Part| {
+            matches!(part.source, ChunkSource::Zero | ChunkSource::Seed(_) | ChunkSource::Duplicate(_))
+        };
         if belong(&group) && group.parts.iter().any(local) {
             // This fails only when the worker has ended: its error is the one that counts.
             jobs.send(group).await.map_err(|_| stopped())?;
@@ -139,22 +141,22 @@ async fn feed(
 }
 
 /// Neighbouring blocks of one group that came together.
-type Batch = Vec<Block>;
+type Batch = Vec<PackedChunk>;
 /// The blocks of one request, as they come.
-type Line = mpsc::UnboundedReceiver<Batch>;
+type Arriving = mpsc::UnboundedReceiver<Batch>;
 
 /// What the requests share.
 struct Fetch<'a> {
     bundle: &'a Bundle,
     shared: &'a Shared,
     index: &'a Index,
-    plan: &'a Plan,
+    plan: &'a RestorePlan,
     window: Arc<Semaphore>,
 }
 
 impl Fetch<'_> {
     /// Makes all requests, a few at a time, and hands out a line for each, in order.
-    async fn run(&self, lines: mpsc::UnboundedSender<Line>) -> Result<(), StageError> {
+    async fn run(&self, lines: mpsc::UnboundedSender<Arriving>) -> Result<(), StageError> {
         let mut fetches = FuturesUnordered::new();
         for run in self.plan.requests(self.index, self.bundle.layout()) {
             // Admitted one after the other, so that the first is never kept waiting by a later one.
@@ -198,7 +200,7 @@ impl Fetch<'_> {
             let told = |spent| self.shared.progress.send_modify(|p| p.downloaded = spent);
             let bytes = frames.take(place, told).await?;
             let room = room.split(bytes.len()).ok_or_else(stopped)?;
-            batch.push(Block { position, bytes, _room: room });
+            batch.push(PackedChunk { position, bytes, _room: room });
         }
         send(&line, &mut batch);
         Ok(())
@@ -215,10 +217,10 @@ fn send(line: &mpsc::UnboundedSender<Batch>, batch: &mut Batch) {
 /// Brings what arrives to its group, in the order of the image.
 struct Delivery<'a> {
     index: &'a Index,
-    plan: &'a Plan,
+    plan: &'a RestorePlan,
     jobs: &'a mpsc::Sender<Group>,
-    lines: mpsc::UnboundedReceiver<Line>,
-    line: Option<Line>,
+    lines: mpsc::UnboundedReceiver<Arriving>,
+    line: Option<Arriving>,
     /// Stays here until there is room for its group: a cancel may come in between.
     batch: Option<Batch>,
     /// The latest group that was queued.
@@ -276,6 +278,7 @@ mod tests {
     use crate::stage::buffer::Pool;
     use crate::stage::slot::frontier::Frontier;
     use crate::stage::slot::withheld::Withheld;
+    use crate::stage::sources::chunks::Sources;
     use crate::stage::sources::seed::Seed;
     use crate::stage::testing::*;
 
@@ -298,9 +301,10 @@ mod tests {
                 progress: bench.progress.clone(),
             });
             // As if all of it had been there, but for one chunk that even the seed's end is too near for.
-            let plan = Plan::new(index.read(Index::len).unwrap());
-            plan.replace(|_| true, Source::Seed(0));
-            plan.set([1], Source::Seed(511));
+            let sources = Sources::new(index.read(Index::len).unwrap());
+            let plan = RestorePlan::new(sources, None);
+            plan.replace(|_| true, ChunkSource::Seed(0));
+            plan.set([1], ChunkSource::Seed(511));
             let sink =
                 Sink { target: bench.target(), withheld: Withheld::none(), frontier: Frontier::default() };
             let cancel = CancellationToken::new();

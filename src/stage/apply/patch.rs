@@ -13,12 +13,13 @@ use crate::stage::download::frames::Frames;
 use crate::stage::download::open::Bundle;
 use crate::stage::error::{StageError, finished};
 use crate::stage::slot::withheld::Sink;
-use crate::stage::sources::patch::{Patch, prefix};
-use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::chunks::ChunkSource;
+use crate::stage::sources::patch::{UsablePatch, prefix};
+use crate::stage::sources::plan::RestorePlan;
 use crate::stage::sources::shared::Shared;
 
 /// A frame with the chunks that are taken from it.
-struct Job {
+struct FetchedFrame {
     frame: PatchFrame,
     bytes: Bytes,
     chunks: Vec<(usize, Chunk)>,
@@ -29,10 +30,10 @@ struct Job {
 /// Brings all chunks of the source `Patch` to `sink`. Their source is then `InPlace`, or `Fetch` if the seed has lost what
 /// their frame stands on.
 pub async fn bring(
-    patch: &Patch,
+    patch: &UsablePatch,
     bundle: &Bundle,
     shared: &Arc<Shared>,
-    plan: &Plan,
+    plan: &RestorePlan,
     sink: &Arc<Sink>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
@@ -48,19 +49,19 @@ pub async fn bring(
     // Its error is the reason, and the feeder's then only its consequence.
     let lost = finished(patcher).await?;
     fed??;
-    plan.replace(|source| source == Source::Patch, Source::InPlace);
-    plan.set(lost, Source::Fetch);
+    plan.replace(|source| source == ChunkSource::Patch, ChunkSource::InPlace);
+    plan.set(lost, ChunkSource::Fetch);
     Ok(())
 }
 
 /// Fetches frame after frame.
 async fn feed(
-    patch: &Patch,
+    patch: &UsablePatch,
     bundle: &Bundle,
     shared: &Shared,
     index: &Index,
-    plan: &Plan,
-    jobs: &mpsc::Sender<Job>,
+    plan: &RestorePlan,
+    jobs: &mpsc::Sender<FetchedFrame>,
 ) -> Result<(), StageError> {
     let layout = bundle.layout();
     for (span, frames) in patch.requests(layout, index, plan) {
@@ -70,8 +71,9 @@ async fn feed(
             let told = |spent| shared.progress.send_modify(|p| p.downloaded = spent);
             let bytes = range.take(place, told).await?;
             let chunks: Vec<_> = frame.chunks(index).collect();
-            let wanted = chunks.iter().map(|(number, _)| plan.get(*number) == Some(Source::Patch)).collect();
-            jobs.send(Job { frame, bytes, chunks, wanted }).await.map_err(|_| stopped())?;
+            let wanted =
+                chunks.iter().map(|(number, _)| plan.get(*number) == Some(ChunkSource::Patch)).collect();
+            jobs.send(FetchedFrame { frame, bytes, chunks, wanted }).await.map_err(|_| stopped())?;
         }
     }
     Ok(())
@@ -90,7 +92,7 @@ struct Patcher {
 
 impl Patcher {
     /// Works until the queue ends. Returns the chunks that it could not bring.
-    fn run(mut self, mut queue: mpsc::Receiver<Job>) -> Result<Vec<usize>, StageError> {
+    fn run(mut self, mut queue: mpsc::Receiver<FetchedFrame>) -> Result<Vec<usize>, StageError> {
         let (mut before, mut out) = (Buffer::new(PREFIX_CAP), Buffer::new(OUTPUT_CAP));
         let mut lost = Vec::new();
         while let Some(job) = queue.blocking_recv() {
@@ -103,7 +105,12 @@ impl Patcher {
     }
 
     /// `false` if the seed changed since the frame was asked for, or the frame is not what was signed.
-    fn work(&mut self, job: &Job, before: &mut Buffer, out: &mut Buffer) -> Result<bool, StageError> {
+    fn work(
+        &mut self,
+        job: &FetchedFrame,
+        before: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<bool, StageError> {
         let seed = self.shared.seed.as_ref();
         let Some(prefix) = seed.and_then(|seed| prefix(seed, &job.frame, before)) else { return Ok(false) };
         let chunks: Vec<Chunk> = job.chunks.iter().map(|(_, chunk)| *chunk).collect();
@@ -129,7 +136,7 @@ impl Patcher {
     }
 }
 
-impl Job {
+impl FetchedFrame {
     /// Chunks that lie side by side in the image, and are all wanted or all not.
     fn runs(&self) -> Vec<Vec<(Chunk, bool)>> {
         let chunks = self.chunks.iter().map(|(_, chunk)| *chunk).zip(self.wanted.iter().copied());

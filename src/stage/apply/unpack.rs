@@ -14,7 +14,8 @@ use crate::stage::apply::writer::{self, Writer};
 use crate::stage::buffer::{Buffer, PIECE};
 use crate::stage::error::StageError;
 use crate::stage::slot::withheld::Sink;
-use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::chunks::ChunkSource;
+use crate::stage::sources::plan::RestorePlan;
 use crate::stage::sources::shared::Shared;
 
 /// A zero chunk of at least so many bytes is left to the device's own means; shorter ones are written with
@@ -25,7 +26,7 @@ const GATHER: usize = 64 * 1024;
 
 /// What was fetched for one chunk.
 #[derive(Debug)]
-pub struct Block {
+pub struct PackedChunk {
     pub position: usize,
     pub bytes: Bytes,
     /// Its place in the window, free again when it was unpacked.
@@ -35,12 +36,12 @@ pub struct Block {
 /// The blocks of one group, in order, as they come.
 #[derive(Debug, Default)]
 pub struct Arrivals {
-    coming: Option<mpsc::UnboundedReceiver<Vec<Block>>>,
-    here: Vec<Block>,
+    coming: Option<mpsc::UnboundedReceiver<Vec<PackedChunk>>>,
+    here: Vec<PackedChunk>,
 }
 
 impl Arrivals {
-    pub fn new(coming: mpsc::UnboundedReceiver<Vec<Block>>) -> Arrivals {
+    pub fn new(coming: mpsc::UnboundedReceiver<Vec<PackedChunk>>) -> Arrivals {
         Arrivals { coming: Some(coming), here: Vec::new() }
     }
 
@@ -62,7 +63,7 @@ impl Arrivals {
 pub struct Part {
     pub position: usize,
     pub chunk: Chunk,
-    pub source: Source,
+    pub source: ChunkSource,
 }
 
 /// The chunks of one group, in image order, and the blocks of those that are fetched.
@@ -74,7 +75,7 @@ pub struct Group {
 
 impl Group {
     /// The group that begins at `position`.
-    pub fn at(index: &Index, plan: &Plan, position: usize) -> Group {
+    pub fn at(index: &Index, plan: &RestorePlan, position: usize) -> Group {
         let chunks = index.from(position).zip(plan.of(position..usize::MAX));
         let mut group = None;
         let parts = (position..)
@@ -86,18 +87,18 @@ impl Group {
 
     /// Whether it has chunks to fetch.
     pub fn is_fetched(&self) -> bool {
-        self.parts.iter().any(|part| part.source == Source::Fetch)
+        self.parts.iter().any(|part| part.source == ChunkSource::Fetch)
     }
 
     /// Whether it has chunks that others must bring first.
     pub fn has_duplicates(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part.source, Source::Duplicate(_)))
+        self.parts.iter().any(|part| matches!(part.source, ChunkSource::Duplicate(_)))
     }
 }
 
 /// A range of the buffer that was verified and is not yet with the writer.
 #[derive(Debug, Default)]
-struct Pending {
+struct Unwritten {
     range: Range<usize>,
     /// Zeros throughout, and long.
     zero: bool,
@@ -107,27 +108,33 @@ struct Pending {
 
 /// How many of the first parts come from one place at once: chunks whose blocks are here, or that lie side by
 /// side in the seed too, up to about `PIECE` bytes. None, if the next block is not the first part's.
-fn run_length(parts: &[Part], here: &[Block]) -> usize {
+fn run_length(parts: &[Part], here: &[PackedChunk]) -> usize {
     let mut end = 0usize;
     let in_piece = |part: &&Part| {
         end = end.saturating_add(part.chunk.length as usize);
         end <= PIECE || end == part.chunk.length as usize
     };
     match parts.first().map(|part| part.source) {
-        Some(Source::Fetch) => {
+        Some(ChunkSource::Fetch) => {
             let pairs = parts.iter().take_while(in_piece).zip(here);
             pairs.take_while(|(part, block)| part.position == block.position).count()
         }
-        Some(Source::Seed(first)) => side_by_side(parts.iter().take_while(in_piece), first, Source::Seed),
-        Some(Source::Duplicate(first)) => {
-            side_by_side(parts.iter().take_while(in_piece), first, Source::Duplicate)
+        Some(ChunkSource::Seed(first)) => {
+            side_by_side(parts.iter().take_while(in_piece), first, ChunkSource::Seed)
+        }
+        Some(ChunkSource::Duplicate(first)) => {
+            side_by_side(parts.iter().take_while(in_piece), first, ChunkSource::Duplicate)
         }
         _ => 1,
     }
 }
 
 /// How many of the parts lie one behind the other from block `next` on.
-fn side_by_side<'a>(parts: impl Iterator<Item = &'a Part>, mut next: u32, of: fn(u32) -> Source) -> usize {
+fn side_by_side<'a>(
+    parts: impl Iterator<Item = &'a Part>,
+    mut next: u32,
+    of: fn(u32) -> ChunkSource,
+) -> usize {
     let joins = |part: &&Part| {
         let joined = part.source == of(next);
         next = next.saturating_add(part.chunk.length / BLOCK);
@@ -179,28 +186,29 @@ impl Worker<'_> {
     fn work(&mut self, group: Group) -> Result<(), StageError> {
         let Group { parts, mut arrivals } = group;
         let Some(start) = parts.first().map(|part| part.chunk.offset) else { return Ok(()) };
-        let last_fetched = parts.iter().rposition(|part| part.source == Source::Fetch);
-        let (mut next, mut pending) = (0usize, Pending::default());
+        let last_fetched = parts.iter().rposition(|part| part.source == ChunkSource::Fetch);
+        let (mut next, mut pending) = (0usize, Unwritten::default());
         while let Some(part) = parts.get(next) {
-            if part.source == Source::Fetch {
+            if part.source == ChunkSource::Fetch {
                 arrivals.gather();
             }
             let rest = parts.get(next..).unwrap_or_default();
             let count = run_length(rest, &arrivals.here);
             let run = rest.get(..count).unwrap_or_default();
-            if matches!(part.source, Source::Duplicate(_)) {
+            if matches!(part.source, ChunkSource::Duplicate(_)) {
                 self.flush(&mut pending, start)?;
                 self.writer.settle()?;
             }
-            let needed = part.source != Source::InPlace || last_fetched.is_some_and(|last| next < last);
+            let needed = part.source != ChunkSource::InPlace || last_fetched.is_some_and(|last| next < last);
             if run.is_empty() || needed && !self.fill(run, &mut arrivals.here, start)? {
                 // What comes behind can't be unpacked without it. Where the target itself fails, its next places are
                 // not asked either: each could cost the whole group once more.
                 let history = match part.source {
-                    Source::InPlace => last_fetched.map_or(0, |last| last.saturating_sub(next)),
+                    ChunkSource::InPlace => last_fetched.map_or(0, |last| last.saturating_sub(next)),
                     _ => count,
                 };
-                let is_lost = |(n, part): &(usize, &Part)| *n < history || part.source != Source::InPlace;
+                let is_lost =
+                    |(n, part): &(usize, &Part)| *n < history || part.source != ChunkSource::InPlace;
                 let lost = rest.iter().enumerate().filter(is_lost);
                 self.missed.chunks.extend(lost.map(|(_, part)| part.position));
                 return self.flush(&mut pending, start);
@@ -215,14 +223,14 @@ impl Worker<'_> {
     }
 
     /// Brings a run's verified content into the buffer; `false` if it is not where it was.
-    fn fill(&mut self, run: &[Part], here: &mut Vec<Block>, start: u64) -> Result<bool, StageError> {
+    fn fill(&mut self, run: &[Part], here: &mut Vec<PackedChunk>, start: u64) -> Result<bool, StageError> {
         let Some(Part { chunk, source, .. }) = run.first() else { return Ok(true) };
         let at = chunk.offset.saturating_sub(start) as usize;
         let length: usize = run.iter().map(|part| part.chunk.length as usize).sum();
         let (history, rest) = self.buffer.first_mut(at.saturating_add(length)).split_at_mut(at);
         Ok(match source {
-            Source::Fetch => {
-                let blocks: Vec<Block> = here.drain(..run.len().min(here.len())).collect();
+            ChunkSource::Fetch => {
+                let blocks: Vec<PackedChunk> = here.drain(..run.len().min(here.len())).collect();
                 let pairs = run.iter().zip(&blocks).map(|(part, block)| (part.chunk, &*block.bytes));
                 let unpacked = self.decoder.decode(&pairs.collect::<Vec<_>>(), history, rest);
                 let from = self.shared.name.clone();
@@ -232,22 +240,22 @@ impl Worker<'_> {
                 right
             }
             // Those were brought before, or fetched since.
-            Source::Patch => false,
-            Source::Zero => {
+            ChunkSource::Patch => false,
+            ChunkSource::Zero => {
                 rest.fill(0);
                 true
             }
-            Source::Seed(block) => {
+            ChunkSource::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
                 let read =
                     seed.map(|seed| seed.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK))));
                 matches!(read, Some(Ok(()))) && are_right(run, rest)
             }
-            Source::Duplicate(block) => {
+            ChunkSource::Duplicate(block) => {
                 let read = self.sink.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK)));
                 read.is_ok() && are_right(run, rest)
             }
-            Source::InPlace => {
+            ChunkSource::InPlace => {
                 let read = self.sink.read(rest, chunk.offset).is_ok();
                 read && self.shared.index.has(chunk, rest)
             }
@@ -255,27 +263,27 @@ impl Worker<'_> {
     }
 
     /// Adds a chunk to what is pending; passes that on first if they do not join or make more than a piece.
-    fn put(&self, part: &Part, start: u64, pending: &mut Pending) -> Result<(), StageError> {
+    fn put(&self, part: &Part, start: u64, pending: &mut Unwritten) -> Result<(), StageError> {
         let Part { chunk, source, .. } = part;
-        if *source == Source::InPlace {
+        if *source == ChunkSource::InPlace {
             return Ok(());
         }
         let (at, length) = (chunk.offset.saturating_sub(start) as usize, chunk.length as usize);
-        let zero = *source == Source::Zero && chunk.length >= ZERO_RUN;
+        let zero = *source == ChunkSource::Zero && chunk.length >= ZERO_RUN;
         let full = !zero && pending.range.len().saturating_add(length) > PIECE;
         if pending.range.end != at || pending.zero != zero || full {
             self.flush(pending, start)?;
-            *pending = Pending { range: at..at, zero, reused: 0 };
+            *pending = Unwritten { range: at..at, zero, reused: 0 };
         }
         pending.range.end = at.saturating_add(length);
-        if matches!(source, Source::Seed(_) | Source::Duplicate(_)) {
+        if matches!(source, ChunkSource::Seed(_) | ChunkSource::Duplicate(_)) {
             pending.reused = pending.reused.saturating_add(u64::from(chunk.length));
         }
         Ok(())
     }
 
-    fn flush(&self, pending: &mut Pending, start: u64) -> Result<(), StageError> {
-        let Pending { range, zero, reused } = std::mem::take(pending);
+    fn flush(&self, pending: &mut Unwritten, start: u64) -> Result<(), StageError> {
+        let Unwritten { range, zero, reused } = std::mem::take(pending);
         let (offset, length) = (start.saturating_add(range.start as u64), range.len());
         match (length, zero) {
             (0, _) => Ok(()),

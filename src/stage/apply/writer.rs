@@ -11,7 +11,7 @@ use crate::stage::error::StageError;
 use crate::stage::slot::withheld::Sink;
 use crate::stage::sources::shared::Shared;
 
-enum Job {
+enum Order {
     /// The first `length` bytes of the buffer; so many of them are `reused` from a slot.
     Write {
         buffer: Buffer,
@@ -31,7 +31,7 @@ enum Job {
 
 /// The way to the thread.
 pub struct Writer {
-    jobs: mpsc::SyncSender<Job>,
+    jobs: mpsc::SyncSender<Order>,
     /// Buffers that are free again, and those that are known to be.
     freed: mpsc::Receiver<Buffer>,
     idle: RefCell<Vec<Buffer>>,
@@ -63,19 +63,19 @@ pub fn beside<T>(
     })
 }
 
-fn write(shared: &Shared, sink: &Sink, job: Job, free: &mpsc::Sender<Buffer>) -> Result<(), StageError> {
+fn write(shared: &Shared, sink: &Sink, job: Order, free: &mpsc::Sender<Buffer>) -> Result<(), StageError> {
     let (written, own) = match job {
-        Job::Write { buffer, length, offset, reused } => {
+        Order::Write { buffer, length, offset, reused } => {
             sink.write(buffer.first(length), offset)?;
             // The worker may be done and gone.
             free.send(buffer).ok();
             (length, reused)
         }
-        Job::Zero { offset, length } => {
+        Order::Zero { offset, length } => {
             sink.zero(offset, length)?;
             (length, 0)
         }
-        Job::Done { group } => {
+        Order::Done { group } => {
             sink.frontier.done(group);
             return Ok(());
         }
@@ -94,15 +94,15 @@ impl Writer {
         let mut buffer = idle.map_or_else(|| self.freed.recv().map_err(|_| gone()), Ok)?;
         let length = content.len();
         buffer.first_mut(length).copy_from_slice(content);
-        self.send(Job::Write { buffer, length, offset, reused })
+        self.send(Order::Write { buffer, length, offset, reused })
     }
 
     pub fn zero(&self, offset: u64, length: usize) -> Result<(), StageError> {
-        self.send(Job::Zero { offset, length })
+        self.send(Order::Zero { offset, length })
     }
 
     pub fn done(&self, group: u64) -> Result<(), StageError> {
-        self.send(Job::Done { group })
+        self.send(Order::Done { group })
     }
 
     /// Waits until the slot has what it was given: then every buffer is free.
@@ -114,7 +114,7 @@ impl Writer {
         Ok(())
     }
 
-    fn send(&self, job: Job) -> Result<(), StageError> {
+    fn send(&self, job: Order) -> Result<(), StageError> {
         self.jobs.send(job).map_err(|_| gone())
     }
 }

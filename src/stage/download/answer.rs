@@ -161,14 +161,14 @@ impl Answer {
 
 /// What an answer brings.
 #[derive(Debug)]
-pub struct Part {
+pub struct Content {
     /// One after the last byte that it brings, if that is before the end of what was asked for.
     pub after: u64,
     pub version: Version,
 }
 
 /// What `answer` to a request of `start..end` brings. `link`: what the update was called with.
-pub fn judge(answer: &Answer, link: &Url, shown: &str, start: u64, end: u64) -> Result<Part, Trouble> {
+pub fn judge(answer: &Answer, link: &Url, shown: &str, start: u64, end: u64) -> Result<Content, Trouble> {
     let (url, status) = (shown.to_owned(), answer.code());
     let odd = |reason: String| Trouble::Doubtful(StageError::Download { url: url.clone(), reason });
     match answer.status() {
@@ -192,7 +192,7 @@ pub fn judge(answer: &Answer, link: &Url, shown: &str, start: u64, end: u64) -> 
 }
 
 /// A 206 is taken if it begins where it was asked to, and is not packed. It may bring less.
-fn part(headers: &HeaderMap, start: u64, end: u64) -> Result<Part, String> {
+fn part(headers: &HeaderMap, start: u64, end: u64) -> Result<Content, String> {
     if let Some(coding) = headers.get_all(header::CONTENT_ENCODING).iter().find(|value| !is_plain(value)) {
         let coding = String::from_utf8_lossy(coding.as_bytes()).chars().take(20).collect::<String>();
         return Err(format!("the server packed a byte range ({coding}) although asked not to"));
@@ -205,7 +205,7 @@ fn part(headers: &HeaderMap, start: u64, end: u64) -> Result<Part, String> {
         let (last, asked) = (after.saturating_sub(1), format!("bytes {start}-{}", end.saturating_sub(1)));
         return Err(format!("the server answered bytes {first}-{last} when asked for {asked}"));
     }
-    Ok(Part { after: after.min(end), version: Version::of(headers, size) })
+    Ok(Content { after: after.min(end), version: Version::of(headers, size) })
 }
 
 /// Codings that leave the bytes as they are: none, `identity`, and the one that object stores name after an upload in

@@ -29,7 +29,7 @@ struct Said {
 
 /// What becomes of a doubtful answer.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum Doubted {
     Final(StageError),
     /// Ask again, over another connection; after so long, at the latest, it may be final.
     Again(StageError, Duration),
@@ -37,7 +37,7 @@ pub enum Verdict {
 
 impl Doubt {
     /// What the connections of client `line` say; final is what was said for `long` enough, and not by them alone.
-    pub fn weigh(&mut self, error: StageError, line: u64, long: Duration) -> Verdict {
+    pub fn weigh(&mut self, error: StageError, line: u64, long: Duration) -> Doubted {
         let (what, since) = (std::mem::discriminant(&error), Instant::now());
         let said = match &mut self.said {
             Some(said) if said.what == what => said,
@@ -45,7 +45,7 @@ impl Doubt {
         };
         said.repeated |= said.line != line;
         let left = long.saturating_sub(said.since.elapsed());
-        if said.repeated && left.is_zero() { Verdict::Final(error) } else { Verdict::Again(error, left) }
+        if said.repeated && left.is_zero() { Doubted::Final(error) } else { Doubted::Again(error, left) }
     }
 
     /// Something good came.
@@ -181,22 +181,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_final_when_others_repeat_it_for_long_enough() {
         let mut doubt = Doubt::default();
-        let again = |verdict| matches!(verdict, Verdict::Again(..));
+        let again = |verdict| matches!(verdict, Doubted::Again(..));
         assert!(again(doubt.weigh(gone(), 0, MINUTE)));
         tokio::time::advance(2 * MINUTE).await;
         assert!(again(doubt.weigh(gone(), 0, MINUTE)), "one connection alone");
-        assert!(matches!(doubt.weigh(gone(), 1, MINUTE), Verdict::Final(StageError::NotFound { .. })));
+        assert!(matches!(doubt.weigh(gone(), 1, MINUTE), Doubted::Final(StageError::NotFound { .. })));
 
         // Something else, or a good answer in between, begins anew.
         let forbidden = StageError::Forbidden { url: "u".into(), status: 403 };
         assert!(again(doubt.weigh(forbidden, 2, MINUTE)));
-        let Verdict::Again(_, left) = doubt.weigh(gone(), 3, MINUTE) else { panic!() };
+        let Doubted::Again(_, left) = doubt.weigh(gone(), 3, MINUTE) else { panic!() };
         assert_eq!(left, MINUTE);
         tokio::time::advance(2 * MINUTE).await;
         doubt.clear();
         assert!(again(doubt.weigh(gone(), 4, MINUTE)));
         tokio::time::advance(MINUTE / 2).await;
-        let Verdict::Again(_, left) = doubt.weigh(gone(), 5, MINUTE) else { panic!() };
+        let Doubted::Again(_, left) = doubt.weigh(gone(), 5, MINUTE) else { panic!() };
         assert_eq!(left, MINUTE / 2);
     }
 

@@ -21,22 +21,22 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Where a bundle is.
 #[derive(Clone)]
-pub enum Location {
+pub enum BundleSource {
     Http(Url),
     File(PathBuf),
 }
 
-impl fmt::Display for Location {
+impl fmt::Display for BundleSource {
     /// Without query and user info.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Location::Http(url) => f.write_str(&shown(url)),
-            Location::File(path) => path.display().fmt(f),
+            BundleSource::Http(url) => f.write_str(&shown(url)),
+            BundleSource::File(path) => path.display().fmt(f),
         }
     }
 }
 
-impl fmt::Debug for Location {
+impl fmt::Debug for BundleSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_a_source_has_no_secrets() {
-        let source = Location::Http("https://h.example/b?sig=s3cret".parse().unwrap());
+        let source = BundleSource::Http("https://h.example/b?sig=s3cret".parse().unwrap());
         assert!(!format!("{source} {source:?}").contains("s3cret"));
     }
 }

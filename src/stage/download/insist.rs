@@ -1,7 +1,7 @@
 //! What came is not what was signed: it is fetched again, over other connections, until it is right or others, too, bring
 //! what is wrong.
 
-use crate::stage::download::doubt::{Doubt, Verdict};
+use crate::stage::download::doubt::{Doubt, Doubted};
 use crate::stage::download::remote::{Kind, Remote};
 use crate::stage::download::web::Web;
 use crate::stage::error::StageError;
@@ -40,8 +40,8 @@ impl<'a> Wrong<'a> {
         let Kind::Http(web) = &self.remote.kind else { return Err(error) };
         let number = web.number();
         let (error, left) = match self.doubt.weigh(error, number, web.http.doubt()) {
-            Verdict::Final(error) => return Err(self.remote.blame(web, error).await),
-            Verdict::Again(error, left) => (error, left),
+            Doubted::Final(error) => return Err(self.remote.blame(web, error).await),
+            Doubted::Again(error, left) => (error, left),
         };
         meter.afford(0)?;
         web.elsewhere(number);

@@ -8,7 +8,7 @@ use crate::manifest::{self, Digest, Manifest, TrustedKeys};
 use crate::stage::buffer::pieces;
 use crate::stage::download::budget::Meter;
 use crate::stage::download::frames::Frames;
-use crate::stage::download::http::{Http, Location};
+use crate::stage::download::http::{BundleSource, Http};
 use crate::stage::download::remote::Remote;
 use crate::stage::error::StageError;
 use crate::stage::stored::StoredIndex;
@@ -23,19 +23,25 @@ pub struct Bundle {
     workspace: Workspace,
 }
 
-/// Fetches and verifies the manifest: `required` signatures by different `keys`, and the digest that the
-/// call `pin`ned, if it did.
-///
-/// `meter` goes on counting for this operation; `workspace` is where its lists are kept while it is staged.
-pub async fn open(
-    location: Location,
-    http: &Http,
-    meter: Arc<Meter>,
-    keys: &TrustedKeys,
-    required: usize,
-    pin: Option<Digest>,
-    workspace: &Workspace,
-) -> Result<Bundle, StageError> {
+/// What opening goes by.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    pub location: BundleSource,
+    pub http: &'a Http,
+    /// Goes on counting for this operation.
+    pub meter: Arc<Meter>,
+    pub keys: &'a TrustedKeys,
+    /// So many signatures by different keys are demanded.
+    pub required: usize,
+    /// The digest of the manifest that the call pinned, if it did.
+    pub pin: Option<Digest>,
+    /// Where the bundle's lists are kept while it is staged.
+    pub workspace: &'a Workspace,
+}
+
+/// Fetches and verifies the manifest.
+pub async fn open(opening: Opening<'_>) -> Result<Bundle, StageError> {
+    let Opening { location, http, meter, keys, required, pin, workspace } = opening;
     let remote = Remote::new(location, http, meter).await?;
     let (manifest, layout) = remote.insist(|| read_manifest(&remote, keys, required, pin)).await?;
     Ok(Bundle { remote, manifest, layout, workspace: workspace.clone() })

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::manifest::Digest;
 use crate::stage::download::budget::Meter;
-use crate::stage::download::http::{Http, Location};
+use crate::stage::download::http::{BundleSource, Http};
 use crate::stage::download::web::Web;
 use crate::stage::error::StageError;
 
@@ -28,14 +28,14 @@ pub(in crate::stage) enum Kind {
 
 impl Remote {
     /// Opens a file; a URL is only checked.
-    pub async fn new(source: Location, http: &Http, meter: Arc<Meter>) -> Result<Remote, StageError> {
+    pub async fn new(source: BundleSource, http: &Http, meter: Arc<Meter>) -> Result<Remote, StageError> {
         let name = source.to_string();
         let kind = match source {
-            Location::File(path) => {
+            BundleSource::File(path) => {
                 let opened = tokio::task::spawn_blocking(move || open_file(&path)).await;
                 opened.map_err(|error| StageError::Thread(error.to_string()))??
             }
-            Location::Http(url) => {
+            BundleSource::Http(url) => {
                 let reason = http.hosts.check(&url);
                 reason.map_err(|reason| StageError::NotPermitted { url: name.clone(), reason })?;
                 Kind::Http(Box::new(Web::new(http.clone(), url, meter.clone())))

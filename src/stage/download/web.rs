@@ -18,7 +18,7 @@ use url::Url;
 use crate::clock::after;
 use crate::manifest::Digest;
 use crate::reach::Memory;
-use crate::stage::download::answer::{Answer, Part, Trouble, Version, judge, passing};
+use crate::stage::download::answer::{Answer, Content, Trouble, Version, judge, passing};
 use crate::stage::download::budget::Meter;
 use crate::stage::download::connect::{self, HttpClient};
 use crate::stage::download::doubt::Patience;
@@ -40,7 +40,7 @@ pub struct Web {
     /// Addresses whose answers were of no use lately.
     memory: Memory,
     /// Connections, all of one network.
-    line: Mutex<Line>,
+    line: Mutex<Connections>,
     seen: Mutex<Seen>,
     pub patience: Patience,
     /// Bytes a second that a server must bring.
@@ -62,7 +62,7 @@ impl fmt::Debug for Web {
 }
 
 /// A client whose connections are alive as far as is known.
-struct Line {
+struct Connections {
     client: HttpClient,
     /// Counts the clients.
     number: u64,
@@ -100,7 +100,7 @@ impl Web {
     pub fn new(http: Http, url: Url, meter: Arc<Meter>) -> Web {
         let (seen, head) = (Mutex::default(), Mutex::default());
         let memory = Memory::default();
-        let line = Mutex::new(Line {
+        let line = Mutex::new(Connections {
             client: connect::client(&http, meter.clone(), memory.clone()),
             number: 0,
             route: None,
@@ -121,7 +121,7 @@ impl Web {
         self.line().number
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    fn line(&self) -> MutexGuard<'_, Connections> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -162,12 +162,12 @@ impl Web {
     }
 
     /// Whoever notices first makes a new client for all.
-    fn replace(&self, old: impl Fn(&Line) -> bool) {
+    fn replace(&self, old: impl Fn(&Connections) -> bool) {
         let mut line = self.line();
         if old(&line) {
             let client = connect::client(&self.http, self.meter.clone(), self.memory.clone());
             let number = line.number.wrapping_add(1);
-            *line = Line { client, number, route: None };
+            *line = Connections { client, number, route: None };
         }
     }
 
@@ -192,7 +192,7 @@ impl Web {
     }
 
     /// Asks for a range, follows redirects, and returns an answer whose body begins at its start.
-    pub async fn ask(&self, wanted: Wanted) -> Result<(Answer, Part), Trouble> {
+    pub async fn ask(&self, wanted: Wanted) -> Result<(Answer, Content), Trouble> {
         let seen = self.seen();
         let mut url = self.url.clone();
         for hop in 0..=REDIRECTS {
@@ -265,7 +265,7 @@ impl Web {
         seen: &Seen,
         shown: &str,
         wanted: Wanted,
-    ) -> Result<(Answer, Part), Trouble> {
+    ) -> Result<(Answer, Content), Trouble> {
         let guarded = wanted.guarded && !seen.unguarded;
         let changed = Trouble::Changed(seen.generation);
         if guarded && answer.status() == hyper::StatusCode::PRECONDITION_FAILED {

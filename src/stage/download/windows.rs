@@ -114,12 +114,10 @@ mod tests {
         cancel: &CancellationToken,
     ) -> Result<(), StageError> {
         let keys = crate::bundle::testing::trust(1);
-        let bundle =
-            open(Location::Http(bench.server.url()), http, meter, &keys, 1, None, &Workspace::default())
-                .await?;
+        let bundle = opened(BundleSource::Http(bench.server.url()), http, meter, &keys, None).await?;
         let target = bench.target();
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, None, None, &bench.progress, cancel).await
+        stage(&bundle, index, Staging::of(&target, &bench.progress, cancel)).await
     }
 
     #[tokio::test]

@@ -8,12 +8,12 @@ use crate::stage::error::StageError;
 /// How far the target holds the image, told while it is written. An empty one holds nobody up.
 #[derive(Debug, Default)]
 pub struct Frontier {
-    pending: Mutex<Pending>,
+    pending: Mutex<Unfinished>,
     moved: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Pending {
+struct Unfinished {
     /// Offsets of the groups that are not in place yet.
     groups: BTreeSet<u64>,
     /// No more of them will be.
@@ -22,7 +22,7 @@ struct Pending {
 
 impl Frontier {
     pub fn new(groups: BTreeSet<u64>) -> Frontier {
-        Frontier { pending: Mutex::new(Pending { groups, ended: false }), moved: Condvar::new() }
+        Frontier { pending: Mutex::new(Unfinished { groups, ended: false }), moved: Condvar::new() }
     }
 
     /// The group at this offset is in place.

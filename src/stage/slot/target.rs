@@ -27,14 +27,14 @@ const WRITE_BACK: u64 = 16 << 20;
 /// An exclusively held slot. Clones share the hold; it ends with the last one. Its methods block.
 #[derive(Debug, Clone)]
 pub struct Target {
-    device: Arc<Device>,
+    device: Arc<OpenDevice>,
 }
 
 #[derive(Debug)]
-struct Device {
+struct OpenDevice {
     path: PathBuf,
     /// Carries the exclusive hold.
-    held: Held,
+    held: Hold,
     /// The same device past the page cache, if it can be opened so.
     direct: Option<File>,
     is_block: bool,
@@ -47,17 +47,17 @@ struct Device {
 }
 
 #[derive(Debug)]
-enum Held {
+enum Hold {
     /// O_EXCL on a block device.
     Opened(File),
     Locked(Flock<File>),
 }
 
-impl Held {
+impl Hold {
     fn file(&self) -> &File {
         match self {
-            Held::Opened(file) => file,
-            Held::Locked(lock) => lock,
+            Hold::Opened(file) => file,
+            Hold::Locked(lock) => lock,
         }
     }
 }
@@ -81,11 +81,11 @@ impl Target {
         }
         let capacity = (&file).seek(SeekFrom::End(0)).map_err(unusable)?;
         check_sectors(&file, is_block).map_err(unusable)?;
-        let held = if is_block { Held::Opened(file) } else { lock(path, file)? };
+        let held = if is_block { Hold::Opened(file) } else { lock(path, file)? };
         let direct = open_direct(path, opened, capacity);
         let path = path.to_owned();
         let (dirty, written) = Default::default();
-        let device = Device { path, held, direct, is_block, identity: opened, capacity, dirty, written };
+        let device = OpenDevice { path, held, direct, is_block, identity: opened, capacity, dirty, written };
         Ok(Target { device: Arc::new(device) })
     }
 
@@ -250,9 +250,9 @@ fn open_direct(path: &Path, expected: Identity, capacity: u64) -> Option<File> {
     Some(file)
 }
 
-fn lock(path: &Path, file: File) -> Result<Held, StageError> {
+fn lock(path: &Path, file: File) -> Result<Hold, StageError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Held::Locked(lock)),
+        Ok(lock) => Ok(Hold::Locked(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Err(busy(path, "another program has locked it")),
         Err((_, error)) => Err(refuse(path, &error.into())),
     }

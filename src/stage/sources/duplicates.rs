@@ -3,7 +3,7 @@
 
 use crate::bundle::{Chunk, ChunkDigest, GAP, Index};
 use crate::manifest::BLOCK;
-use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::chunks::{ChunkSource, Sources};
 
 /// Some chunks of an image, in the order of their digests: eight bytes a chunk, for as long as one step takes.
 pub struct ByDigest<'a> {
@@ -14,12 +14,12 @@ pub struct ByDigest<'a> {
 
 impl<'a> ByDigest<'a> {
     /// The chunks that will be fetched.
-    pub fn missing(index: &'a Index, plan: &Plan) -> ByDigest<'a> {
-        ByDigest::new(index, plan, |_, source| source == Source::Fetch)
+    pub fn missing(index: &'a Index, sources: &Sources) -> ByDigest<'a> {
+        ByDigest::new(index, sources, |_, source| source == ChunkSource::Fetch)
     }
 
-    fn new(index: &'a Index, plan: &Plan, which: impl Fn(&Chunk, Source) -> bool) -> ByDigest<'a> {
-        let all = (0u64..).zip(index.iter().zip(plan.iter()));
+    fn new(index: &'a Index, sources: &Sources, which: impl Fn(&Chunk, ChunkSource) -> bool) -> ByDigest<'a> {
+        let all = (0u64..).zip(index.iter().zip(sources.iter()));
         let chosen = all.filter(|(_, (chunk, source))| which(chunk, *source));
         let mut sorted: Vec<u64> =
             chosen.map(|(position, (chunk, _))| first_bytes(&chunk.digest) | position).collect();
@@ -53,30 +53,33 @@ fn position(entry: u64) -> usize {
 
 /// Gives chunks that would be fetched although the image has them twice, and the target has or will have one of them,
 /// that one as their source. Frames that are as short as a gap between two requests are not worth it.
-pub fn find_duplicates(index: &Index, plan: &Plan) {
-    let worth = |chunk: &Chunk, source: Source| {
-        u64::from(chunk.frame_length) > GAP && matches!(source, Source::Fetch | Source::InPlace)
+pub fn find_duplicates(index: &Index, sources: &Sources) {
+    let worth = |chunk: &Chunk, source: ChunkSource| {
+        u64::from(chunk.frame_length) > GAP && matches!(source, ChunkSource::Fetch | ChunkSource::InPlace)
     };
-    let all = ByDigest::new(index, plan, worth);
+    let all = ByDigest::new(index, sources, worth);
     let alike = all.sorted.chunk_by(|one, other| one & DIGEST == other & DIGEST);
     for alike in alike.filter(|alike| alike.len() > 1) {
         // So many bytes may be the same by chance.
         let digest = |entry: &u64| Some((all.digest(position(*entry))?, position(*entry)));
         let mut alike: Vec<_> = alike.iter().filter_map(digest).collect();
         alike.sort_unstable();
-        alike.chunk_by(|one, other| one.0 == other.0).for_each(|same| share(same, index, plan));
+        alike.chunk_by(|one, other| one.0 == other.0).for_each(|same| share(same, index, sources));
     }
 }
 
 /// Chunks with one digest, ascending: one that is in place serves all, or else the first is fetched for all.
-fn share(same: &[(ChunkDigest, usize)], index: &Index, plan: &Plan) {
+fn share(same: &[(ChunkDigest, usize)], index: &Index, sources: &Sources) {
     let positions = || same.iter().map(|(_, position)| *position);
-    let in_place = positions().find(|position| plan.get(*position) == Some(Source::InPlace));
+    let in_place = positions().find(|position| sources.get(*position) == Some(ChunkSource::InPlace));
     let Some(original) = in_place.or(positions().next()) else { return };
     let block = index.get(original).and_then(|chunk| chunk.offset.checked_div(u64::from(BLOCK)));
     let Some(block) = block.and_then(|block| u32::try_from(block).ok()) else { return };
     let others = positions().filter(|position| *position != original);
-    plan.set(others.filter(|position| plan.get(*position) == Some(Source::Fetch)), Source::Duplicate(block));
+    sources.set(
+        others.filter(|position| sources.get(*position) == Some(ChunkSource::Fetch)),
+        ChunkSource::Duplicate(block),
+    );
 }
 
 #[cfg(test)]
@@ -96,10 +99,10 @@ mod tests {
     #[test]
     fn every_missing_chunk_is_found_by_its_digest_and_duplicates_both() {
         let index = doubled(3);
-        let plan = Plan::new(index.len());
-        plan.set([1], Source::InPlace);
+        let sources = Sources::new(index.len());
+        sources.set([1], ChunkSource::InPlace);
         let held = index.get(1).unwrap().digest;
-        let wanted = ByDigest::missing(&index, &plan);
+        let wanted = ByDigest::missing(&index, &sources);
         for chunk in index.iter() {
             let all = index.iter().enumerate().filter(|(n, other)| *n != 1 && other.digest == chunk.digest);
             let expected: Vec<usize> = all.map(|(position, _)| position).collect();
@@ -114,8 +117,8 @@ mod tests {
         let mut alike = held;
         alike.0[15] ^= 1;
         assert!(wanted.positions(&alike).is_empty());
-        plan.replace(|_| true, Source::InPlace);
-        assert!(ByDigest::missing(&index, &plan).positions(&held).is_empty());
+        sources.replace(|_| true, ChunkSource::InPlace);
+        assert!(ByDigest::missing(&index, &sources).positions(&held).is_empty());
     }
 
     #[test]
@@ -125,24 +128,25 @@ mod tests {
             let same = |other: &Chunk| other.digest == chunk.digest && u64::from(chunk.frame_length) > GAP;
             index.iter().enumerate().filter(|(_, other)| same(other)).map(|(n, _)| n).collect::<Vec<_>>()
         };
-        let block =
-            |position| Source::Duplicate((index.get(position).unwrap().offset / u64::from(BLOCK)) as u32);
-        let plan = Plan::new(index.len());
+        let block = |position| {
+            ChunkSource::Duplicate((index.get(position).unwrap().offset / u64::from(BLOCK)) as u32)
+        };
+        let sources = Sources::new(index.len());
         // The second of one pair is in place already.
         let pair = twins(&index.get(3).unwrap());
         assert_eq!((pair.len(), pair[0]), (2, 3));
-        plan.set([pair[1]], Source::InPlace);
-        find_duplicates(&index, &plan);
+        sources.set([pair[1]], ChunkSource::InPlace);
+        find_duplicates(&index, &sources);
         let mut shared = 0;
-        for (position, (chunk, source)) in index.iter().zip(plan.iter()).enumerate() {
+        for (position, (chunk, source)) in index.iter().zip(sources.iter()).enumerate() {
             let all = twins(&chunk);
             let expected = match position {
                 _ if position == pair[0] => block(pair[1]),
-                _ if position == pair[1] => Source::InPlace,
+                _ if position == pair[1] => ChunkSource::InPlace,
                 _ if all.len() > 1 && position != all[0] => block(all[0]),
-                _ => Source::Fetch,
+                _ => ChunkSource::Fetch,
             };
-            shared += usize::from(matches!(expected, Source::Duplicate(_)));
+            shared += usize::from(matches!(expected, ChunkSource::Duplicate(_)));
             assert_eq!(source, expected, "{position}");
         }
         assert!(shared > 100 && shared < index.len() / 2);

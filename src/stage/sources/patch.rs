@@ -14,7 +14,7 @@ use crate::stage::buffer::{Buffer, PIECE, Pool};
 use crate::stage::download::open::Bundle;
 use crate::stage::error::{StageError, finished};
 use crate::stage::parallel::in_parallel;
-use crate::stage::sources::plan::{Plan, Source};
+use crate::stage::sources::chunks::{ChunkSource, Sources};
 use crate::stage::sources::seed::Seed;
 use crate::stage::sources::shared::Shared;
 
@@ -23,69 +23,74 @@ const READERS: usize = 4;
 
 /// A patch from what the booted slot holds.
 #[derive(Debug)]
-pub struct Patch {
+pub struct UsablePatch {
     /// Its number in the manifest, from 0.
     pub number: usize,
     index: PatchIndex,
 }
 
-impl Patch {
-    /// Adds the patch from what the booted slot holds, if the bundle has one and it saves bytes: the chunks that its frames
+impl UsablePatch {
+    /// The patch from what the booted slot holds, if the bundle has one and it saves bytes: the chunks that its frames
     /// bring get the source `Patch`. `image`: what the slot is known to hold.
-    pub async fn add(
+    pub async fn find(
         bundle: &Bundle,
         shared: &Arc<Shared>,
         image: Option<Digest>,
-        plan: Plan,
+        sources: Sources,
         cancel: &CancellationToken,
-    ) -> Result<Plan, StageError> {
-        let missing = shared.index.read(|index| missing(index, &plan))?;
+    ) -> Result<(Sources, Option<UsablePatch>), StageError> {
+        let missing = shared.index.read(|index| missing(index, &sources))?;
         if bundle.manifest().patches.is_empty() || missing == 0 {
-            return Ok(plan);
+            return Ok((sources, None));
         }
-        let Some(number) = number(bundle, shared, image, cancel).await? else { return Ok(plan) };
-        let Some(span) = span(bundle.layout(), number, missing) else { return Ok(plan) };
+        let Some(number) = number(bundle, shared, image, cancel).await? else { return Ok((sources, None)) };
+        let Some(span) = span(bundle.layout(), number, missing) else { return Ok((sources, None)) };
         let remote = bundle.remote();
         remote.afford(length(&span))?;
         let index = tokio::select! {
             index = remote.insist(|| read_index(bundle, shared, number, span.clone())) => index?,
             () = cancel.cancelled() => return Err(StageError::Cancelled),
         };
-        let patch = Patch::new(number, index);
+        let patch = UsablePatch::new(number, index);
         let (shared, cancel) = (shared.clone(), cancel.clone());
         let surveyed = tokio::task::spawn_blocking(move || {
-            patch.survey(&shared, &plan, &cancel)?;
-            Ok(plan.with(patch))
+            patch.survey(&shared, &sources, &cancel)?;
+            Ok((sources, Some(patch)))
         });
         finished(surveyed).await
     }
 
-    pub fn new(number: usize, index: PatchIndex) -> Patch {
-        Patch { number, index }
+    pub fn new(number: usize, index: PatchIndex) -> UsablePatch {
+        UsablePatch { number, index }
     }
 
     /// Takes the frames that pay and that the device `can` unpack: their chunks get the source `Patch`.
-    pub fn take(&self, index: &Index, plan: &Plan, mut can: impl FnMut(&PatchFrame) -> bool) {
+    pub fn take(&self, index: &Index, sources: &Sources, mut can: impl FnMut(&PatchFrame) -> bool) {
         for frame in self.index.frames() {
-            let pays = frame.pays(index, |chunk| plan.get(chunk) == Some(Source::Fetch));
+            let pays = frame.pays(index, |chunk| sources.get(chunk) == Some(ChunkSource::Fetch));
             if !pays || !can(&frame) {
                 continue;
             }
             for (number, _) in frame.chunks(index) {
-                if plan.get(number) == Some(Source::Fetch) {
-                    plan.set([number], Source::Patch);
+                if sources.get(number) == Some(ChunkSource::Fetch) {
+                    sources.set([number], ChunkSource::Patch);
                 }
             }
         }
     }
 
     /// Takes what the seed has the prefix for.
-    fn survey(&self, shared: &Shared, plan: &Plan, cancel: &CancellationToken) -> Result<(), StageError> {
+    fn survey(
+        &self,
+        shared: &Shared,
+        sources: &Sources,
+        cancel: &CancellationToken,
+    ) -> Result<(), StageError> {
         let Some(seed) = &shared.seed else { return Ok(()) };
         let mut buffer = Buffer::new(PREFIX_CAP);
         let mut can =
             |frame: &PatchFrame| !cancel.is_cancelled() && prefix(seed, frame, &mut buffer).is_some();
-        shared.index.read(|index| self.take(index, plan, &mut can))?;
+        shared.index.read(|index| self.take(index, sources, &mut can))?;
         if cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
     }
 
@@ -94,18 +99,18 @@ impl Patch {
         &'a self,
         layout: &'a Layout,
         index: &'a Index,
-        plan: &'a Plan,
+        sources: &'a Sources,
     ) -> impl Iterator<Item = (Range<u64>, Vec<PatchFrame>)> + 'a {
         let wanted = |frame: &PatchFrame| {
-            frame.chunks(index).any(|(number, _)| plan.get(number) == Some(Source::Patch))
+            frame.chunks(index).any(|(number, _)| sources.get(number) == Some(ChunkSource::Patch))
         };
         let frames = self.index.frames().filter(wanted);
         join(frames.filter_map(|frame| layout.patch_frame(self.number, &frame).map(|span| (frame, span))))
     }
 
     /// Bytes of the requests that `apply` will make.
-    pub fn fetch_size(&self, layout: &Layout, index: &Index, plan: &Plan) -> u64 {
-        self.requests(layout, index, plan).map(|(span, _)| length(&span)).sum()
+    pub fn fetch_size(&self, layout: &Layout, index: &Index, sources: &Sources) -> u64 {
+        self.requests(layout, index, sources).map(|(span, _)| length(&span)).sum()
     }
 }
 
@@ -122,8 +127,8 @@ async fn read_index(
 }
 
 /// Bytes of the plain blocks that would be fetched.
-pub fn missing(index: &Index, plan: &Plan) -> u64 {
-    let wanted = plan.chunks(index, |source| source == Source::Fetch);
+pub fn missing(index: &Index, sources: &Sources) -> u64 {
+    let wanted = sources.chunks(index, |source| source == ChunkSource::Fetch);
     wanted.map(|(_, chunk)| u64::from(chunk.frame_length)).sum()
 }
 

@@ -16,9 +16,9 @@ use crate::stage::error::StageError;
 use crate::stage::parallel::{in_parallel, split};
 use crate::stage::progress::Progress;
 use crate::stage::progress::Step;
+use crate::stage::sources::chunks::{ChunkSource, Sources};
 use crate::stage::sources::duplicates::{ByDigest, find_duplicates};
 use crate::stage::sources::maps::{self, Draft, Maps};
-use crate::stage::sources::plan::{Plan, Source};
 use crate::stage::sources::scan::Scan;
 use crate::stage::sources::seed::Seed;
 
@@ -52,25 +52,27 @@ pub struct Survey<'a> {
 
 /// A slot in which chunks are checked.
 #[derive(Clone, Copy)]
-enum Medium<'a> {
+enum Searched<'a> {
     Target(&'a ReadAt<'a>),
     Seed(&'a Seed),
 }
 
-impl Medium<'_> {
+impl Searched<'_> {
     /// Where a chunk of this source begins in it, bytes; `None` if it is not said to be there.
-    fn place(self, chunk: &Chunk, source: Source) -> Option<u64> {
+    fn place(self, chunk: &Chunk, source: ChunkSource) -> Option<u64> {
         match (self, source) {
-            (Medium::Target(_), Source::InPlace) => Some(chunk.offset),
-            (Medium::Seed(_), Source::Seed(block)) => Some(u64::from(block).saturating_mul(u64::from(BLOCK))),
+            (Searched::Target(_), ChunkSource::InPlace) => Some(chunk.offset),
+            (Searched::Seed(_), ChunkSource::Seed(block)) => {
+                Some(u64::from(block).saturating_mul(u64::from(BLOCK)))
+            }
             _ => None,
         }
     }
 
     fn read(self, buffer: &mut [u8], place: u64) -> Result<(), String> {
         match self {
-            Medium::Target(read) => read(buffer, place).map_err(|error| error.to_string()),
-            Medium::Seed(seed) => seed
+            Searched::Target(read) => read(buffer, place).map_err(|error| error.to_string()),
+            Searched::Seed(seed) => seed
                 .read(buffer, place)
                 .map_err(|error| format!("the booted slot failed at {place}: {error}")),
         }
@@ -80,33 +82,34 @@ impl Medium<'_> {
 impl Survey<'_> {
     /// One source for each chunk of the index. Reads of both slots what their maps say of it, or all of them when
     /// there is no such map, on `threads` threads. Each byte that is read is progress.
-    pub fn run(&self, threads: usize) -> Result<Plan, StageError> {
+    pub fn run(&self, threads: usize) -> Result<Sources, StageError> {
         self.progress.send_modify(|p| *p = Progress { step: Step::Surveying, total: 0, done: 0, ..*p });
-        let plan = Plan::new(self.index.len());
-        self.in_target(&plan, threads)?;
-        if !plan.is_done() {
-            self.give_up_first(&plan);
+        let sources = Sources::new(self.index.len());
+        self.in_target(&sources, threads)?;
+        if !sources.is_done() {
+            self.give_up_first(&sources);
         }
-        if let Some(seed) = self.seed.filter(|_| plan.iter().any(|source| source == Source::Fetch)) {
-            if !self.by_map(seed, &plan, threads)? {
-                self.by_scan(seed, &plan, threads)?;
+        if let Some(seed) = self.seed.filter(|_| sources.iter().any(|source| source == ChunkSource::Fetch)) {
+            if !self.by_map(seed, &sources, threads)? {
+                self.by_scan(seed, &sources, threads)?;
             }
         }
-        find_duplicates(self.index, &plan);
-        Ok(plan)
+        find_duplicates(self.index, &sources);
+        Ok(sources)
     }
 
     /// Gives chunks that are where they belong the source `InPlace`. An interrupted run leaves no map, so all that it
     /// wrote is looked at.
-    fn in_target(&self, plan: &Plan, threads: usize) -> Result<(), StageError> {
-        let medium = Medium::Target(self.target);
-        if self.claim(plan) {
-            let samples = self.samples(plan);
-            let promised = self.bytes_in(medium, plan);
-            plan.set(samples.iter().copied(), Source::InPlace);
-            self.check(medium, plan, threads)?;
-            let found = self.bytes_in(medium, plan);
-            let surprise = samples.into_iter().any(|sample| plan.get(sample) == Some(Source::InPlace));
+    fn in_target(&self, sources: &Sources, threads: usize) -> Result<(), StageError> {
+        let medium = Searched::Target(self.target);
+        if self.claim(sources) {
+            let samples = self.samples(sources);
+            let promised = self.bytes_in(medium, sources);
+            sources.set(samples.iter().copied(), ChunkSource::InPlace);
+            self.check(medium, sources, threads)?;
+            let found = self.bytes_in(medium, sources);
+            let surprise =
+                samples.into_iter().any(|sample| sources.get(sample) == Some(ChunkSource::InPlace));
             if !surprise && promised.saturating_sub(found) <= promised / STALE {
                 return Ok(());
             }
@@ -116,16 +119,16 @@ impl Survey<'_> {
                 "the target changed since its chunk map was made: all of it is read"
             );
         }
-        plan.replace(|_| true, Source::InPlace);
-        self.check(medium, plan, threads).map(drop)
+        sources.replace(|_| true, ChunkSource::InPlace);
+        self.check(medium, sources, threads).map(drop)
     }
 
     /// Gives the source `InPlace` to the chunks that the target's map says are in place, and to zeros if it knows of
     /// nothing else there. `false`: there is no such map.
-    fn claim(&self, plan: &Plan) -> bool {
+    fn claim(&self, sources: &Sources) -> bool {
         let Some(maps) = self.maps else { return false };
         let zeros = self.index.iter().enumerate().filter(|(_, chunk)| self.index.is_zero(chunk));
-        plan.set(zeros.map(|(position, _)| position), Source::InPlace);
+        sources.set(zeros.map(|(position, _)| position), ChunkSource::InPlace);
         let from = |position| (position..).zip(self.index.from(position)).peekable();
         let (mut chunks, mut latest) = (from(0), None);
         maps::read(&maps.target, self.chunking, |digest, block| {
@@ -140,50 +143,50 @@ impl Survey<'_> {
             {}
             let Some((position, chunk)) = chunks.peek() else { return };
             let source = match (chunk.offset, chunk.digest) == (place, digest) {
-                true => Source::InPlace,
-                false if self.index.is_zero(chunk) => Source::Zero,
+                true => ChunkSource::InPlace,
+                false if self.index.is_zero(chunk) => ChunkSource::Zero,
                 false => return,
             };
             if latest.replace(*position) != Some(*position) {
-                plan.set([*position], source);
+                sources.set([*position], source);
             }
         })
     }
 
     /// One chunk of each group that a map does not know of: if any of them is in place all the same, the map is that of
     /// another content.
-    fn samples(&self, plan: &Plan) -> Vec<usize> {
+    fn samples(&self, sources: &Sources) -> Vec<usize> {
         let mut latest = None;
-        let unknown = self.index.iter().zip(plan.iter()).enumerate();
-        let unknown = unknown.filter(|(_, (_, source))| *source == Source::Fetch);
+        let unknown = self.index.iter().zip(sources.iter()).enumerate();
+        let unknown = unknown.filter(|(_, (_, source))| *source == ChunkSource::Fetch);
         let samples =
             unknown.filter(|(_, (chunk, _))| latest.replace(chunk.group_offset) != Some(chunk.group_offset));
         samples.map(|(position, _)| position).collect()
     }
 
     /// The first MiB of a target that is to be written is zeroed before: what is in place there will not be.
-    fn give_up_first(&self, plan: &Plan) {
+    fn give_up_first(&self, sources: &Sources) {
         let first = self.index.iter().take_while(|chunk| chunk.offset < self.withheld).enumerate();
         let lost = first.filter(|(position, chunk)| {
-            !self.index.is_zero(chunk) && plan.get(*position) == Some(Source::InPlace)
+            !self.index.is_zero(chunk) && sources.get(*position) == Some(ChunkSource::InPlace)
         });
-        plan.set(lost.map(|(position, _)| position), Source::Fetch);
+        sources.set(lost.map(|(position, _)| position), ChunkSource::Fetch);
     }
 
     /// Gives chunks that would be fetched the place in the seed that the map says, where they are really there.
     /// `false`: there is no map for these chunks, or it is stale, and the rest must be looked for.
-    fn by_map(&self, seed: &Seed, plan: &Plan, threads: usize) -> Result<bool, StageError> {
+    fn by_map(&self, seed: &Seed, sources: &Sources, threads: usize) -> Result<bool, StageError> {
         let Some(maps) = self.maps else { return Ok(false) };
-        let wanted = ByDigest::missing(self.index, plan);
+        let wanted = ByDigest::missing(self.index, sources);
         let mut sound = true;
         let whole = maps::read(&maps.booted, self.chunking, |digest, block| {
-            sound &= block <= Source::LAST_BLOCK;
-            plan.set(wanted.positions(&digest), Source::Seed(block));
+            sound &= block <= ChunkSource::LAST_BLOCK;
+            sources.set(wanted.positions(&digest), ChunkSource::Seed(block));
         });
         drop(wanted);
-        let medium = Medium::Seed(seed);
-        let promised = self.check(medium, plan, threads)?;
-        let missing = promised.saturating_sub(self.bytes_in(medium, plan));
+        let medium = Searched::Seed(seed);
+        let promised = self.check(medium, sources, threads)?;
+        let missing = promised.saturating_sub(self.bytes_in(medium, sources));
         if missing > 0 {
             tracing::info!(promised, missing, "the booted slot changed since its chunk map was made");
         }
@@ -191,15 +194,15 @@ impl Survey<'_> {
     }
 
     /// Gives chunks that would be fetched an source in the seed, wherever it has them, and keeps the seed's map.
-    fn by_scan(&self, seed: &Seed, plan: &Plan, threads: usize) -> Result<(), StageError> {
-        let wanted = ByDigest::missing(self.index, plan);
+    fn by_scan(&self, seed: &Seed, sources: &Sources, threads: usize) -> Result<(), StageError> {
+        let wanted = ByDigest::missing(self.index, sources);
         let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
         let &Survey { chunking, buffers, progress, cancel, .. } = self;
         Scan { seed, chunking, buffers, progress, cancel }.run(threads, |digest, block| {
             if let Some(draft) = &draft {
                 draft.note(digest, block);
             }
-            plan.set(wanted.positions(&digest), Source::Seed(block));
+            sources.set(wanted.positions(&digest), ChunkSource::Seed(block));
         })?;
         if let Some(draft) = draft {
             draft.finish();
@@ -207,30 +210,35 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Bytes of the chunks that `plan` says are in `medium`.
-    fn bytes_in(&self, medium: Medium<'_>, plan: &Plan) -> u64 {
-        let chunks = self.index.iter().zip(plan.iter());
+    /// Bytes of the chunks that `sources` says are in `medium`.
+    fn bytes_in(&self, medium: Searched<'_>, sources: &Sources) -> u64 {
+        let chunks = self.index.iter().zip(sources.iter());
         let held = chunks.filter(|(chunk, source)| medium.place(chunk, *source).is_some());
         held.map(|(chunk, _)| u64::from(chunk.length)).sum()
     }
 
-    /// Reads the chunks that `plan` says are in `medium`, and takes that source from those that are not. Shares them
+    /// Reads the chunks that `sources` says are in `medium`, and takes that source from those that are not. Shares them
     /// out among `threads` threads, so that each has a part of the image with as many bytes. Returns how many bytes
     /// it read.
-    fn check(&self, medium: Medium<'_>, plan: &Plan, threads: usize) -> Result<u64, StageError> {
-        let work = self.bytes_in(medium, plan);
+    fn check(&self, medium: Searched<'_>, sources: &Sources, threads: usize) -> Result<u64, StageError> {
+        let work = self.bytes_in(medium, sources);
         self.progress.send_modify(|p| p.total = p.total.saturating_add(work));
         let positions = |part: Range<u64>| self.index.position(part.start)..self.index.position(part.end);
         let parts = split(self.index.image_size(), threads).into_iter().map(positions);
-        let checked = in_parallel(parts, |part| self.check_part(medium, part, plan))?;
+        let checked = in_parallel(parts, |part| self.check_part(medium, part, sources))?;
         checked.into_iter().collect::<Result<(), _>>()?;
         Ok(work)
     }
 
     /// The same for the chunks of `part`. What lies side by side is read at once.
-    fn check_part(&self, medium: Medium<'_>, part: Range<usize>, plan: &Plan) -> Result<(), StageError> {
+    fn check_part(
+        &self,
+        medium: Searched<'_>,
+        part: Range<usize>,
+        sources: &Sources,
+    ) -> Result<(), StageError> {
         let mut buffer = Buffer::new(READ);
-        let all = part.clone().zip(self.index.from(part.start)).zip(plan.of(part));
+        let all = part.clone().zip(self.index.from(part.start)).zip(sources.of(part));
         let placed = |((position, chunk), source)| Some((position, medium.place(&chunk, source)?, chunk));
         let (mut told, mut unreadable) = (all.filter_map(placed).peekable(), None);
         while let Some((_, start, _)) = told.peek() {
@@ -251,7 +259,7 @@ impl Survey<'_> {
                 let is_read = failed.is_none() || tries > 0 && medium.read(content, place).is_ok();
                 tries = tries.saturating_sub(usize::from(!is_read));
                 if !is_read || !self.index.has(&chunk, content) {
-                    plan.set([position], self.source_elsewhere(&chunk));
+                    sources.set([position], self.source_elsewhere(&chunk));
                 }
                 bytes = rest;
             }
@@ -269,8 +277,8 @@ impl Survey<'_> {
     }
 
     /// Of a chunk that no slot has.
-    fn source_elsewhere(&self, chunk: &Chunk) -> Source {
-        if self.index.is_zero(chunk) { Source::Zero } else { Source::Fetch }
+    fn source_elsewhere(&self, chunk: &Chunk) -> ChunkSource {
+        if self.index.is_zero(chunk) { ChunkSource::Zero } else { ChunkSource::Fetch }
     }
 
     fn check_cancelled(&self) -> Result<(), StageError> {

@@ -73,7 +73,7 @@ async fn the_same_image_again_fetches_head_and_index_and_writes_nothing() {
     let bundle = bench.open(&bench.server.http(), free()).await.unwrap();
     let index = Arc::new(bundle.index().await.unwrap());
     let (target, cancel) = (bench.target(), CancellationToken::new());
-    stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await.unwrap();
+    stage(&bundle, index, Staging::of(&target, &bench.progress, &cancel)).await.unwrap();
     let index = bundle.layout().index_span();
     assert_eq!(bench.server.served.sent() - sent, 8192 + (index.end - index.start));
     assert_eq!(bench.server.served.count(), requests + 2);
@@ -167,7 +167,7 @@ impl Silence {
 
     /// Prepares and stages, with the network as it is.
     async fn stage(&self, target: &Target, cancel: &CancellationToken) -> Result<(), StageError> {
-        stage(&self.bundle, self.index.clone(), target, None, None, &self.bench.progress, cancel).await
+        stage(&self.bundle, self.index.clone(), Staging::of(target, &self.bench.progress, cancel)).await
     }
 
     /// Waits until all has come that comes, and until all but `short` bytes of it were written.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::{ChunkDigest, Index};
 use crate::manifest::{Chunking, Image};
 use crate::stage::buffer::Pool;
-use crate::stage::sources::plan::Source;
+use crate::stage::sources::chunks::ChunkSource;
 use crate::stage::sources::seed::Seed;
 use crate::stage::sources::survey::Survey;
 use crate::stage::testing::*;
@@ -74,12 +74,12 @@ impl Gateway {
         fs::write(&empty, vec![0; self.bench.image.len()]).unwrap();
         let maps = Maps { target: folder.path().join("none"), ..self.maps.clone() };
         let (read, origins) = self.survey(&empty, &maps);
-        assert!(origins.iter().any(|origin| matches!(origin, Source::Seed(_))));
+        assert!(origins.iter().any(|origin| matches!(origin, ChunkSource::Seed(_))));
         read - self.bench.image.len() as u64
     }
 
     /// What a survey for a slot reads in all, bytes, and what it finds.
-    fn survey(&self, slot: &Path, maps: &Maps) -> (u64, Vec<Source>) {
+    fn survey(&self, slot: &Path, maps: &Maps) -> (u64, Vec<ChunkSource>) {
         let (index, image) = self.index();
         let (progress, cancel) = (watch(), CancellationToken::new());
         let seed = Seed::open(&self.booted).unwrap();
@@ -230,7 +230,7 @@ async fn of_a_target_with_a_map_only_what_can_be_in_place_is_read() {
     let none = Maps { target: gateway.bench.folder.path().join("none"), ..gateway.maps.clone() };
     let (whole, all) = gateway.survey(&gateway.bench.slot, &none);
     let (read, found) = gateway.survey(&gateway.bench.slot, &gateway.maps);
-    assert!(all == found && found.contains(&Source::InPlace) && found.contains(&Source::Zero));
+    assert!(all == found && found.contains(&ChunkSource::InPlace) && found.contains(&ChunkSource::Zero));
     // All but a sample of each 2 MiB.
     let spared = (whole - read) as i64 - size as i64 / 2;
     assert!(spared.abs() < 300 << 10, "{whole}, then {read}");
@@ -268,7 +268,10 @@ async fn what_is_in_place_is_found_whatever_the_map_of_the_target_says() {
         let blank = content.iter().all(|byte| *byte == 0);
         for pair in with.into_iter().zip(without) {
             // Where the map knows of data, zeros are not looked for; to write them once more costs no byte.
-            assert!(pair.0 == pair.1 || blank && pair == (Source::Zero, Source::InPlace), "{pair:?}");
+            assert!(
+                pair.0 == pair.1 || blank && pair == (ChunkSource::Zero, ChunkSource::InPlace),
+                "{pair:?}"
+            );
         }
         gateway.go_on().await;
     }

@@ -151,10 +151,10 @@ async fn update_from(http: &Http, host: &str, port: u16, image: &[u8]) -> Progre
     let progress = tokio::sync::watch::Sender::default();
     let update = async {
         let (meter, keys) = (std::sync::Arc::new(Meter::new(0, None, None)), bundles::trust(1));
-        let bundle = open(Location::Http(url), http, meter, &keys, 1, None, &Workspace::default()).await?;
+        let bundle = opened(BundleSource::Http(url), http, meter, &keys, None).await?;
         let target = Target::acquire(&slot, &[])?;
         let index = bundle.index().await?;
-        stage(&bundle, index, &target, None, None, &progress, &CancellationToken::new()).await
+        stage(&bundle, index, Staging::of(&target, &progress, &CancellationToken::new())).await
     };
     update.await.unwrap();
     assert!(std::fs::read(&slot).unwrap() == image);

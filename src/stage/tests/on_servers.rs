@@ -191,7 +191,7 @@ async fn a_bundle_that_is_replaced_is_told_by_its_digest_without_any_tag() {
     let index = bundle.index().await.unwrap();
     *bench.server.served.file.lock().unwrap() = bundles::parts(&image(46, 3), "board", "2.0").join();
     let (target, cancel) = (bench.target(), Default::default());
-    let ended = stage(&bundle, index, &target, None, None, &bench.progress, &cancel).await;
+    let ended = stage(&bundle, index, Staging::of(&target, &bench.progress, &cancel)).await;
     let (code, message) = code(ended);
     assert_eq!(code, Code::DownloadFailed);
     assert!(message.contains("changed on the server"), "{message}");
@@ -224,7 +224,7 @@ async fn a_portal_with_a_certificate_of_its_own_goes_away() {
     let url = format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap();
     let http = bench.server.http_with(&["127.0.0.1"], doubting());
     let (meter, keys) = (Arc::new(free()), bundles::trust(1));
-    open(Location::Http(url), &http, meter.clone(), &keys, 1, None, &Workspace::default()).await.unwrap();
+    opened(BundleSource::Http(url), &http, meter.clone(), &keys, None).await.unwrap();
     assert_eq!(meter.waiting(), None);
     assert_eq!((stranger.served.count(), bench.server.served.count()), (0, 1));
     assert!(stranger.served.connections.load(Ordering::SeqCst) >= 3);
@@ -252,14 +252,14 @@ async fn one_stale_node_of_a_pool_does_not_end_a_pinned_update() {
         // The first contact is with the stale one, and so is every other connection.
         let ports = [at, bench.server.port];
         let port = fork(move |number| ports[number % 2]).await;
-        let source = Location::Http(format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap());
+        let source = BundleSource::Http(format!("https://127.0.0.1:{port}/b.fwb").parse().unwrap());
         let http = bench.server.http_with(&["127.0.0.1"], doubting());
         let (meter, keys) = (Arc::new(free()), bundles::trust(1));
-        let bundle = open(source, &http, meter.clone(), &keys, 1, pin, &Workspace::default()).await.unwrap();
+        let bundle = opened(source, &http, meter.clone(), &keys, pin).await.unwrap();
         assert_eq!(meter.waiting(), None, "{shown}");
         assert!(node.count() > 0, "{shown}");
         let (index, cancel) = (bundle.index().await.unwrap(), Default::default());
-        stage(&bundle, index, &bench.target(), None, None, &bench.progress, &cancel).await.unwrap();
+        stage(&bundle, index, Staging::of(&bench.target(), &bench.progress, &cancel)).await.unwrap();
         bench.assert_complete();
     }
 }
@@ -276,10 +276,9 @@ async fn what_all_nodes_have_is_refused_for_what_it_is_and_told_before() {
             *tell.lock().unwrap() += &seen.waiting().unwrap_or_default();
             Act::Serve
         });
-        let (source, keys) = (Location::Http(bench.server.url()), bundles::trust(keys));
+        let (source, keys) = (BundleSource::Http(bench.server.url()), bundles::trust(keys));
         let connections = served.connections.load(Ordering::SeqCst);
-        let ended =
-            open(source, &bench.server.http(), meter.clone(), &keys, 1, pin, &Workspace::default()).await;
+        let ended = opened(source, &bench.server.http(), meter.clone(), &keys, pin).await;
         let (_, message) = code(ended.map(drop));
         assert!(message.contains(word) && told.lock().unwrap().contains(&message), "{message} {told:?}");
         assert_eq!(meter.waiting(), None);
@@ -303,9 +302,9 @@ async fn what_is_doubted_is_told_while_it_is_asked_again() {
         }
         _ => Act::Serve,
     });
-    let source = Location::Http(bench.server.url());
+    let source = BundleSource::Http(bench.server.url());
     let http = bench.server.http_with(&["127.0.0.1"], doubting());
-    open(source, &http, meter.clone(), &keys, 1, None, &Workspace::default()).await.unwrap();
+    opened(source, &http, meter.clone(), &keys, None).await.unwrap();
     assert!(told.lock().unwrap().contains("404"), "{told:?}");
     assert_eq!(meter.waiting(), None);
 }
@@ -361,8 +360,8 @@ async fn floods_of_headers_are_cut_off_and_counted() {
         let meter = Arc::new(free());
         let keys = bundles::trust(1);
         let open = async |meter| {
-            let source = Location::Http(bench.server.url());
-            crate::stage::open(source, &http, meter, &keys, 1, None, &Workspace::default()).await.map(drop)
+            let source = BundleSource::Http(bench.server.url());
+            opened(source, &http, meter, &keys, None).await.map(drop)
         };
         let (ended, message) = code(open(meter.clone()).await);
         assert_eq!(ended, Code::DownloadFailed, "{shown}: {message}");
@@ -388,28 +387,5 @@ async fn bodies_that_nobody_wanted_count_against_the_budget() {
         let ended = bench.update_with(&http, None, Meter::new(0, Some(200_000), None)).await;
         assert_eq!(code(ended).0, Code::DataBudgetExceeded);
         assert!((2..=5).contains(&(bench.server.served.count() - before)));
-    }
-}
-
-#[tokio::test]
-async fn only_regular_files_are_opened() {
-    let bench = Bench::new(image(53, 1), 0).await;
-    let at = |name: &str| bench.folder.path().join(name);
-    nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    std::os::unix::fs::symlink(at("fifo"), at("link")).unwrap();
-    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
-    for (path, kind) in [
-        (at("fifo"), "a FIFO"),
-        (at("link"), "a FIFO"),
-        (at("socket"), "a socket"),
-        (at(""), "a folder"),
-        ("/dev/zero".into(), "a device"),
-    ] {
-        let (http, keys) = (bench.server.http(), bundles::trust(1));
-        let opened =
-            open(Location::File(path), &http, Arc::new(free()), &keys, 1, None, &Workspace::default()).await;
-        let (code, message) = code(opened.map(drop));
-        assert_eq!(code, Code::DownloadFailed);
-        assert!(message.contains(&format!("it is {kind}, and a bundle is a file")), "{message}");
     }
 }

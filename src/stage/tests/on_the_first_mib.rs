@@ -14,7 +14,7 @@ use crate::stage::testing::*;
 use crate::stage::*;
 
 /// A step over a slot that holds all of `image` but its first MiB, which is zero.
-fn unsealed(image: &[u8], slot: &Path) -> Work {
+fn unsealed(image: &[u8], slot: &Path) -> Blocking {
     let parts = bundles::parts(image, "board", "1");
     let image_of = Body::parse(&parts.manifest).unwrap().image;
     let mut bytes = image.to_vec();
@@ -23,7 +23,7 @@ fn unsealed(image: &[u8], slot: &Path) -> Work {
     let index = Arc::new(Index::parse(parts.index, &image_of).unwrap().into());
     let progress = watch::Sender::default();
     let shared = Shared { name: "b".into(), index, seed: None, group: 0, buffers: Pool::default(), progress };
-    Work {
+    Blocking {
         shared: Arc::new(shared),
         target: Target::acquire(slot, &[]).unwrap(),
         image: image_of,
@@ -38,7 +38,7 @@ fn the_first_mib_is_written_only_when_all_the_rest_reads_back() {
     let slot = folder.path().join("slot");
     let image = image(50, 3);
     let first = &image[..GUARD as usize];
-    let seal = |staging: &Work, first: &[u8]| {
+    let seal = |staging: &Blocking, first: &[u8]| {
         let (target, frontier) = (staging.target.clone(), Frontier::default());
         let sink = Sink { target, withheld: Withheld::new(&Workspace::default(), first.len()), frontier };
         sink.write(first, 0).unwrap();
