@@ -256,6 +256,57 @@ fn every_file_says_what_it_is_for() {
     }
 }
 
+/// Most lines of a file, and of a function of the product.
+const FILE: usize = 400;
+const FUNCTION: usize = 60;
+/// Files that are longer. Whoever cuts one deletes it here; none is added.
+const LONG: &[&str] = &[
+    "health/tests.rs",
+    "hub/connection.rs",
+    "hub/connection_tests.rs",
+    "stage/testing.rs",
+    "stage/tests.rs",
+    "stage/tests/on_servers.rs",
+];
+
+#[test]
+fn files_and_functions_are_short() {
+    for source in Source::all("src") {
+        let file = source.path.strip_prefix(project().join("src")).unwrap().display().to_string();
+        let (lines, stands) = (source.text.lines().count(), LONG.contains(&file.as_str()));
+        assert!(lines <= FILE || stands, "{file} has {lines} lines: cut it where its meaning cuts");
+        assert!(lines > FILE || !stands, "{file} is short now: delete it from LONG");
+        for (name, lines) in functions(source.product()).filter(|_| !file.contains("test")) {
+            assert!(lines <= FUNCTION, "{name} in {file} has {lines} lines: give its parts names");
+        }
+    }
+}
+
+/// Each function with the number of its lines, by the indentation that rustfmt gives.
+fn functions(text: &str) -> impl Iterator<Item = (&str, usize)> {
+    text.match_indices("fn ").filter_map(move |(at, _)| {
+        let begin = text[..at].rfind('\n').map_or(0, |end| end + 1);
+        let before = text[begin..at].trim_start();
+        let words = ["pub", "pub(super)", "pub(crate)", "const", "async", "unsafe"];
+        if !before.split_whitespace().all(|word| words.contains(&word)) {
+            return None;
+        }
+        let indent = &text[begin..at - before.len()];
+        let body = &text[begin..];
+        let end = body.find(&format!("\n{indent}}}\n"))?;
+        let signature = body.split(['{', ';']).next().unwrap();
+        let is_one = body[signature.len()..].starts_with("{\n");
+        let name = text[at + 3..].split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+        is_one.then(|| (name, body[..end].lines().count() + 1))
+    })
+}
+
+#[test]
+fn the_lines_of_functions_are_counted() {
+    let text = "trait T {\n    fn a();\n\n    fn b() {\n        c()\n    }\n}\n\npub async fn d() -> u8 {\n    1\n}\n";
+    assert_eq!(functions(text).collect::<Vec<_>>(), [("b", 3), ("d", 3)]);
+}
+
 #[test]
 fn no_arithmetic_on_what_comes_from_outside_can_panic() {
     const LINT: &str = "clippy::arithmetic_side_effects";
