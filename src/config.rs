@@ -25,7 +25,7 @@ mod units;
 pub use error::{ConfigError, Warning};
 pub use fragments::{Environment, Options};
 pub use hub::{Auth, Cloud, Dps, Place, Reconnect, Roots, Seat, TimeServer, Transport};
-pub use load::{Board, Loaded, load, load_board, outside_slots};
+pub use load::{Loaded, RootSettings, load, load_board, outside_slots};
 pub use proxy::{Proxy, Via};
 pub use render::render;
 pub use secret::Secret;

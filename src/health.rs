@@ -62,7 +62,7 @@ impl std::fmt::Debug for NextUpdate {
 
 /// What is happening, for the journal and the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
+pub enum CheckProgress {
     /// A check starts.
     Checking(String),
     /// A required check did not pass this time.
@@ -147,9 +147,9 @@ pub async fn run(
     context: &Context,
     cloud: watch::Receiver<bool>,
     deadline: impl Future<Output = ()>,
-    mut progress: impl FnMut(Progress) + Send,
+    mut progress: impl FnMut(CheckProgress) + Send,
 ) -> Result<(), Failure> {
-    let mut trial = Trial::new(settings, context, cloud, &mut progress);
+    let mut trial = TrialRun::new(settings, context, cloud, &mut progress);
     tokio::select! {
         biased;
         () = trial.rounds() => {}
@@ -164,11 +164,11 @@ pub async fn run(
 }
 
 /// The state of one [`run`].
-struct Trial<'a> {
+struct TrialRun<'a> {
     settings: &'a Health,
     context: &'a Context,
     cloud: watch::Receiver<bool>,
-    progress: &'a mut (dyn FnMut(Progress) + Send),
+    progress: &'a mut (dyn FnMut(CheckProgress) + Send),
     /// The latest required check that failed: the evidence when the deadline falls.
     last: Option<Failed>,
     /// The check that runs now.
@@ -179,14 +179,14 @@ struct Trial<'a> {
     told: bool,
 }
 
-impl<'a> Trial<'a> {
+impl<'a> TrialRun<'a> {
     fn new(
         settings: &'a Health,
         context: &'a Context,
         cloud: watch::Receiver<bool>,
-        progress: &'a mut (dyn FnMut(Progress) + Send),
-    ) -> Trial<'a> {
-        Trial { settings, context, cloud, progress, last: None, current: None, passed: false, told: false }
+        progress: &'a mut (dyn FnMut(CheckProgress) + Send),
+    ) -> TrialRun<'a> {
+        TrialRun { settings, context, cloud, progress, last: None, current: None, passed: false, told: false }
     }
 
     /// Returns once a round passed and what is wanted was run.
@@ -196,7 +196,7 @@ impl<'a> Trial<'a> {
             let Err(failed) = result else { break };
             let (check, why) = (failed.check.clone(), failed.why.clone());
             self.last = Some(failed);
-            (self.progress)(Progress::Failing { check, why });
+            (self.progress)(CheckProgress::Failing { check, why });
             if self.pause().await {
                 break;
             }
@@ -323,11 +323,11 @@ impl<'a> Trial<'a> {
 
     fn start(&mut self, check: &str) {
         self.current = Some(check.to_owned());
-        (self.progress)(Progress::Checking(check.to_owned()));
+        (self.progress)(CheckProgress::Checking(check.to_owned()));
     }
 
     fn note(&mut self, check: &str, why: String) {
-        (self.progress)(Progress::Note { check: check.to_owned(), why });
+        (self.progress)(CheckProgress::Note { check: check.to_owned(), why });
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::boot;
-use crate::config::Board;
+use crate::config::RootSettings;
 use crate::device;
 use crate::failure::{Code, Failure};
 use crate::slot::Slot;
@@ -40,7 +40,7 @@ pub struct Confinement {
 ///
 /// `fstab` is the table of file systems, and `group` the number of the agent's group, if there is one.
 pub fn confine(
-    board: &Board,
+    board: &RootSettings,
     booted: Option<Slot>,
     fstab: &str,
     group: Option<u32>,
@@ -59,7 +59,7 @@ pub fn confine(
     Ok(sandbox.texts())
 }
 
-fn places(board: &Board, booted: Option<Slot>) -> Result<BTreeMap<PathBuf, Access>, Failure> {
+fn places(board: &RootSettings, booted: Option<Slot>) -> Result<BTreeMap<PathBuf, Access>, Failure> {
     let named =
         |name: &String| device::path_of(name).map_err(|e| Failure::new(Code::NotReady, e.to_string()));
     let if_known = |access| if booted.is_some() { access } else { Access::Read };
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Options};
 
-    fn board(dir: &Path, bootloader: &str) -> Board {
+    fn board(dir: &Path, bootloader: &str) -> RootSettings {
         let file = dir.join("fwupdate.toml");
         let text = format!(
             "compatible = \"b\"\ncloud.connection_string_file = \"/not/yet/mounted\"\nstate.dir = {dir:?}\nslots.a.device = \"PARTLABEL=root a\"\n\
@@ -201,7 +201,7 @@ mod tests {
         config::load_board(&Options::file(&file)).unwrap()
     }
 
-    fn uboot(dir: &Path) -> Board {
+    fn uboot(dir: &Path) -> RootSettings {
         let config = dir.join("fw_env.config");
         std::fs::write(&config, "/dev/mmcblk0p2 0x0 0x10000\n/dev/mmcblk0p4 0x0 0x10000\n").unwrap();
         board(dir, &format!("bootloader = {{ kind = \"uboot\", config = {config:?} }}\n"))

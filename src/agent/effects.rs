@@ -248,7 +248,7 @@ impl Work {
         let patience = DEVICES.min(self.gateway.settings.health.deadline);
         let until = clock::boottime().saturating_add(patience);
         while let Some((check, why)) = self.gateway.trial_doubt(plan.target) {
-            self.announce(health::Progress::Failing { check: check.to_owned(), why: why.clone() });
+            self.announce(health::CheckProgress::Failing { check: check.to_owned(), why: why.clone() });
             if clock::boottime() >= until {
                 return Err(undecided(check, &why));
             }
@@ -317,16 +317,16 @@ impl Work {
     }
 
     /// Says which check fails, once until something else is so.
-    fn announce(&self, progress: health::Progress) {
+    fn announce(&self, progress: health::CheckProgress) {
         match progress {
-            health::Progress::Checking(check) => tracing::debug!("checking {check}"),
-            health::Progress::Failing { check, why } => {
+            health::CheckProgress::Checking(check) => tracing::debug!("checking {check}"),
+            health::CheckProgress::Failing { check, why } => {
                 let now = Some((check.clone(), why.clone()));
                 if self.gateway.failing.send_replace(now.clone()) != now {
                     tracing::warn!("the health check {check} fails: {why}");
                 }
             }
-            health::Progress::Note { check, why } => {
+            health::CheckProgress::Note { check, why } => {
                 tracing::warn!("the wanted health check {check} fails: {why}");
             }
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::config::Board;
+use crate::config::RootSettings;
 use crate::health::{self, Systemd};
 use crate::root::{self, Finished, Verb};
 
@@ -18,13 +18,13 @@ use crate::root::{self, Finished, Verb};
 const REBOOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Serves the connection that is this program's standard input; `board` may say why there are no settings.
-pub async fn serve_root(board: Result<Board, String>) -> io::Result<()> {
+pub async fn serve_root(board: Result<RootSettings, String>) -> io::Result<()> {
     let connection = Connection::from(io::stdin().as_fd().try_clone_to_owned()?);
     connection.set_nonblocking(true)?;
     root::serve(UnixStream::from_std(connection)?, |verb| act(board, verb)).await
 }
 
-async fn act(board: Result<Board, String>, verb: Verb) -> Result<Finished, String> {
+async fn act(board: Result<RootSettings, String>, verb: Verb) -> Result<Finished, String> {
     let board = board?;
     // Root asks by itself and not root again.
     let systemd = Systemd { root: None, ..Systemd::default() };

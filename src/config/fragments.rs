@@ -91,7 +91,7 @@ fn parse(
 ) -> Result<Fragment, ConfigError> {
     let table: Table = text.parse().map_err(|error| syntax(path, text, &error))?;
     let origin = path.display().to_string();
-    let mut check = Check { file: &origin, layer, warnings, kept: Vec::new() };
+    let mut check = FragmentCheck { file: &origin, layer, warnings, kept: Vec::new() };
     check.table("", table)?;
     Ok(Fragment { values: check.kept, origin })
 }
@@ -105,14 +105,14 @@ fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
 }
 
 /// Walks one file and keeps what is known and may stand there, with a warning for everything else.
-struct Check<'a> {
+struct FragmentCheck<'a> {
     file: &'a str,
     layer: Layer,
     warnings: &'a mut Vec<Warning>,
     kept: Vec<(String, Value)>,
 }
 
-impl Check<'_> {
+impl FragmentCheck<'_> {
     fn table(&mut self, section: &str, table: Table) -> Result<(), ConfigError> {
         for (name, value) in table {
             let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };

@@ -101,7 +101,7 @@ fn with_own_layer(
 
 /// The part of the settings that the service's sandbox depends on, and what root does for the agent.
 #[derive(Debug)]
-pub struct Board {
+pub struct RootSettings {
     pub slots: Slots,
     pub bootloader: Bootloader,
     pub state: State,
@@ -111,11 +111,11 @@ pub struct Board {
 
 /// Reads the board from the system layers alone: early in boot nothing else is mounted, so that neither
 /// `<state>/conf.d` nor files that other settings name count.
-pub fn load_board(options: &Options) -> Result<Board, ConfigError> {
+pub fn load_board(options: &Options) -> Result<RootSettings, ConfigError> {
     let mut warnings = Vec::new();
     let inputs = Inputs::merge(&system_layers(options, &mut warnings)?);
     require(&inputs, &warnings)?;
-    Ok(Board {
+    Ok(RootSettings {
         slots: slots(&inputs)?,
         bootloader: bootloader(&inputs)?,
         state: State::read(&inputs)?,

@@ -24,7 +24,7 @@ pub async fn run(mut command: Command, limit: Duration, keep: usize) -> io::Resu
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let mut pipe = pipe::Receiver::from_owned_fd(reader)?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
-    let mut group = Group(command.spawn()?);
+    let mut group = ProcessGroup(command.spawn()?);
     // It holds the write ends, which would keep the pipe from ending.
     drop(command);
     let mut tail = Tail::new(keep);
@@ -56,9 +56,9 @@ async fn attend(child: &mut Child, pipe: &mut pipe::Receiver, tail: &mut Tail) -
 }
 
 /// The command and what it started.
-struct Group(Child);
+struct ProcessGroup(Child);
 
-impl Group {
+impl ProcessGroup {
     /// The id is the group's as long as the child was not waited for; after that there is none.
     fn kill(&self) {
         let id = self.0.id().and_then(|id| i32::try_from(id).ok());
@@ -68,7 +68,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         self.kill();
     }

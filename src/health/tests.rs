@@ -65,7 +65,7 @@ impl Gateway {
     }
 
     /// Runs without a deadline: it ends only when all passes.
-    async fn passes(&self) -> Vec<Progress> {
+    async fn passes(&self) -> Vec<CheckProgress> {
         let mut seen = Vec::new();
         let all = run(&self.settings, &self.context, self.cloud.subscribe(), pending(), |p| seen.push(p));
         tokio::time::timeout(Duration::from_secs(60), all).await.expect("never passed").unwrap();
@@ -73,12 +73,12 @@ impl Gateway {
     }
 
     /// Runs until the first failing check was seen `times` times, then lets the deadline fall.
-    async fn fails(&self, times: usize) -> (Failure, Vec<Progress>) {
+    async fn fails(&self, times: usize) -> (Failure, Vec<CheckProgress>) {
         let (mut seen, count) = (Vec::new(), watch::channel(0).0);
         let mut counted = count.subscribe();
         let deadline = async { drop(counted.wait_for(|n| *n >= times).await.unwrap()) };
         let all = run(&self.settings, &self.context, self.cloud.subscribe(), deadline, |p| {
-            count.send_modify(|n| *n += usize::from(matches!(p, Progress::Failing { .. })));
+            count.send_modify(|n| *n += usize::from(matches!(p, CheckProgress::Failing { .. })));
             seen.push(p);
         });
         let result = tokio::time::timeout(Duration::from_secs(60), all).await.expect("never failed");
@@ -115,7 +115,10 @@ async fn required_checks_run_in_name_order_with_a_clean_environment() {
     gateway.check("required.d/.hidden", "exit 1");
     gateway.check("required.d/old~", "exit 1");
     let seen = gateway.passes().await;
-    assert_eq!(seen, ["required.d/10-a", "required.d/20-b"].map(|name| Progress::Checking(name.to_owned())));
+    assert_eq!(
+        seen,
+        ["required.d/10-a", "required.d/20-b"].map(|name| CheckProgress::Checking(name.to_owned()))
+    );
     let lines = fs::read_to_string(log).unwrap();
     let expected =
         format!("first\n/\nFWUPDATE_OPERATION=op-1\nFWUPDATE_SLOT=B\nFWUPDATE_VERSION=1.5.0\nPATH={PATH}\n");
@@ -128,7 +131,7 @@ async fn a_check_that_fails_at_first_is_asked_again() {
     let count = gateway.path("count").display().to_string();
     gateway.check("required.d/10", &format!("echo x >> {count}; [ $(wc -l < {count}) -ge 3 ]"));
     let seen = gateway.passes().await;
-    assert_eq!(seen.iter().filter(|p| matches!(p, Progress::Failing { .. })).count(), 2);
+    assert_eq!(seen.iter().filter(|p| matches!(p, CheckProgress::Failing { .. })).count(), 2);
 }
 
 #[tokio::test]
@@ -204,7 +207,10 @@ async fn a_wanted_check_that_fails_is_a_note() {
     let gateway = Gateway::new();
     gateway.check("wanted.d/10", "exit 1");
     let seen = gateway.passes().await;
-    assert!(matches!(&seen[..], [_, Progress::Note { check, .. }] if check == "wanted.d/10"), "{seen:?}");
+    assert!(
+        matches!(&seen[..], [_, CheckProgress::Note { check, .. }] if check == "wanted.d/10"),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test]
@@ -216,7 +222,7 @@ async fn a_wanted_check_that_hangs_at_the_deadline_does_not_undo_what_passed() {
     let mut hanging = started.subscribe();
     let deadline = async { drop(hanging.wait_for(|hangs| *hangs).await.unwrap()) };
     run(&gateway.settings, &gateway.context, gateway.cloud.subscribe(), deadline, |p| {
-        started.send_replace(p == Progress::Checking("wanted.d/10".to_owned()));
+        started.send_replace(p == CheckProgress::Checking("wanted.d/10".to_owned()));
     })
     .await
     .unwrap();
@@ -246,7 +252,7 @@ async fn units_that_had_failed_before_do_not_count_and_new_ones_do() {
     assert!(failure.message.contains("update: new.service"), "{}", failure.message);
     gateway.context.baseline = None;
     let seen = gateway.passes().await;
-    assert!(seen.iter().any(|p| matches!(p, Progress::Note { why, .. } if why.contains("not judged"))));
+    assert!(seen.iter().any(|p| matches!(p, CheckProgress::Note { why, .. } if why.contains("not judged"))));
 }
 
 #[tokio::test]
@@ -288,7 +294,7 @@ async fn a_session_that_comes_ends_the_wait_at_once() {
         gateway.cloud.send_replace(true);
     });
     tokio::time::timeout(Duration::from_secs(60), all).await.expect("waited for the pause").unwrap();
-    assert!(matches!(&result[..], [Progress::Failing { check, .. }] if check == "cloud"));
+    assert!(matches!(&result[..], [CheckProgress::Failing { check, .. }] if check == "cloud"));
 }
 
 /// The agent as a service with a user of its own, and root, whom it asks.
