@@ -51,6 +51,11 @@ BREAKS = [
     ("a record's word is enough to commit", "machine/start.rs",
      "(record.clone(), Some(Effect::Check(plan, first_of_boot(boot, 0, false))))",
      "(record.clone(), Some(Effect::Commit(plan)))"),
+    ("a slot that the record calls proven is committed as it is", "machine/start.rs",
+     "            _ => trying(&overtaken(record, boot), boot, Plan::unknown(booted)),",
+     "            _ if record.slots.get(booted).state == SlotState::Proven => {\n"
+     "                (record.clone(), Some(Effect::Rebuild(Plan::unknown(booted).env_committed())))\n"
+     "            }\n            _ => trying(&overtaken(record, boot), boot, Plan::unknown(booted)),"),
     ("the way back is not ordered when the record of it was lost", "machine/start.rs",
      "enter(record, Phase::RollingBack { plan, failure, tried: true, rebooted }, Effect::Reboot)",
      "{ let _ = (rebooted, plan); ended_before_arming(record, boot, failure) }"),

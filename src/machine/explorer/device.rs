@@ -91,6 +91,8 @@ impl World {
             }
             Effect::Rebuild(env) => {
                 assert!(!world.said_trial || newest(&world.env).is_some(), "made anew during a trial");
+                let commits = env.primary == world.booted && world.boot().shows_trial(world.booted);
+                assert!(!commits || world.checked, "committed without checks in this boot");
                 world.write_env(*env);
                 world.feed(record, Event::Rebuilt)
             }
