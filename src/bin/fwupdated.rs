@@ -74,8 +74,7 @@ fn main() -> ExitCode {
         return check_config(&options, args.json);
     }
     if args.doctor {
-        print!("{}", plain::json_lines(&agent::examine_offline(&options)));
-        return ExitCode::SUCCESS;
+        return report(args.json, print(&plain::json_lines(&agent::examine_offline(&options))));
     }
     if let Some([units, rules]) = args.generate.as_deref() {
         return report(args.json, generate(&options, units, rules));
@@ -120,6 +119,10 @@ fn note_end(options: &Options, error: &anyhow::Error) {
         Err(_) => PathBuf::from("/run/fwupdate"),
     };
     agent::note_end(&run, Some(&usage::chain(error.as_ref())));
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    usage::print(text).context("the output cannot be written")
 }
 
 fn report(json: bool, result: anyhow::Result<()>) -> ExitCode {
@@ -171,14 +174,15 @@ fn check_config(options: &Options, json: bool) -> ExitCode {
     };
     let warnings = warnings(&loaded);
     let settings = config::render(&loaded.settings);
-    if json {
-        print!("{}", plain::json_lines(&checked(&loaded, &settings, &warnings)));
-    } else {
-        loaded
-            .sources
-            .iter()
-            .for_each(|file| println!("# read {}", plain::plain(&file.display().to_string())));
-        print!("{}", plain::lines(&settings));
+    let read = |file: &PathBuf| format!("# read {}\n", plain::plain(&file.display().to_string()));
+    let printed = print(&match json {
+        true => plain::json_lines(&checked(&loaded, &settings, &warnings)),
+        false => loaded.sources.iter().map(read).collect::<String>() + &plain::lines(&settings),
+    });
+    if printed.is_err() {
+        return report(json, printed);
+    }
+    if !json {
         warnings.iter().for_each(|(_, why)| usage::tell(&usage::error_sentence("fwupdated", why)));
     }
     match warnings.iter().any(|(fails, _)| *fails) {

@@ -2,7 +2,7 @@
 //! goes to stderr, as one sentence, or with `--json` as one line `{"error":{"code","message"}}`.
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -47,10 +47,20 @@ pub fn error_sentence(program: &str, message: &str) -> String {
     format!("{program}: {}", plain::plain(message))
 }
 
+/// Puts the result on stdout, now.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader of a pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 /// Puts a line on stderr.
 pub fn tell(line: &str) {
     // Nobody is left to tell when stderr is closed too.
-    drop(writeln!(std::io::stderr(), "{line}"));
+    drop(writeln!(io::stderr(), "{line}"));
 }
 
 /// An error and what caused it, each said once: many a message has its cause's words in it already.

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::libc::O_NONBLOCK;
 
 use super::error::ConfigError;
 
@@ -24,10 +26,14 @@ pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 /// Reads a small text file; `None` when it does not exist.
 pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    // Nobody may have to be waited for: a FIFO has no end until somebody writes to it.
+    let file = match File::options().read(true).custom_flags(O_NONBLOCK).open(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed)?,
     };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(std::io::Error::other("it is no regular file")));
+    }
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {

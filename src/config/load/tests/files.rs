@@ -64,4 +64,9 @@ fn files_that_are_no_settings_are_refused() {
     assert!(machine.error().contains("larger than"));
     fs::write(machine.path("etc/fwupdate.d/10.toml"), [0xff, 0xfe]).unwrap();
     assert!(machine.error().contains("cannot be read"));
+    // One that nobody writes to, whoever put it there, is not waited for.
+    let fifo = machine.path("etc/fwupdate.d/10.toml");
+    fs::remove_file(&fifo).unwrap();
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert!(machine.error().contains("no regular file"));
 }
