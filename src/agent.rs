@@ -118,7 +118,7 @@ async fn serve_control(listener: Option<UnixListener>, calls: mpsc::Sender<contr
 fn connect(
     gateway: &Gateway,
     documents: watch::Receiver<Arc<hub::Document>>,
-    events: mpsc::Sender<hub::Event>,
+    events: mpsc::Sender<hub::HubEvent>,
     telemetry: mpsc::Receiver<hub::Message>,
     shutdown: CancellationToken,
 ) -> Option<JoinHandle<()>> {
@@ -132,7 +132,8 @@ fn connect(
         return None;
     };
     let (interval, clock) = (gateway.settings.report.interval, gateway.clock.clone());
-    Some(tokio::spawn(hub::run(cloud, interval, clock, documents, events, telemetry, shutdown)))
+    let parts = hub::Parts { cloud, interval, clock, documents, events, telemetry, shutdown };
+    Some(tokio::spawn(hub::run(parts)))
 }
 
 impl Agent {
@@ -170,23 +171,23 @@ impl Agent {
         }
     }
 
-    async fn hub_event(&mut self, event: hub::Event) {
+    async fn hub_event(&mut self, event: hub::HubEvent) {
         match event {
-            hub::Event::Connected => {
+            hub::HubEvent::Connected => {
                 tracing::info!("connected to the hub");
                 self.no_session = None;
                 self.gateway.denied.send_replace(None);
                 self.gateway.cloud.send_replace(true);
             }
-            hub::Event::ClockChanged => self.follow_clock().await,
-            hub::Event::Disconnected { reason, denied } => {
+            hub::HubEvent::ClockChanged => self.follow_clock().await,
+            hub::HubEvent::Disconnected { reason, denied } => {
                 self.gateway.denied.send_replace(denied.then(|| reason.clone()));
                 self.no_session = Some(reason);
                 self.gateway.cloud.send_replace(false);
             }
-            hub::Event::Method(call) => self.method(call).await,
-            hub::Event::Desired(properties) => self.section = Some(Section::of(&properties)),
-            hub::Event::Acknowledged { generation } => {
+            hub::HubEvent::Method(call) => self.method(call).await,
+            hub::HubEvent::Desired(properties) => self.section = Some(Section::of(&properties)),
+            hub::HubEvent::Acknowledged { generation } => {
                 if self.ledger.record().unreported > 0 && self.publisher.told_outcome(generation) {
                     self.apply(Event::Acknowledged).await;
                 }

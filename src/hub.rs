@@ -1,15 +1,17 @@
 //! Azure IoT Hub over MQTT: direct methods and desired properties come in, reported properties go out.
 //!
 //! `run` keeps one authenticated session alive, whatever network, tokens and hub do, and tells the agent about
-//! it in [`Event`]s. What is sent and when is decided by pure code (`twin`, `topics`, `merge`, `sas`,
-//! `backoff`); only `connection` touches a socket. The wire is described in `docs/protocol.md`.
+//! it in [`HubEvent`]s. What is sent and when is decided by pure code (`twin`, `topics`, `merge`,
+//! `sas`); only `connection` touches a socket. The wire is described in `docs/protocol.md`.
 
-pub mod backoff;
 mod connection;
+mod contact;
 mod date;
 mod dial;
+mod document;
 mod dps;
 mod error;
+mod event;
 mod identity;
 mod merge;
 mod method;
@@ -29,46 +31,12 @@ mod way;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
-mod tests_on_networks;
+mod tests;
 
-use serde_json::{Map, Value};
-
-pub use connection::run;
+pub use connection::{Parts, run};
+pub use document::Document;
 pub use error::HubError;
+pub use event::HubEvent;
 pub use method::MethodCall;
 pub use sas::service_token;
 pub use telemetry::Message;
-
-/// What the agent is told.
-#[derive(Debug)]
-pub enum Event {
-    /// Authenticated, subscribed, and the twin was read. Not repeated when a token is renewed.
-    Connected,
-    /// Another clock is believed than at the last attempt, which is about to be repeated.
-    ClockChanged,
-    /// There is no session: it ended, or could not be had for a new reason. A sentence for people. `denied`: this
-    /// gateway's credentials were refused, and refused again when they were shown once more.
-    Disconnected { reason: String, denied: bool },
-    /// A direct method; the caller waits for `respond`.
-    Method(MethodCall),
-    /// The whole desired section with its `$version`: on each connect, and when it changed. Several changes
-    /// may arrive as one.
-    Desired(Value),
-    /// The hub holds this generation of the document. Earlier generations may never be acknowledged by
-    /// themselves: a newer one took their place.
-    Acknowledged { generation: u64 },
-}
-
-/// What the reported properties shall say.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Document {
-    /// The keys to report at the root, whole. A null deletes the key. Root keys that are not named belong to
-    /// other programs and are left alone; inside a named object everything is ours, so what is missing there
-    /// is deleted from the twin.
-    pub body: Map<String, Value>,
-    /// Rises with every change.
-    pub generation: u64,
-    /// When it differs from that of the last patch, the document is sent at once; otherwise no sooner than
-    /// the report interval.
-    pub milestone: u64,
-}

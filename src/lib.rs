@@ -24,7 +24,9 @@ pub mod slot;
 pub mod uri;
 
 // Edges: I/O; ignorant of one another.
+pub mod backoff;
 pub mod boot;
+pub mod cause;
 pub mod clock;
 pub mod control;
 pub mod device;

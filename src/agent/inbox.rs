@@ -16,7 +16,7 @@ const LATER: usize = 64;
 
 /// Something that the agent has to deal with.
 pub enum Incoming {
-    Hub(hub::Event),
+    Hub(hub::HubEvent),
     Control(control::Call),
 }
 
@@ -28,7 +28,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    pub fn new(events: mpsc::Receiver<hub::Event>, calls: mpsc::Receiver<control::Call>) -> Inbox {
+    pub fn new(events: mpsc::Receiver<hub::HubEvent>, calls: mpsc::Receiver<control::Call>) -> Inbox {
         Inbox { sources: Channels { events, calls }, later: VecDeque::new(), watchdog: Watchdog::new() }
     }
 
@@ -67,7 +67,7 @@ impl Inbox {
 }
 
 struct Channels {
-    events: mpsc::Receiver<hub::Event>,
+    events: mpsc::Receiver<hub::HubEvent>,
     calls: mpsc::Receiver<control::Call>,
 }
 

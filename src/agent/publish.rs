@@ -210,7 +210,7 @@ impl Publisher {
     /// Answers whoever only asks, from what is saved; returns what needs more than that.
     pub fn answer(&mut self, incoming: Incoming, saved: &Record) -> Option<Incoming> {
         match incoming {
-            Incoming::Hub(hub::Event::Method(call))
+            Incoming::Hub(hub::HubEvent::Method(call))
                 if call.name == "firmwareStatus" && call.payload.is_ok() =>
             {
                 tracing::info!(method = "firmwareStatus", status = 200, "direct method");

@@ -16,11 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::effects::{Held, Work};
 use super::gateway::Gateway;
+use crate::backoff;
 use crate::failure::{Code, Failure};
 use crate::fault;
 use crate::machine::{Effect, Event, Phase, Record, SavedProgress};
 use crate::stage::{self, Meter, Step};
 
+/// Half of the first pause before an effect that has to work is tried again.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest pause before an effect that has to work is tried again.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -104,9 +107,7 @@ impl Workshop {
     /// Only the way back is repeated after a failure; it doubles its pause.
     fn pause(&self, phase: &Phase) -> Duration {
         match (phase, self.failures) {
-            (Phase::RollingBack { .. }, 1..) => {
-                Duration::from_millis(500).saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY)
-            }
+            (Phase::RollingBack { .. }, 1..) => backoff::ceiling(FIRST_RETRY, self.failures, LONGEST_RETRY),
             _ => Duration::ZERO,
         }
     }

@@ -5,6 +5,7 @@
 //! through a stream, because a poll that is dropped half-way may lose a packet.
 
 mod ask;
+mod attempt;
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -12,27 +13,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rumqttc::{EventLoop, MqttOptions, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
+use rumqttc::{EventLoop, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
-use super::dial::{self, Call, Line};
+use super::dial;
+use super::document::Document;
 use super::error::HubError;
+use super::event::HubEvent;
+use super::identity;
 use super::method::MethodCall;
 use super::outbox::Outbox;
 use super::placement::Placement;
-use super::relay::Relay;
 use super::session::{CLOSE_WITHIN, Packets, Session, packets, say_goodbye};
 use super::telemetry::{Message, Telemetry};
 use super::topics::{self, Incoming};
 use super::twin::{Action, Twin};
-use super::{Document, Event, identity};
+use crate::backoff::Backoff;
 use crate::clock::{self, Clock, Origin};
-use crate::config::{Cloud, Seat};
+use crate::config::Cloud;
 use crate::fault;
 use crate::reach::Memory;
 
@@ -48,23 +50,27 @@ const FINAL: u32 = 2;
 /// Reasons that are logged before there is a session again.
 const REASONS: usize = 32;
 
+/// What a connection works for, and with.
+#[derive(Debug)]
+pub struct Parts {
+    pub cloud: Cloud,
+    /// The least time between two reports of one milestone.
+    pub interval: Duration,
+    /// Dates the tokens and judges the certificates.
+    pub clock: Clock,
+    /// The newest is what the twin shall say.
+    pub documents: watch::Receiver<Arc<Document>>,
+    pub events: mpsc::Sender<HubEvent>,
+    /// Sent message by message.
+    pub telemetry: mpsc::Receiver<Message>,
+    pub shutdown: CancellationToken,
+}
+
 /// Keeps a session with the hub until `shutdown`, or until the receiver of `events` is gone. Either way the
-/// newest document is sent before it returns, if there is a session and the hub answers within two seconds.
-///
-/// `interval` is the least time between two reports of one milestone. `clock` dates the tokens and
-/// judges the certificates. The newest of
-/// `documents` is what the twin shall say, and `telemetry` is sent message by message. Never returns for an error:
-/// those are reported and retried, with pauses of a second to `cloud.reconnect.longest`.
-pub async fn run(
-    cloud: Cloud,
-    interval: Duration,
-    clock: Clock,
-    documents: watch::Receiver<Arc<Document>>,
-    events: mpsc::Sender<Event>,
-    telemetry: mpsc::Receiver<Message>,
-    shutdown: CancellationToken,
-) {
-    Connection::new(cloud, interval, clock, documents, events, telemetry, shutdown).run().await;
+/// newest document is sent before it returns, if there is a session and the hub answers within two seconds. Never
+/// returns for an error: those are reported and retried, with pauses of a second to `cloud.reconnect.longest`.
+pub async fn run(parts: Parts) {
+    Connection::new(parts).run().await;
 }
 
 /// Why a session is over.
@@ -86,7 +92,7 @@ pub(super) struct Connection {
     origin: Origin,
     documents: watch::Receiver<Arc<Document>>,
     documents_end: bool,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<HubEvent>,
     shutdown: CancellationToken,
     twin: Twin,
     outbox: Outbox,
@@ -109,15 +115,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(
-        cloud: Cloud,
-        interval: Duration,
-        clock: Clock,
-        documents: watch::Receiver<Arc<Document>>,
-        events: mpsc::Sender<Event>,
-        telemetry: mpsc::Receiver<Message>,
-        shutdown: CancellationToken,
-    ) -> Connection {
+    pub fn new(parts: Parts) -> Connection {
+        let Parts { cloud, interval, clock, documents, events, telemetry, shutdown } = parts;
         let document = documents.borrow().clone();
         Connection {
             placement: Placement::new(&cloud.place),
@@ -178,7 +177,7 @@ impl Connection {
         self.denials = if error.is_denial() { self.denials.saturating_add(1) } else { 0 };
         let denied = self.denials >= FINAL;
         if self.online || self.reason.as_ref() != Some(&reason) || self.denials == FINAL {
-            self.outbox.push(Event::Disconnected { reason: error.to_string(), denied });
+            self.outbox.push(HubEvent::Disconnected { reason: error.to_string(), denied });
         }
         self.online = false;
         self.reason = Some(reason);
@@ -194,11 +193,11 @@ impl Connection {
     }
 
     async fn session(&mut self) -> End {
-        let (options, seat, line, relay) = match self.prepare().await {
+        let (options, seat, contact, relay) = match self.prepare().await {
             Ok(prepared) => prepared,
             Err(end) => return end,
         };
-        let (session, eventloop) = Session::new(options, seat, line, dial::token_life(&self.cloud));
+        let (session, eventloop) = Session::new(options, seat, contact, dial::token_life(&self.cloud));
         let end = self.converse(session, eventloop).await;
         if matches!(end, End::Stopped) {
             relay.end().await;
@@ -227,7 +226,7 @@ impl Connection {
     /// A session that held for a while shows that the way is free; one that ends at once, for example because
     /// a second device has our identity, does not.
     fn ended(&mut self, session: &Session, end: End) -> End {
-        self.memory.judge(session.line.remote, session.accepted);
+        self.memory.judge(session.contact.remote, session.accepted);
         if session.ready_at.is_some_and(|at| at.elapsed() >= self.backoff.longest()) {
             self.backoff.reset();
             self.placement.held();
@@ -251,7 +250,7 @@ impl Connection {
             return Ok((done || now >= by).then_some(End::Stopped));
         }
         if !session.is_subscribed() && now >= session.handshake_by() {
-            return Err(HubError::Silent { address: session.line.address.clone() });
+            return Err(HubError::Silent { address: session.contact.address.clone() });
         }
         let quiet = session.is_idle() && !self.twin.is_busy();
         Ok(session.must_renew(now, quiet).then_some(End::Renew))
@@ -266,7 +265,7 @@ impl Connection {
                 Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(End::Lost)?,
                 Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(packet)))) => session.left(packet),
                 Some(Ok(rumqttc::Event::Outgoing(_))) => {}
-                Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.line, session.accepted, &self.clock))),
+                Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.contact, session.accepted, &self.clock))),
                 None => return Err(End::Stopped),
             },
             Some(reply) = session.answers.recv() => session.reply(reply),
@@ -306,7 +305,7 @@ impl Connection {
                 session.accepted = true;
                 for topic in topics::SUBSCRIPTIONS {
                     let queued = session.client.try_subscribe(topic, QoS::AtLeastOnce);
-                    queued.map_err(|_| stuck(session))?;
+                    queued.map_err(|_| session.stuck())?;
                 }
             }
             Packet::SubAck(answer) => self.subscribed(session, &answer)?,
@@ -321,7 +320,7 @@ impl Connection {
 
     fn subscribed(&mut self, session: &mut Session, answer: &SubAck) -> Result<(), HubError> {
         if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
-            return Err(HubError::Subscription { identity: session.line.identity.clone() });
+            return Err(HubError::Subscription { identity: session.contact.identity.clone() });
         }
         session.subscribed = session.subscribed.saturating_add(1);
         if session.subscribed == topics::SUBSCRIPTIONS.len() {
@@ -357,12 +356,12 @@ impl Connection {
         match action {
             Action::Publish { topic, payload } => {
                 if !session.publish(topic, payload, false) {
-                    return Err(stuck(session));
+                    return Err(session.stuck());
                 }
             }
             Action::Ready => self.ready(session),
-            Action::Desired(desired) => self.outbox.push(Event::Desired(desired)),
-            Action::Acknowledged(generation) => self.outbox.push(Event::Acknowledged { generation }),
+            Action::Desired(desired) => self.outbox.push(HubEvent::Desired(desired)),
+            Action::Acknowledged(generation) => self.outbox.push(HubEvent::Acknowledged { generation }),
             Action::Lost(error) => return Err(error),
         }
         Ok(())
@@ -372,7 +371,7 @@ impl Connection {
         let Some(message) = self.telemetry.take() else { return Ok(()) };
         let topic = message.topic(&identity::messages(&session.seat));
         let queued = session.publish(topic, message.body.to_string().into_bytes(), true);
-        if queued { Ok(()) } else { Err(stuck(session)) }
+        if queued { Ok(()) } else { Err(session.stuck()) }
     }
 
     fn ready(&mut self, session: &mut Session) {
@@ -384,52 +383,13 @@ impl Connection {
         self.ask_the_time_later();
         if !self.online {
             self.online = true;
-            tracing::info!("connected to {} as {}", session.seat.host, session.line.identity);
-            self.outbox.push(Event::Connected);
+            tracing::info!("connected to {} as {}", session.seat.host, session.contact.identity);
+            self.outbox.push(HubEvent::Connected);
         }
     }
-
-    /// Everything that the next attempt needs, made anew.
-    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Line, Relay), End> {
-        let origin = self.clock.origin().0;
-        if std::mem::replace(&mut self.origin, origin.clone()) != origin {
-            self.outbox.push(Event::ClockChanged);
-        }
-        let seat = tokio::select! {
-            seat = self.placement.find(&self.cloud, &self.clock) => seat.map_err(End::Lost)?,
-            () = self.shutdown.cancelled() => return Err(End::Stopped),
-            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
-        };
-        let (options, line, relay) = tokio::select! {
-            dialled = dialled(&self.cloud, &seat, &self.clock, &self.memory) => dialled.map_err(End::Lost)?,
-            () = self.shutdown.cancelled() => return Err(End::Stopped),
-            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
-        };
-        Ok((options, seat, line, relay))
-    }
-}
-
-async fn dialled(
-    cloud: &Cloud,
-    seat: &Seat,
-    clock: &Clock,
-    memory: &Memory,
-) -> Result<(MqttOptions, Line, Relay), HubError> {
-    let token = dial::token(cloud, &identity::resource(seat), clock)?;
-    let call = Call {
-        host: identity::address(seat),
-        port: cloud.port,
-        client_id: identity::client_id(seat),
-        user_name: identity::user_name(seat),
-        password: token.map(|token| token.expose().to_owned()).unwrap_or_default(),
-    };
-    dial::dial(cloud, call, clock, memory).await
-}
-
-fn stuck(session: &Session) -> HubError {
-    HubError::Broken { address: session.line.address.clone(), cause: "the hub stopped acknowledging".into() }
 }
 
 #[cfg(test)]
-#[path = "connection_tests.rs"]
-pub(super) mod tests;
+pub(super) mod testing;
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,12 @@
 //!
 //! Files are read here and nowhere else, so that whatever was renewed on disk counts from the next connection on.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{MqttOptions, TlsConfiguration};
 
+use super::contact::Contact;
 use super::error::HubError;
 use super::relay::{self, Relay};
 use super::{sas, way};
@@ -20,17 +20,6 @@ use crate::tls;
 const PACKET_LIMIT: usize = 512 * 1024;
 /// Where IoT Hub and the provisioning service speak MQTT over WebSocket.
 const WEBSOCKET_PATH: &str = "/$iothub/websocket";
-
-/// Who is called, by whom, and through what: for messages.
-#[derive(Debug, Clone)]
-pub(super) struct Line {
-    /// `host:port`
-    pub address: String,
-    /// The MQTT client id.
-    pub identity: String,
-    /// What the connection leads to: the hub, or the proxy on the way to it.
-    pub remote: Option<SocketAddr>,
-}
 
 /// A call that can be made.
 pub(super) struct Call<'a> {
@@ -49,18 +38,18 @@ pub(super) async fn dial(
     call: Call<'_>,
     clock: &Clock,
     memory: &Memory,
-) -> Result<(MqttOptions, Line, Relay), HubError> {
+) -> Result<(MqttOptions, Contact, Relay), HubError> {
     let address = format!("{}:{}", call.host, call.port);
     let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &address, clock).await?));
     let (stream, remote) = way::connect(cloud, call.host, call.port, memory).await?;
     let (proxy, relay) = relay::offer(stream)
         .await
         .map_err(|why| HubError::Unreachable { address: address.clone(), cause: why.to_string() })?;
-    let line = Line { address, identity: call.client_id.clone(), remote };
+    let contact = Contact { address, identity: call.client_id.clone(), remote };
     let (host, transport) = match cloud.transport {
         Transport::Mqtt => (call.host.to_owned(), rumqttc::Transport::tls_with_config(tls)),
         Transport::WebSocket => {
-            let url = format!("wss://{}{WEBSOCKET_PATH}", line.address);
+            let url = format!("wss://{}{WEBSOCKET_PATH}", contact.address);
             (url, rumqttc::Transport::wss_with_config(tls))
         }
     };
@@ -71,7 +60,7 @@ pub(super) async fn dial(
     options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
     options.set_keep_alive(cloud.keep_alive);
     options.set_proxy(proxy);
-    Ok((options, line, relay))
+    Ok((options, contact, relay))
 }
 
 /// The token for `resource`; `None` with a certificate.

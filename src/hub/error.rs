@@ -1,10 +1,9 @@
 //! Why there is no session with the hub, in words for the person who has to restore it.
 
-use std::io;
-
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
 
-use super::dial::Line;
+use super::contact::Contact;
+use crate::cause;
 use crate::clock::Clock;
 use crate::failure::{Code, Failure};
 use crate::tls::{self, TlsError, Verdict};
@@ -81,8 +80,8 @@ impl From<HubError> for Failure {
 
 impl HubError {
     /// What the MQTT client says, by what a person can do about it. `connected`: a session existed before.
-    pub(super) fn of(error: ConnectionError, line: &Line, connected: bool, clock: &Clock) -> HubError {
-        let Line { address, identity, .. } = line.clone();
+    pub(super) fn of(error: ConnectionError, contact: &Contact, connected: bool, clock: &Clock) -> HubError {
+        let Contact { address, identity, .. } = contact.clone();
         match error {
             ConnectionError::ConnectionRefused(
                 ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
@@ -95,7 +94,7 @@ impl HubError {
             other => {
                 // A packet that was not expected is shown whole, and may be large.
                 let cause = bounded(&other.to_string());
-                match find(&other) {
+                match cause::find(&other) {
                     Some(rustls::Error::InvalidCertificate(fault)) => {
                         HubError::Untrusted { address, verdict: Verdict::new(fault, clock) }
                     }
@@ -113,11 +112,11 @@ impl HubError {
     /// The same for the provisioning service.
     pub(super) fn of_service(
         error: ConnectionError,
-        line: &Line,
+        contact: &Contact,
         connected: bool,
         clock: &Clock,
     ) -> HubError {
-        match HubError::of(error, line, connected, clock) {
+        match HubError::of(error, contact, connected, clock) {
             HubError::Refused { identity } => HubError::DpsRefused { registration: identity },
             other => other,
         }
@@ -164,27 +163,15 @@ pub(super) fn bounded(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(CAUSE_LIMIT).collect()
 }
 
-/// An error of type `E` among `error` and its causes.
-fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
-    let mut next = Some(error);
-    while let Some(inner) = next {
-        if let Some(found) = inner.downcast_ref() {
-            return Some(found);
-        }
-        // An `io::Error` hides what it wraps from `source`.
-        let wrapped = inner.downcast_ref::<io::Error>().and_then(|io| io.get_ref());
-        next = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or(inner.source());
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     fn of(error: ConnectionError) -> HubError {
-        let line = Line { address: "hub:8883".into(), identity: "dev-1".into(), remote: None };
-        HubError::of(error, &line, false, &Clock::default())
+        let contact = Contact { address: "hub:8883".into(), identity: "dev-1".into(), remote: None };
+        HubError::of(error, &contact, false, &Clock::default())
     }
 
     #[test]

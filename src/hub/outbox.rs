@@ -7,46 +7,49 @@ use std::collections::VecDeque;
 
 use tokio::sync::mpsc;
 
-use super::{Event, MethodCall};
+use super::event::HubEvent;
+use super::method::MethodCall;
 
 /// Calls that may wait; the caller of one more is told to come back.
 const CALLS: usize = 32;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    waiting: VecDeque<Event>,
+    waiting: VecDeque<HubEvent>,
 }
 
 impl Outbox {
-    pub fn push(&mut self, event: Event) {
+    pub fn push(&mut self, event: HubEvent) {
         match &event {
-            Event::Desired(_) => self.waiting.retain(|waiting| !matches!(waiting, Event::Desired(_))),
-            Event::Acknowledged { .. } => {
-                self.waiting.retain(|waiting| !matches!(waiting, Event::Acknowledged { .. }));
+            HubEvent::Desired(_) => self.waiting.retain(|waiting| !matches!(waiting, HubEvent::Desired(_))),
+            HubEvent::Acknowledged { .. } => {
+                self.waiting.retain(|waiting| !matches!(waiting, HubEvent::Acknowledged { .. }));
             }
             // Only the last state of the connection is of interest.
-            Event::Connected | Event::Disconnected { .. } => self
+            HubEvent::Connected | HubEvent::Disconnected { .. } => self
                 .waiting
-                .retain(|waiting| !matches!(waiting, Event::Connected | Event::Disconnected { .. })),
-            Event::ClockChanged => self.waiting.retain(|waiting| !matches!(waiting, Event::ClockChanged)),
-            Event::Method(_) => {}
+                .retain(|waiting| !matches!(waiting, HubEvent::Connected | HubEvent::Disconnected { .. })),
+            HubEvent::ClockChanged => {
+                self.waiting.retain(|waiting| !matches!(waiting, HubEvent::ClockChanged))
+            }
+            HubEvent::Method(_) => {}
         }
         self.waiting.push_back(event);
     }
 
     /// Queues a call, or gives it back if too many wait.
     pub fn push_call(&mut self, call: MethodCall) -> Result<(), MethodCall> {
-        let calls = self.waiting.iter().filter(|waiting| matches!(waiting, Event::Method(_))).count();
+        let calls = self.waiting.iter().filter(|waiting| matches!(waiting, HubEvent::Method(_))).count();
         if calls >= CALLS {
             return Err(call);
         }
-        self.push(Event::Method(call));
+        self.push(HubEvent::Method(call));
         Ok(())
     }
 
     /// Hands events to the agent for ever; returns only when the agent is gone. Nothing is lost when this is
     /// cancelled.
-    pub async fn deliver(&mut self, events: &mpsc::Sender<Event>) {
+    pub async fn deliver(&mut self, events: &mpsc::Sender<HubEvent>) {
         while !self.waiting.is_empty() {
             let Ok(permit) = events.reserve().await else { return };
             if let Some(event) = self.waiting.pop_front() {
@@ -57,7 +60,7 @@ impl Outbox {
     }
 
     /// Hands over what fits without waiting.
-    pub fn deliver_now(&mut self, events: &mpsc::Sender<Event>) {
+    pub fn deliver_now(&mut self, events: &mpsc::Sender<HubEvent>) {
         while let Ok(permit) = events.try_reserve() {
             let Some(event) = self.waiting.pop_front() else { return };
             permit.send(event);
@@ -78,31 +81,31 @@ mod tests {
     fn newer_news_replaces_older_and_calls_are_limited() {
         let mut outbox = Outbox::default();
         for version in 0..100 {
-            outbox.push(Event::Desired(json!({"$version": version})));
-            outbox.push(Event::Acknowledged { generation: version });
-            outbox.push(Event::Connected);
-            outbox.push(Event::Disconnected { reason: "r".into(), denied: false });
+            outbox.push(HubEvent::Desired(json!({"$version": version})));
+            outbox.push(HubEvent::Acknowledged { generation: version });
+            outbox.push(HubEvent::Connected);
+            outbox.push(HubEvent::Disconnected { reason: "r".into(), denied: false });
         }
         let refused = (0..100).filter(|_| outbox.push_call(call()).is_err()).count();
         assert_eq!(refused, 100 - CALLS);
         assert_eq!(outbox.waiting.len(), 3 + CALLS);
-        assert!(matches!(outbox.waiting.front(), Some(Event::Desired(v)) if v["$version"] == 99));
+        assert!(matches!(outbox.waiting.front(), Some(HubEvent::Desired(v)) if v["$version"] == 99));
     }
 
     #[tokio::test]
     async fn a_cancelled_delivery_loses_nothing_and_keeps_the_order() {
         let (sender, mut receiver) = mpsc::channel(1);
         let mut outbox = Outbox::default();
-        outbox.push(Event::Connected);
-        outbox.push(Event::Acknowledged { generation: 4 });
+        outbox.push(HubEvent::Connected);
+        outbox.push(HubEvent::Acknowledged { generation: 4 });
         tokio::select! {
             biased;
             () = outbox.deliver(&sender) => panic!("the agent is there"),
             () = std::future::ready(()) => {}
         }
-        assert!(matches!(receiver.recv().await, Some(Event::Connected)));
+        assert!(matches!(receiver.recv().await, Some(HubEvent::Connected)));
         outbox.deliver_now(&sender);
-        assert!(matches!(receiver.recv().await, Some(Event::Acknowledged { generation: 4 })));
+        assert!(matches!(receiver.recv().await, Some(HubEvent::Acknowledged { generation: 4 })));
         drop(receiver);
         outbox.deliver(&sender).await;
     }

@@ -12,9 +12,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
 use super::error::HubError;
 use super::{identity, provision};
+use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
 use crate::config::{Cloud, Dps, Place, Seat};
 use crate::durable;
@@ -247,5 +247,4 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[path = "placement_tests.rs"]
 mod tests;

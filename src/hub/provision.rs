@@ -7,7 +7,8 @@ use futures_util::StreamExt;
 use rumqttc::{AsyncClient, Event, Packet, QoS, SubscribeReasonCode};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::dial::{self, Call, Line};
+use super::contact::Contact;
+use super::dial::{self, Call};
 use super::dps::{ANSWERS, Answer, Next, Request};
 use super::error::HubError;
 use super::identity;
@@ -39,16 +40,16 @@ pub(super) async fn register(
         user_name: identity::dps_user_name(dps),
         password: token.map(|token| sas::with_policy(&token, POLICY).expose().to_owned()).unwrap_or_default(),
     };
-    let (mut options, line, _relay) = dial::dial(cloud, call, clock, memory).await?;
+    let (mut options, contact, _relay) = dial::dial(cloud, call, clock, memory).await?;
     // The service keeps no sessions.
     options.set_clean_session(true);
     let (client, eventloop) = new_client(options);
     let mut packets = pin!(packets(eventloop));
     let mut registration =
-        Registration { dps, clock, line, client, accepted: false, asked: 0, pending: None };
-    let silent = HubError::Silent { address: registration.line.address.clone() };
+        Registration { dps, clock, contact, client, accepted: false, asked: 0, pending: None };
+    let silent = HubError::Silent { address: registration.contact.address.clone() };
     let result = timeout(REGISTERED_WITHIN, registration.converse(&mut packets)).await.unwrap_or(Err(silent));
-    memory.judge(registration.line.remote, registration.accepted);
+    memory.judge(registration.contact.remote, registration.accepted);
     if registration.accepted {
         say_goodbye(&registration.client, &mut packets).await;
     }
@@ -58,7 +59,7 @@ pub(super) async fn register(
 struct Registration<'a> {
     dps: &'a Dps,
     clock: &'a Clock,
-    line: Line,
+    contact: Contact,
     client: AsyncClient,
     /// The service accepted the connection.
     accepted: bool,
@@ -90,7 +91,7 @@ impl Registration<'_> {
                         }
                     }
                     Some(Ok(Event::Outgoing(_))) => {}
-                    Some(Err(error)) => return Err(HubError::of_service(error, &self.line, self.accepted, self.clock)),
+                    Some(Err(error)) => return Err(HubError::of_service(error, &self.contact, self.accepted, self.clock)),
                     None => return Err(self.silent()),
                 },
                 () = sleep_until(overdue) => self.due()?,
@@ -105,7 +106,7 @@ impl Registration<'_> {
                 self.client.try_subscribe(ANSWERS, QoS::AtLeastOnce).map_err(|_| self.silent())?;
             }
             Packet::SubAck(answer) if answer.return_codes.contains(&SubscribeReasonCode::Failure) => {
-                return Err(HubError::Subscription { identity: self.line.identity.clone() });
+                return Err(HubError::Subscription { identity: self.contact.identity.clone() });
             }
             Packet::SubAck(_) => self.ask(Request::Register, Duration::ZERO),
             Packet::Publish(message) => {
@@ -139,6 +140,6 @@ impl Registration<'_> {
     }
 
     fn silent(&self) -> HubError {
-        HubError::Silent { address: self.line.address.clone() }
+        HubError::Silent { address: self.contact.address.clone() }
     }
 }

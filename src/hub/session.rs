@@ -8,7 +8,8 @@ use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Netwo
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::dial::Line;
+use super::contact::Contact;
+use super::error::HubError;
 use super::method::Reply;
 use super::topics;
 use crate::clock;
@@ -40,7 +41,7 @@ pub(super) struct Session {
     pub closing: Option<Instant>,
     /// At which hub, and as whom.
     pub seat: Seat,
-    pub line: Line,
+    pub contact: Contact,
     /// Whether each publish that has not left yet is telemetry.
     queued: VecDeque<bool>,
     /// The packet id of the telemetry under way.
@@ -55,7 +56,7 @@ impl Session {
     pub fn new(
         options: MqttOptions,
         seat: Seat,
-        line: Line,
+        contact: Contact,
         token: Option<Duration>,
     ) -> (Session, EventLoop) {
         let (client, eventloop) = new_client(options);
@@ -69,7 +70,7 @@ impl Session {
             ready_at: None,
             closing: None,
             seat,
-            line,
+            contact,
             queued: VecDeque::new(),
             telemetry: None,
             started: Instant::now(),
@@ -97,6 +98,12 @@ impl Session {
     fn renewal(&self) -> Option<(Instant, Instant)> {
         let part = |life: Duration, part| clock::after(self.started, life.mul_f64(part));
         self.token.map(|life| (part(life, 0.85), part(life, 0.95)))
+    }
+
+    /// Requests pile up: a hub that is well acknowledges them.
+    pub fn stuck(&self) -> HubError {
+        let address = self.contact.address.clone();
+        HubError::Broken { address, cause: "the hub stopped acknowledging".into() }
     }
 
     /// `quiet`: no request and no call would be cut off.
@@ -189,8 +196,8 @@ mod tests {
     fn connected(life: Option<Duration>) -> (Session, EventLoop) {
         let (host, device_id) = ("hub".to_owned(), "dev-1".to_owned());
         let seat = Seat { host, gateway: None, device_id, module_id: None };
-        let line = Line { address: "localhost:1".into(), identity: "dev-1".into(), remote: None };
-        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, line, life)
+        let contact = Contact { address: "localhost:1".into(), identity: "dev-1".into(), remote: None };
+        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, contact, life)
     }
 
     #[test]

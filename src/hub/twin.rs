@@ -13,11 +13,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::Document;
-use super::backoff::Backoff;
+use super::document::Document;
 use super::error::HubError;
 use super::merge::{difference, merge};
 use super::topics;
+use crate::backoff::Backoff;
 use crate::clock;
 
 /// A request that is not answered for so long is given up.
@@ -346,5 +346,4 @@ impl Twin {
 }
 
 #[cfg(test)]
-#[path = "twin_tests.rs"]
 mod tests;

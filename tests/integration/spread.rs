@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use fwupdate::hub::backoff::Backoff;
+use fwupdate::backoff::Backoff;
 
 const DEVICES: usize = 100_000;
 /// Seconds that are drawn.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fwupdate::clock::Clock;
 use fwupdate::config::{Auth, Cloud, Place, Proxy, Reconnect, Roots, Seat, Secret, TimeServer, Transport};
-use fwupdate::hub::{self, Document};
+use fwupdate::hub::{self, Document, Parts};
 use fwupdate_hub::{Hub, Options};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
@@ -156,19 +156,12 @@ impl Fleet {
                 reconnect: Reconnect { first, longest: LIMIT },
                 time_server: TimeServer::Nobody,
             };
-            let (sender, mut events) = mpsc::channel(16);
-            tokio::spawn(async move { while events.recv().await.is_some() {} });
+            let (events, mut inbox) = mpsc::channel(16);
+            tokio::spawn(async move { while inbox.recv().await.is_some() {} });
             let interval = Duration::from_secs(1);
             let (_, telemetry) = mpsc::channel(1);
-            tokio::spawn(hub::run(
-                cloud,
-                interval,
-                Clock::default(),
-                watched.clone(),
-                sender,
-                telemetry,
-                shutdown.clone(),
-            ))
+            let (clock, documents, shutdown) = (Clock::default(), watched.clone(), shutdown.clone());
+            tokio::spawn(hub::run(Parts { cloud, interval, clock, documents, events, telemetry, shutdown }))
         });
         let tasks = tasks.collect();
         Fleet { ids, documents, shutdown, tasks }

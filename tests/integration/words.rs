@@ -239,7 +239,7 @@ fn the_generator_s_errors_read_like_all_others() {
 fn no_program_ends_badly_when_its_output_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("fwupdate.toml");
-    let text = "compatible = \"x\"\nslots.a.device = \"/dev/a\"\nslots.b.device = \"/dev/b\"\nbootloader.kind = \"grub\"\n";
+    let text = "compatible = \"x\"\nslots.a.device = \"/dev/a\"\nslots.b.device = \"/dev/b\"\nbootloader.kind = \"grub\"\nbootloader.grubenv = \"/b/grubenv\"\n";
     fs::write(&file, text).unwrap();
     let run = |what: &str, out: std::process::Stdio| {
         let mut command = Command::new(AGENT);
@@ -248,11 +248,19 @@ fn no_program_ends_badly_when_its_output_cannot_be_written() {
     for what in ["--check-config", "--doctor"] {
         let full = run(what, fs::File::create("/dev/full").unwrap().into());
         assert_eq!(full.status.code(), Some(1), "{what}: {}", err(&full));
-        assert!(err(&full).starts_with("fwupdated: the output cannot be written: No space"), "{}", err(&full));
+        assert!(
+            err(&full).starts_with("fwupdated: the output cannot be written: No space"),
+            "{}",
+            err(&full)
+        );
         let (reader, writer) = nix::unistd::pipe().unwrap();
         drop(reader);
         let gone = run(what, writer.into());
-        assert!(!err(&gone).contains("cannot be written") && !err(&gone).contains("panicked"), "{}", err(&gone));
+        assert!(
+            !err(&gone).contains("cannot be written") && !err(&gone).contains("panicked"),
+            "{}",
+            err(&gone)
+        );
     }
 }
 

@@ -15,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+use crate::cause;
 use crate::clock::after;
 use crate::manifest::Digest;
 use crate::reach::Memory;
@@ -239,12 +240,12 @@ impl Web {
 
     /// A connection that failed is tried again, unless it never may or, for all that is known, never can succeed.
     fn connect_trouble(&self, url: &Url, seen: &Seen, error: &ClientError) -> Trouble {
-        if let Some(refused) = find::<Refused>(error) {
+        if let Some(refused) = cause::find::<Refused>(error) {
             let reason = refused.to_string();
             return Trouble::Doubtful(StageError::NotPermitted { url: shown(url), reason });
         }
         // Once the server was known good, a foreign certificate is a portal on the way that will go away.
-        if let Some(rustls::Error::InvalidCertificate(fault)) = find::<rustls::Error>(error) {
+        if let Some(rustls::Error::InvalidCertificate(fault)) = cause::find::<rustls::Error>(error) {
             let verdict = Verdict::new(fault, &self.http.clock);
             let reason = format!("its certificate {verdict}");
             return match seen.known.is_none() && !verdict.is_of_time() {
@@ -332,20 +333,6 @@ fn redirected(from: &Url, answer: &Answer) -> Result<Url, Trouble> {
         let reason = format!("the server answered {} without a usable Location", answer.code());
         Trouble::Doubtful(StageError::Download { url: shown(from), reason })
     })
-}
-
-/// Finds an error of type `E` among the causes of `error`.
-fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
-    let mut next = error.source();
-    while let Some(inner) = next {
-        if let Some(found) = inner.downcast_ref() {
-            return Some(found);
-        }
-        // An `io::Error` hides what it wraps from `source`.
-        let wrapped = inner.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        next = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or(inner.source());
-    }
-    None
 }
 
 /// The innermost reasons of an error.

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use super::connection::tests::{Agent, twin};
+use super::connection::testing::{Agent, twin};
 use super::testing::{Pair, Server, soon};
 use crate::clock::Clock;
 use crate::config::{Cloud, Dps, Place, Proxy, Seat, Transport};

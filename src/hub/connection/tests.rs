@@ -1,93 +1,12 @@
 //! The driver against a scripted hub over real TLS.
 
+use super::testing::{Agent, document, twin};
 use super::*;
 use crate::config::{Auth, Secret, TimeServer};
-use crate::hub::testing::{Pair, Peer, Server, soon};
+use crate::hub::testing::{Pair, Server, soon};
 use rumqttc::ConnectReturnCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use time::OffsetDateTime;
-
-fn document(generation: u64, body: Value) -> Arc<Document> {
-    let Value::Object(body) = body else { panic!("a document is an object") };
-    Arc::new(Document { body, generation, milestone: generation })
-}
-
-pub(in crate::hub) fn twin(desired: Value, reported: Value) -> Value {
-    json!({"desired": desired, "reported": reported})
-}
-
-/// The agent's side.
-pub(in crate::hub) struct Agent {
-    documents: watch::Sender<Arc<Document>>,
-    events: mpsc::Receiver<Event>,
-    shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Agent {
-    pub fn start(cloud: Cloud, body: Value) -> Agent {
-        Agent::at(cloud, body, Clock::default(), 16)
-    }
-
-    pub fn at(cloud: Cloud, body: Value, clock: Clock, capacity: usize) -> Agent {
-        let (documents, watched) = watch::channel(document(1, body));
-        let (sender, events) = mpsc::channel(capacity);
-        let shutdown = CancellationToken::new();
-        let (_, telemetry) = mpsc::channel(1);
-        let interval = Duration::from_secs(3600);
-        let mut connection =
-            Connection::new(cloud, interval, clock, watched, sender, telemetry, shutdown.clone());
-        connection.backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(20));
-        connection.settled = Duration::ZERO;
-        let task = tokio::spawn(connection.run());
-        Agent { documents, events, shutdown, task }
-    }
-
-    async fn event(&mut self) -> Event {
-        soon(self.events.recv()).await.expect("the driver ended")
-    }
-
-    pub async fn connected(&mut self) {
-        let event = self.event().await;
-        assert!(matches!(event, Event::Connected), "{event:?}");
-    }
-
-    async fn desired(&mut self) -> Value {
-        match self.event().await {
-            Event::Desired(desired) => desired,
-            other => panic!("no desired properties but {other:?}"),
-        }
-    }
-
-    async fn acknowledged(&mut self) -> u64 {
-        match self.event().await {
-            Event::Acknowledged { generation } => generation,
-            other => panic!("no acknowledgement but {other:?}"),
-        }
-    }
-
-    pub async fn disconnected(&mut self) -> String {
-        match self.event().await {
-            Event::Disconnected { reason, .. } => reason,
-            other => panic!("no disconnection but {other:?}"),
-        }
-    }
-
-    async fn call(&mut self) -> MethodCall {
-        match self.event().await {
-            Event::Method(call) => call,
-            other => panic!("no call but {other:?}"),
-        }
-    }
-
-    /// Stops the driver and reads what the hub still gets.
-    async fn stop(self, mut hub: Peer) {
-        self.shutdown.cancel();
-        assert_eq!(hub.read().await, Some(Packet::Disconnect));
-        soon(self.task).await.unwrap();
-        assert_eq!(hub.read().await, None);
-    }
-}
 
 #[tokio::test]
 async fn it_subscribes_reads_the_twin_and_reports_what_differs() {
@@ -194,7 +113,7 @@ async fn refused_credentials_are_told_once_and_again_as_final_and_are_tried_agai
         assert_eq!(connect.client_id, "dev-1");
         if let Some(expected) = told {
             let event = agent.event().await;
-            let Event::Disconnected { reason, denied } = event else { panic!("{event:?}") };
+            let HubEvent::Disconnected { reason, denied } = event else { panic!("{event:?}") };
             assert!(reason.contains("refused the credentials of dev-1"));
             assert_eq!(denied, expected, "one refusal may be the hub's own trouble");
         }
@@ -374,7 +293,7 @@ async fn a_certificate_is_read_again_for_each_connection() {
     let mut hub = server.accept().await;
     assert_eq!(hub.certificate(), second.certificate.der().as_ref());
     hub.welcome(&twin(json!({}), json!({}))).await;
-    while !matches!(agent.event().await, Event::Disconnected { .. }) {}
+    while !matches!(agent.event().await, HubEvent::Disconnected { .. }) {}
     agent.connected().await;
     agent.stop(hub).await;
 }

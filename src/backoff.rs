@@ -8,6 +8,11 @@ use std::time::Duration;
 /// The shortest pause.
 const LEAST: Duration = Duration::from_secs(1);
 
+/// The longest pause after so many attempts in vain: `first`, doubled with each of them up to `max`.
+pub fn ceiling(first: Duration, attempts: u32, max: Duration) -> Duration {
+    first.saturating_mul(2u32.checked_pow(attempts).unwrap_or(u32::MAX)).min(max)
+}
+
 /// Doubles the span of the next pause with each attempt until it spans `min..=max`.
 #[derive(Debug, Clone)]
 pub struct Backoff {
@@ -25,15 +30,14 @@ impl Backoff {
     }
 
     /// The first pause is at most twice `min`.
-    pub(super) fn new(min: Duration, max: Duration) -> Backoff {
+    pub fn new(min: Duration, max: Duration) -> Backoff {
         Backoff { min, first: min.saturating_mul(2), max: max.max(min), attempt: 0 }
     }
 
     /// The next pause; `random` is uniform in 0..1. Never shorter than the least: not even the first retry is hot.
     pub fn next(&mut self, random: f64) -> Duration {
-        let factor = 2u32.checked_pow(self.attempt).unwrap_or(u32::MAX);
+        let ceiling = ceiling(self.first, self.attempt, self.max);
         self.attempt = self.attempt.saturating_add(1);
-        let ceiling = self.first.saturating_mul(factor).min(self.max);
         let spread = ceiling.saturating_sub(self.min).mul_f64(random.clamp(0.0, 1.0));
         self.min.saturating_add(spread)
     }

@@ -1,0 +1,52 @@
+//! What comes before a session: a place at a hub, and a connection to it. Everything is made anew for each attempt.
+
+use rumqttc::MqttOptions;
+
+use super::{Connection, End};
+use crate::clock::Clock;
+use crate::config::{Cloud, Seat};
+use crate::hub::contact::Contact;
+use crate::hub::dial::{self, Call};
+use crate::hub::error::HubError;
+use crate::hub::event::HubEvent;
+use crate::hub::identity;
+use crate::hub::relay::Relay;
+use crate::reach::Memory;
+
+impl Connection {
+    /// Everything that the next attempt needs, made anew.
+    pub(super) async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Contact, Relay), End> {
+        let origin = self.clock.origin().0;
+        if std::mem::replace(&mut self.origin, origin.clone()) != origin {
+            self.outbox.push(HubEvent::ClockChanged);
+        }
+        let seat = tokio::select! {
+            seat = self.placement.find(&self.cloud, &self.clock) => seat.map_err(End::Lost)?,
+            () = self.shutdown.cancelled() => return Err(End::Stopped),
+            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
+        };
+        let (options, contact, relay) = tokio::select! {
+            dialled = dialled(&self.cloud, &seat, &self.clock, &self.memory) => dialled.map_err(End::Lost)?,
+            () = self.shutdown.cancelled() => return Err(End::Stopped),
+            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
+        };
+        Ok((options, seat, contact, relay))
+    }
+}
+
+async fn dialled(
+    cloud: &Cloud,
+    seat: &Seat,
+    clock: &Clock,
+    memory: &Memory,
+) -> Result<(MqttOptions, Contact, Relay), HubError> {
+    let token = dial::token(cloud, &identity::resource(seat), clock)?;
+    let call = Call {
+        host: identity::address(seat),
+        port: cloud.port,
+        client_id: identity::client_id(seat),
+        user_name: identity::user_name(seat),
+        password: token.map(|token| token.expose().to_owned()).unwrap_or_default(),
+    };
+    dial::dial(cloud, call, clock, memory).await
+}
