@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::backoff;
 use crate::clock::Clock;
 use crate::config::Download;
 use crate::stage::download::hosts::Hosts;
@@ -98,8 +99,7 @@ impl Http {
 
     /// A pause before the attempt after so many in vain.
     pub(in crate::stage) fn pause(&self, attempts: u32) -> Duration {
-        let bound = self.first_pause.saturating_mul(1u32 << attempts.min(20)).min(LONGEST_PAUSE);
-        bound.mul_f64(fastrand::f64())
+        backoff::ceiling(self.first_pause, attempts, LONGEST_PAUSE).mul_f64(fastrand::f64())
     }
 }
 
