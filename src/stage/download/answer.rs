@@ -84,12 +84,12 @@ pub fn passing(reason: impl Into<String>) -> Trouble {
 }
 
 /// An answer on its way. Once it is dropped, what came with it and was not handed out is counted as waste.
-pub struct Answer {
+pub struct HttpAnswer {
     response: Response<Incoming>,
     meter: Arc<Meter>,
 }
 
-impl Drop for Answer {
+impl Drop for HttpAnswer {
     fn drop(&mut self) {
         if let Some(count) = self.count() {
             count.settle();
@@ -97,9 +97,9 @@ impl Drop for Answer {
     }
 }
 
-impl Answer {
-    pub fn new(response: Response<Incoming>, meter: Arc<Meter>) -> Answer {
-        let answer = Answer { response, meter };
+impl HttpAnswer {
+    pub fn new(response: Response<Incoming>, meter: Arc<Meter>) -> HttpAnswer {
+        let answer = HttpAnswer { response, meter };
         if let Some(count) = answer.count() {
             count.begin_body();
         }
@@ -168,7 +168,7 @@ pub struct Content {
 }
 
 /// What `answer` to a request of `start..end` brings. `link`: what the update was called with.
-pub fn judge(answer: &Answer, link: &Url, shown: &str, start: u64, end: u64) -> Result<Content, Trouble> {
+pub fn judge(answer: &HttpAnswer, link: &Url, shown: &str, start: u64, end: u64) -> Result<Content, Trouble> {
     let (url, status) = (shown.to_owned(), answer.code());
     let odd = |reason: String| Trouble::Doubtful(StageError::Download { url: url.clone(), reason });
     match answer.status() {
@@ -264,7 +264,7 @@ pub fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
     (i64::try_from(now).unwrap_or(i64::MAX) >= end.unix_timestamp()).then_some(end)
 }
 
-fn busy(answer: &Answer) -> Trouble {
+fn busy(answer: &HttpAnswer) -> Trouble {
     let after = retry_after(answer.headers()).unwrap_or_default();
     Trouble::Passing { reason: format!("the server answered {}", answer.code()), after }
 }

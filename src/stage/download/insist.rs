@@ -2,7 +2,7 @@
 //! what is wrong.
 
 use crate::stage::download::doubt::{Doubt, Doubted};
-use crate::stage::download::remote::{Kind, Remote};
+use crate::stage::download::remote::{Remote, RemoteKind};
 use crate::stage::download::web::Web;
 use crate::stage::error::StageError;
 
@@ -37,7 +37,7 @@ impl<'a> Wrong<'a> {
     /// use.
     pub async fn again(&mut self, error: StageError) -> Result<(), StageError> {
         let (name, meter) = (self.remote.name(), self.remote.meter());
-        let Kind::Http(web) = &self.remote.kind else { return Err(error) };
+        let RemoteKind::Http(web) = &self.remote.kind else { return Err(error) };
         let number = web.number();
         let (error, left) = match self.doubt.weigh(error, number, web.http.doubt()) {
             Doubted::Final(error) => return Err(self.remote.blame(web, error).await),

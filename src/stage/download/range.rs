@@ -13,9 +13,9 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::manifest::Digest;
-use crate::stage::download::answer::{Answer, Trouble, Version, passing};
+use crate::stage::download::answer::{HttpAnswer, Trouble, Version, passing};
 use crate::stage::download::doubt::{Doubt, Doubted, Flow};
-use crate::stage::download::remote::{Kind, Remote};
+use crate::stage::download::remote::{Remote, RemoteKind};
 use crate::stage::download::route::Route;
 use crate::stage::download::web::{LONGEST_WISH, Seen, Wanted, Web, chain};
 use crate::stage::error::StageError;
@@ -102,7 +102,7 @@ pub struct Range<'a> {
 
 /// An answer on its way.
 struct Coming {
-    answer: Answer,
+    answer: HttpAnswer,
     /// One after the last byte that it brings.
     after: u64,
     /// The way that it comes.
@@ -172,9 +172,11 @@ impl<'a> Range<'a> {
                 return Ok(None);
             }
             let web = match &self.remote.kind {
-                Kind::File { size, .. } if self.at >= *size => return Ok(None),
-                Kind::File { file, size } => return self.read_file(file.clone(), *size).await.map(Some),
-                Kind::Http(web) => web,
+                RemoteKind::File { size, .. } if self.at >= *size => return Ok(None),
+                RemoteKind::File { file, size } => {
+                    return self.read_file(file.clone(), *size).await.map(Some);
+                }
+                RemoteKind::Http(web) => web,
             };
             self.await_window(web).await;
             let received = match self.slow.take() {
@@ -361,7 +363,7 @@ impl<'a> Range<'a> {
 }
 
 /// The next bytes of a body, and those behind them that are here already.
-async fn next(answer: &mut Answer) -> Result<Bytes, Trouble> {
+async fn next(answer: &mut HttpAnswer) -> Result<Bytes, Trouble> {
     let first = match answer.next().await {
         Err(error) => return Err(passing(chain(&error))),
         Ok(None) => return Err(passing("the connection was closed before the end")),

@@ -16,12 +16,12 @@ use crate::stage::error::StageError;
 #[derive(Debug)]
 pub(in crate::stage) struct Remote {
     name: String,
-    pub kind: Kind,
+    pub kind: RemoteKind,
     meter: Arc<Meter>,
 }
 
 #[derive(Debug)]
-pub(in crate::stage) enum Kind {
+pub(in crate::stage) enum RemoteKind {
     File { file: Arc<File>, size: u64 },
     Http(Box<Web>),
 }
@@ -38,7 +38,7 @@ impl Remote {
             BundleSource::Http(url) => {
                 let reason = http.hosts.check(&url);
                 reason.map_err(|reason| StageError::NotPermitted { url: name.clone(), reason })?;
-                Kind::Http(Box::new(Web::new(http.clone(), url, meter.clone())))
+                RemoteKind::Http(Box::new(Web::new(http.clone(), url, meter.clone())))
             }
         };
         Ok(Remote { name, kind, meter })
@@ -60,21 +60,21 @@ impl Remote {
 
     /// Whether reading costs data.
     pub fn is_metered(&self) -> bool {
-        matches!(self.kind, Kind::Http(_))
+        matches!(self.kind, RemoteKind::Http(_))
     }
 
     /// Size of the whole bundle, if it is known yet.
     pub fn size(&self) -> Option<u64> {
         match &self.kind {
-            Kind::File { size, .. } => Some(*size),
-            Kind::Http(web) => web.size.get().copied().or_else(|| web.seen().known?.size),
+            RemoteKind::File { size, .. } => Some(*size),
+            RemoteKind::Http(web) => web.size.get().copied().or_else(|| web.seen().known?.size),
         }
     }
 
     /// Remembers the verified first bytes and the size of the bundle: should servers tell another version of it, reading
     /// goes on only if it still begins with them.
     pub fn remember(&self, head: &[u8], size: u64) {
-        if let Kind::Http(web) = &self.kind {
+        if let RemoteKind::Http(web) = &self.kind {
             *web.head.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some((head.len() as u64, Digest::of(head)));
             web.size.set(size).ok();
@@ -82,7 +82,7 @@ impl Remote {
     }
 
     pub(in crate::stage) fn is_verified(&self) -> bool {
-        matches!(&self.kind, Kind::Http(web) if web.is_verified())
+        matches!(&self.kind, RemoteKind::Http(web) if web.is_verified())
     }
 
     pub(in crate::stage) fn failed(&self, reason: impl Into<String>) -> StageError {
@@ -91,7 +91,7 @@ impl Remote {
 }
 
 /// Only a regular file is opened: others may block, or do something.
-fn open_file(path: &Path) -> Result<Kind, StageError> {
+fn open_file(path: &Path) -> Result<RemoteKind, StageError> {
     let failed = |error: io::Error| {
         let (url, reason) = (path.display().to_string(), error.to_string());
         match error.kind() {
@@ -115,7 +115,7 @@ fn open_file(path: &Path) -> Result<Kind, StageError> {
     let flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
     let size = regular(file.metadata().map_err(failed)?)?;
-    Ok(Kind::File { size, file: Arc::new(file) })
+    Ok(RemoteKind::File { size, file: Arc::new(file) })
 }
 
 fn kind_of(metadata: &std::fs::Metadata) -> &'static str {

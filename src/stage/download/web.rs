@@ -19,7 +19,7 @@ use crate::cause;
 use crate::clock::after;
 use crate::manifest::Digest;
 use crate::reach::Memory;
-use crate::stage::download::answer::{Answer, Content, Trouble, Version, judge, passing};
+use crate::stage::download::answer::{Content, HttpAnswer, Trouble, Version, judge, passing};
 use crate::stage::download::budget::Meter;
 use crate::stage::download::connect::{self, HttpClient};
 use crate::stage::download::doubt::Patience;
@@ -193,7 +193,7 @@ impl Web {
     }
 
     /// Asks for a range, follows redirects, and returns an answer whose body begins at its start.
-    pub async fn ask(&self, wanted: Wanted) -> Result<(Answer, Content), Trouble> {
+    pub async fn ask(&self, wanted: Wanted) -> Result<(HttpAnswer, Content), Trouble> {
         let seen = self.seen();
         let mut url = self.url.clone();
         for hop in 0..=REDIRECTS {
@@ -215,7 +215,7 @@ impl Web {
         Err(Trouble::Doubtful(StageError::Download { url: shown(&self.url), reason }))
     }
 
-    async fn send(&self, url: &Url, seen: &Seen, wanted: Wanted) -> Result<Answer, Trouble> {
+    async fn send(&self, url: &Url, seen: &Seen, wanted: Wanted) -> Result<HttpAnswer, Trouble> {
         let asked = {
             let line = self.line();
             Asked { client: line.client.clone(), number: line.number, route: line.route }
@@ -225,7 +225,7 @@ impl Web {
         })?;
         match self.patiently(asked.route, asked.client.request(request)).await? {
             Ok(response) => {
-                let answer = Answer::new(response, self.meter.clone());
+                let answer = HttpAnswer::new(response, self.meter.clone());
                 let mut line = self.line();
                 if line.number == asked.number {
                     let remote = answer.count().and_then(|count| count.remote);
@@ -262,11 +262,11 @@ impl Web {
     /// What an answer that leads nowhere else brings.
     fn accept(
         &self,
-        answer: Answer,
+        answer: HttpAnswer,
         seen: &Seen,
         shown: &str,
         wanted: Wanted,
-    ) -> Result<(Answer, Content), Trouble> {
+    ) -> Result<(HttpAnswer, Content), Trouble> {
         let guarded = wanted.guarded && !seen.unguarded;
         let changed = Trouble::Changed(seen.generation);
         if guarded && answer.status() == hyper::StatusCode::PRECONDITION_FAILED {
@@ -327,7 +327,7 @@ fn request(
 }
 
 /// Where a redirect leads.
-fn redirected(from: &Url, answer: &Answer) -> Result<Url, Trouble> {
+fn redirected(from: &Url, answer: &HttpAnswer) -> Result<Url, Trouble> {
     let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     location.and_then(|text| from.join(text).ok()).ok_or_else(|| {
         let reason = format!("the server answered {} without a usable Location", answer.code());

@@ -34,7 +34,7 @@ pub struct Target {
 struct OpenDevice {
     path: PathBuf,
     /// Carries the exclusive hold.
-    held: Hold,
+    held: HeldSlot,
     /// The same device past the page cache, if it can be opened so.
     direct: Option<File>,
     is_block: bool,
@@ -47,17 +47,17 @@ struct OpenDevice {
 }
 
 #[derive(Debug)]
-enum Hold {
+enum HeldSlot {
     /// O_EXCL on a block device.
     Opened(File),
     Locked(Flock<File>),
 }
 
-impl Hold {
+impl HeldSlot {
     fn file(&self) -> &File {
         match self {
-            Hold::Opened(file) => file,
-            Hold::Locked(lock) => lock,
+            HeldSlot::Opened(file) => file,
+            HeldSlot::Locked(lock) => lock,
         }
     }
 }
@@ -81,7 +81,7 @@ impl Target {
         }
         let capacity = (&file).seek(SeekFrom::End(0)).map_err(unusable)?;
         check_sectors(&file, is_block).map_err(unusable)?;
-        let held = if is_block { Hold::Opened(file) } else { lock(path, file)? };
+        let held = if is_block { HeldSlot::Opened(file) } else { lock(path, file)? };
         let direct = open_direct(path, opened, capacity);
         let path = path.to_owned();
         let (dirty, written) = Default::default();
@@ -250,9 +250,9 @@ fn open_direct(path: &Path, expected: Identity, capacity: u64) -> Option<File> {
     Some(file)
 }
 
-fn lock(path: &Path, file: File) -> Result<Hold, StageError> {
+fn lock(path: &Path, file: File) -> Result<HeldSlot, StageError> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Hold::Locked(lock)),
+        Ok(lock) => Ok(HeldSlot::Locked(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Err(busy(path, "another program has locked it")),
         Err((_, error)) => Err(refuse(path, &error.into())),
     }

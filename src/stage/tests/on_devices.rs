@@ -44,17 +44,17 @@ impl Drop for Loop {
 }
 
 /// A mounted folder; unmounted when dropped.
-struct Mount(PathBuf);
+struct TestMount(PathBuf);
 
-impl Mount {
-    fn new(args: &[&str], at: &Path) -> Mount {
+impl TestMount {
+    fn new(args: &[&str], at: &Path) -> TestMount {
         std::fs::create_dir_all(at).unwrap();
         run("mount", &[args, &[at.to_str().unwrap()]].concat()).expect("mount works for root");
-        Mount(at.to_owned())
+        TestMount(at.to_owned())
     }
 }
 
-impl Drop for Mount {
+impl Drop for TestMount {
     fn drop(&mut self) {
         run("umount", &[self.0.to_str().unwrap()]);
     }
@@ -93,7 +93,7 @@ async fn a_mounted_device_is_refused() {
     let bench = Bench::new(image(41, 1), 7 << 20).await;
     let Some(device) = Loop::over(&bench.slot, 512) else { return };
     run("mkfs.ext4", &["-q", "-F", device.text()]).expect("mkfs.ext4 is installed");
-    let mount = Mount::new(&[device.text()], &bench.folder.path().join("mnt"));
+    let mount = TestMount::new(&[device.text()], &bench.folder.path().join("mnt"));
     let refused = Target::acquire(&device.device, &[]).unwrap_err();
     assert!(matches!(refused, StageError::Busy { .. }), "{refused}");
     // The file below is not locked by the loop device: the caller names it.
@@ -111,7 +111,7 @@ async fn a_full_file_system_is_an_error_with_path_and_offset() {
     }
     let mut bench = Bench::new(image(42, 6), 0).await;
     let folder = bench.folder.path().join("small");
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=3m", "tmpfs"], &folder);
+    let _mount = TestMount::new(&["-t", "tmpfs", "-o", "size=3m", "tmpfs"], &folder);
     bench.slot = folder.join("slot");
     std::fs::File::create(&bench.slot).unwrap().set_len(6 << 20).unwrap();
     match bench.update().await.unwrap_err() {
@@ -133,7 +133,7 @@ async fn a_device_that_fails_in_the_middle_is_an_error_with_path_and_offset() {
     let mut bench = Bench::new(image(43, 6), 0).await;
     // Writes to a loop device fail when the file system below its file is full.
     let folder = bench.folder.path().join("small");
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=3m", "tmpfs"], &folder);
+    let _mount = TestMount::new(&["-t", "tmpfs", "-o", "size=3m", "tmpfs"], &folder);
     let file = folder.join("file");
     std::fs::File::create(&file).unwrap().set_len(6 << 20).unwrap();
     let Some(device) = Loop::over(&file, 512) else { return };
@@ -159,7 +159,7 @@ async fn an_update_that_ran_out_of_space_goes_on_when_there_is_room() {
     }
     let mut bench = Bench::new(image(44, 8), 0).await;
     let folder = bench.folder.path().join("small");
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=5m", "tmpfs"], &folder);
+    let _mount = TestMount::new(&["-t", "tmpfs", "-o", "size=5m", "tmpfs"], &folder);
     let file = folder.join("file");
     std::fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
     let Some(device) = Loop::over(&file, 4096) else { return };

@@ -31,7 +31,7 @@ async fn time_outside_the_windows_does_not_count_against_patience() {
     let meter = Arc::new(Meter::new(0, None, None));
     let remote = Remote::new(BundleSource::Http(server.url()), &http, meter).await.unwrap();
     let mut range = remote.range(0, 50_000);
-    let Kind::Http(web) = &remote.kind else { panic!() };
+    let RemoteKind::Http(web) = &remote.kind else { panic!() };
     web.patience.use_up();
     let mut length = 0;
     while let Some(bytes) = range.next().await.unwrap() {
