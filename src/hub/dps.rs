@@ -91,12 +91,13 @@ impl Answer<'_> {
             return Ok(Next::Ask(request.clone(), self.wait()));
         }
         if !(200..300).contains(&self.status) {
-            let said: Refusal = serde_json::from_slice(body).unwrap_or_default();
+            let said: DpsRefusal = serde_json::from_slice(body).unwrap_or_default();
             let reason = format!("status {}{}", self.status, said.shown());
             return Err(HubError::NotAssigned { registration: dps.registration_id.clone(), reason });
         }
         let malformed = |cause: String| HubError::DpsMalformed { cause };
-        let state: Operation = serde_json::from_slice(body).map_err(|error| malformed(error.to_string()))?;
+        let state: DpsOperation =
+            serde_json::from_slice(body).map_err(|error| malformed(error.to_string()))?;
         match state.status.as_str() {
             "assigned" => {
                 state.seat().map(Next::Seat).ok_or_else(|| malformed("it names no hub and device".into()))
@@ -122,22 +123,22 @@ impl Answer<'_> {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Operation {
+struct DpsOperation {
     operation_id: Option<String>,
     status: String,
-    registration_state: Option<Registration>,
+    registration_state: Option<DpsRegistration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Registration {
+struct DpsRegistration {
     assigned_hub: Option<String>,
     device_id: Option<String>,
     #[serde(flatten)]
-    refusal: Refusal,
+    refusal: DpsRefusal,
 }
 
-impl Operation {
+impl DpsOperation {
     fn seat(self) -> Option<Seat> {
         let state = self.registration_state?;
         let (host, device_id) = (state.assigned_hub?, state.device_id?);
@@ -149,14 +150,14 @@ impl Operation {
 /// Why not, in the service's words.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Refusal {
+struct DpsRefusal {
     #[serde(default)]
     error_code: Value,
     #[serde(default, alias = "errorMessage")]
     message: Value,
 }
 
-impl Refusal {
+impl DpsRefusal {
     fn shown(&self) -> String {
         let code =
             if self.error_code.is_null() { String::new() } else { format!(", code {}", self.error_code) };

@@ -43,16 +43,16 @@ pub(super) enum Action {
 }
 
 #[derive(Debug)]
-enum Kind {
+enum RequestKind {
     Read,
     Patch { patch: Map<String, Value>, document: Arc<Document> },
 }
 
 #[derive(Debug)]
-struct Request {
+struct TwinRequest {
     rid: String,
     deadline: Instant,
-    kind: Kind,
+    kind: RequestKind,
 }
 
 /// The twin as the hub sends it: the two sections without a wrapper.
@@ -83,7 +83,7 @@ pub(super) struct Twin {
     announced: u64,
     /// Desired version handed out last.
     delivered: Option<u64>,
-    request: Option<Request>,
+    request: Option<TwinRequest>,
     /// No request before this, after the hub asked for patience.
     not_before: Option<Instant>,
     /// When the last patch was sent, and the milestone that it carried.
@@ -216,15 +216,15 @@ impl Twin {
             return Vec::new();
         }
         match request.kind {
-            Kind::Read if status == 200 => self.was_read(now, random, body),
-            Kind::Read => vec![Action::Lost(HubError::TwinRefused { status })],
-            Kind::Patch { patch, document } if (200..300).contains(&status) => {
+            RequestKind::Read if status == 200 => self.was_read(now, random, body),
+            RequestKind::Read => vec![Action::Lost(HubError::TwinRefused { status })],
+            RequestKind::Patch { patch, document } if (200..300).contains(&status) => {
                 merge(&mut self.reported, &patch);
                 self.backoff.reset();
                 self.acknowledged = Some(document.generation);
                 vec![Action::Acknowledged(document.generation)]
             }
-            Kind::Patch { document, .. } => {
+            RequestKind::Patch { document, .. } => {
                 let why = String::from_utf8_lossy(body.get(..body.len().min(200)).unwrap_or_default());
                 tracing::error!(
                     "the hub rejected report {} (status {status}): {why}; it is not sent again until it changes",
@@ -272,14 +272,14 @@ impl Twin {
     fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) -> bool {
         match self.request.take_if(|request| request.deadline <= now) {
             None => false,
-            Some(Request { kind: Kind::Patch { .. }, .. }) => {
+            Some(TwinRequest { kind: RequestKind::Patch { .. }, .. }) => {
                 // The patch may have arrived: only the twin itself knows.
                 tracing::warn!("the hub left a report unanswered; reading the twin");
                 self.stale = true;
                 self.sent = None;
                 false
             }
-            Some(Request { kind: Kind::Read, .. }) => {
+            Some(TwinRequest { kind: RequestKind::Read, .. }) => {
                 actions.push(Action::Lost(HubError::TwinSilent));
                 true
             }
@@ -320,7 +320,7 @@ impl Twin {
     }
 
     fn send_read(&mut self, now: Instant) -> Action {
-        let rid = self.request(now, Kind::Read);
+        let rid = self.request(now, RequestKind::Read);
         Action::Publish { topic: topics::twin_get(&rid), payload: Vec::new() }
     }
 
@@ -332,15 +332,16 @@ impl Twin {
         self.rejected = None;
         self.sent = Some((now, self.document.milestone));
         let document = self.document.clone();
-        let rid = self.request(now, Kind::Patch { patch, document });
+        let rid = self.request(now, RequestKind::Patch { patch, document });
         Some(Action::Publish { topic: topics::twin_patch(&rid), payload })
     }
 
-    fn request(&mut self, now: Instant, kind: Kind) -> String {
+    fn request(&mut self, now: Instant, kind: RequestKind) -> String {
         self.requests = self.requests.wrapping_add(1);
         let rid = format!("{:x}-{:x}", self.prefix, self.requests);
         self.not_before = None;
-        self.request = Some(Request { rid: rid.clone(), deadline: clock::after(now, ANSWER_WITHIN), kind });
+        self.request =
+            Some(TwinRequest { rid: rid.clone(), deadline: clock::after(now, ANSWER_WITHIN), kind });
         rid
     }
 }
