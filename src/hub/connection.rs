@@ -20,7 +20,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::dial;
 use super::document::Document;
 use super::error::HubError;
 use super::event::HubEvent;
@@ -144,12 +143,22 @@ impl Connection {
     }
 
     pub async fn run(mut self) {
+        while let Err(failure) = fault::caught(self.sessions()).await {
+            self.lost(&HubError::Fault(failure.message));
+            let pause = self.backoff.next(fastrand::f64());
+            if !self.pause(pause).await {
+                break;
+            }
+        }
+        self.outbox.deliver_now(&self.events);
+    }
+
+    /// One session after another, until told to stop.
+    async fn sessions(&mut self) {
         loop {
-            let session = fault::caught(self.session()).await;
-            let end = session.unwrap_or_else(|failure| End::Lost(HubError::Fault(failure.message)));
             self.twin.disconnected();
             self.telemetry.disconnected();
-            match end {
+            match self.session().await {
                 End::Stopped => break,
                 End::Renew => continue,
                 End::Lost(error) => {
@@ -164,7 +173,6 @@ impl Connection {
                 break;
             }
         }
-        self.outbox.deliver_now(&self.events);
     }
 
     /// Says why there is no session: once for each reason, also when several take turns.
@@ -190,19 +198,6 @@ impl Connection {
             () = self.shutdown.cancelled() => false,
             () = self.outbox.deliver(&self.events) => false,
         }
-    }
-
-    async fn session(&mut self) -> End {
-        let (options, seat, contact, relay) = match self.prepare().await {
-            Ok(prepared) => prepared,
-            Err(end) => return end,
-        };
-        let (session, eventloop) = Session::new(options, seat, contact, dial::token_life(&self.cloud));
-        let end = self.converse(session, eventloop).await;
-        if matches!(end, End::Stopped) {
-            relay.end().await;
-        }
-        end
     }
 
     async fn converse(&mut self, mut session: Session, eventloop: EventLoop) -> End {

@@ -1,4 +1,5 @@
-//! What comes before a session: a place at a hub, and a connection to it. Everything is made anew for each attempt.
+//! One attempt at a session: a place at a hub, a connection to it, and what is said there. Everything is made anew for
+//! each.
 
 use rumqttc::MqttOptions;
 
@@ -11,11 +12,26 @@ use crate::hub::error::HubError;
 use crate::hub::event::HubEvent;
 use crate::hub::identity;
 use crate::hub::relay::Relay;
+use crate::hub::session::Session;
 use crate::reach::Memory;
 
 impl Connection {
+    /// From looking for a hub to the end of the session there.
+    pub(super) async fn session(&mut self) -> End {
+        let (options, seat, contact, relay) = match self.prepare().await {
+            Ok(prepared) => prepared,
+            Err(end) => return end,
+        };
+        let (session, eventloop) = Session::new(options, seat, contact, dial::token_life(&self.cloud));
+        let end = self.converse(session, eventloop).await;
+        if matches!(end, End::Stopped) {
+            relay.end().await;
+        }
+        end
+    }
+
     /// Everything that the next attempt needs, made anew.
-    pub(super) async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Contact, Relay), End> {
+    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Contact, Relay), End> {
         let origin = self.clock.origin().0;
         if std::mem::replace(&mut self.origin, origin.clone()) != origin {
             self.outbox.push(HubEvent::ClockChanged);
