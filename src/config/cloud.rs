@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::Value;
+use config::ValueKind;
 
 use super::connection::{self, ConnectionString};
 use super::credentials::{Written, certificate, secret};
@@ -81,7 +81,7 @@ fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
     let first = inputs.get(&row::reconnect_first)?;
     let day = Duration::from_millis(DAY);
-    let read = |found: &Value| span(found).filter(|longest| (first..=day).contains(longest));
+    let read = |found: &ValueKind| span(found).filter(|longest| (first..=day).contains(longest));
     let longest = inputs.get_as(&row::reconnect_longest, read, |_| expected_span(first, day))?;
     Ok(Reconnect { first, longest })
 }
