@@ -4,61 +4,25 @@
 
 mod checks;
 mod command;
+mod context;
+mod failed;
 mod privileged;
 mod systemd;
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::PathBuf;
-use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::config::Health;
-use crate::failure::{Code, Evidence, Failure};
-use crate::root::RootError;
-use crate::slot::Slot;
+use crate::failure::{Code, Failure};
 
+pub use context::{Context, NextUpdate};
+pub use failed::HealthError;
+use failed::{Failed, excerpt};
 pub use privileged::perform;
+use systemd::BOOT_COMPLETE;
 pub use systemd::Systemd;
-
-/// Units ordered before it that it requires are checks.
-const BOOT_COMPLETE: &str = "boot-complete.target";
-/// Search path of checks.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Most bytes of a check's output in the evidence.
-const EXCERPT_LIMIT: usize = 1024;
-
-/// What is on trial, and how the machine was before.
-#[derive(Debug, Clone)]
-pub struct Context {
-    pub slot: Slot,
-    pub version: String,
-    pub operation: String,
-    /// The units that had failed before the update, from [`failed_units`]; `None`: not known, and so new
-    /// failures can't be told from old ones and are not judged.
-    pub baseline: Option<BTreeSet<String>>,
-    pub systemd: Systemd,
-    /// `None`: nothing is known that could be asked.
-    pub next_update: Option<NextUpdate>,
-}
-
-/// Asks whether the image on trial could take the next update: the question and the sentence if it could not. It
-/// blocks.
-#[derive(Clone)]
-pub struct NextUpdate(Arc<dyn Fn() -> Option<(String, String)> + Send + Sync>);
-
-impl NextUpdate {
-    pub fn new(ask: impl Fn() -> Option<(String, String)> + Send + Sync + 'static) -> NextUpdate {
-        NextUpdate(Arc::new(ask))
-    }
-}
-
-impl std::fmt::Debug for NextUpdate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("NextUpdate")
-    }
-}
 
 /// What is happening, for the journal and the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,67 +33,6 @@ pub enum CheckProgress {
     Failing { check: String, why: String },
     /// Worth keeping, but no reason to roll back.
     Note { check: String, why: String },
-}
-
-/// Why the checks could not even be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum HealthError {
-    #[error(
-        "systemd does not run on this machine, so its units cannot be checked; empty health.units and set \
-         health.no_new_failed_units = false, or boot with systemd"
-    )]
-    NoSystemd,
-    #[error("{} gave no answer: {detail}; check that systemd is well", command.display())]
-    Systemctl { command: PathBuf, detail: String },
-    #[error(transparent)]
-    Root(#[from] RootError),
-    #[error("root does not do this: {0}")]
-    Refused(String),
-    #[error("the folder {} cannot be read: {source}; check its permissions", path.display())]
-    Folder { path: PathBuf, source: std::io::Error },
-    #[error("{} is not an executable file; run `chmod +x` on it or take it out of the folder", path.display())]
-    NotExecutable { path: PathBuf },
-    #[error("{} cannot be started: {source}; a script needs `#!` and its interpreter", path.display())]
-    Start { path: PathBuf, source: std::io::Error },
-}
-
-impl From<HealthError> for Failure {
-    fn from(error: HealthError) -> Failure {
-        Failure::new(Code::HealthCheckFailed, error.to_string())
-    }
-}
-
-/// A required check that did not pass.
-#[derive(Debug, Clone)]
-struct Failed {
-    code: Code,
-    check: String,
-    why: String,
-    excerpt: String,
-}
-
-impl Failed {
-    fn new(check: impl Into<String>, why: impl Into<String>, excerpt: String) -> Failed {
-        Failed { code: Code::HealthCheckFailed, check: check.into(), why: why.into(), excerpt }
-    }
-
-    fn error(check: impl Into<String>, error: &HealthError) -> Failed {
-        Failed::new(check, error.to_string(), String::new())
-    }
-
-    fn no_cloud() -> Failed {
-        let why = "the hub did not accept a session since this boot; check network, clock and credentials";
-        Failed { code: Code::CloudUnreachable, ..Failed::new("cloud", why, String::new()) }
-    }
-}
-
-impl From<Failed> for Failure {
-    fn from(failed: Failed) -> Failure {
-        let message = format!("the check {} did not pass before the deadline: {}", failed.check, failed.why);
-        let excerpt = Some(failed.excerpt).filter(|text| !text.is_empty());
-        let evidence = Evidence { check: Some(failed.check), excerpt, ..Evidence::default() };
-        Failure::new(failed.code, message).with(evidence)
-    }
 }
 
 /// The units that have failed by now: recorded before an update, so that old faults are not held against it.
@@ -329,19 +232,6 @@ impl<'a> TrialRun<'a> {
     fn note(&mut self, check: &str, why: String) {
         (self.progress)(CheckProgress::Note { check: check.to_owned(), why });
     }
-}
-
-/// The end of an output as text of at most [`EXCERPT_LIMIT`] bytes, without control characters.
-fn excerpt(output: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(output)
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
-        .collect();
-    let mut start = text.len().saturating_sub(EXCERPT_LIMIT);
-    while !text.is_char_boundary(start) {
-        start = start.saturating_add(1);
-    }
-    text.get(start..).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use tokio::process::Command;
 
-use super::{Context, EXCERPT_LIMIT, Failed, HealthError, PATH, command, excerpt};
+use super::command::{self, PATH};
+use super::context::Context;
+use super::failed::{EXCERPT_LIMIT, Failed, HealthError, excerpt};
 use crate::root::{self, Finished, Verb};
 
 /// Below `health.checks_dir`: checks that must pass, and checks whose failures are only logged.

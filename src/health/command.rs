@@ -14,6 +14,9 @@ use tokio::process::{Child, Command};
 
 use crate::root::Finished;
 
+/// Search path of checks.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Most bytes read after the command ended, when a child it left behind goes on writing.
 const DRAIN_LIMIT: usize = 1 << 20;
 

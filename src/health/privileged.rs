@@ -1,6 +1,8 @@
 //! Root's side of the health checks: what the agent asked for, by the settings that root owns.
 
-use super::{BOOT_COMPLETE, HealthError, Systemd, checks};
+use super::checks;
+use super::failed::HealthError;
+use super::systemd::{BOOT_COMPLETE, Systemd};
 use crate::config::Health;
 use crate::root::{Finished, Verb};
 

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use super::command;
-use super::{BOOT_COMPLETE, HealthError, PATH, excerpt};
+use super::command::{self, PATH};
+use super::failed::{HealthError, excerpt};
 use crate::root::{self, Finished, Verb};
+
+/// Units ordered before it that it requires are checks.
+pub const BOOT_COMPLETE: &str = "boot-complete.target";
 
 /// systemctl waits 25 s for the bus by itself.
 const LIMIT: Duration = Duration::from_secs(40);

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use time::OffsetDateTime;
 
-use super::{TlsError, roots};
+use super::pem::{TlsError, roots};
 use crate::config::Roots;
 
 /// What one server showed. It did prove that it holds the certificate's key; nothing else is known yet.
