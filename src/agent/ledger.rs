@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff;
 use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::machine::{RECORD_VERSION, Record, SavedProgress};
@@ -23,8 +24,8 @@ pub struct Ledger {
     saved: Record,
     /// Why the record could not be saved, while it cannot.
     unsaved: Option<Failure>,
-    /// How long to wait before it is tried again, and since when.
-    retry: (Duration, Instant),
+    /// How often it failed in a row, and when it did last.
+    failures: (u32, Instant),
 }
 
 impl Ledger {
@@ -41,8 +42,8 @@ impl Ledger {
         };
         record.fit();
         clock.remember(record.synchronised_time);
-        let (store, saved, retry) = (Arc::new(Mutex::new(store)), record.clone(), (RETRY.0, Instant::now()));
-        Ok(Ledger { store, clock, record, saved, unsaved: None, retry })
+        let (store, saved) = (Arc::new(Mutex::new(store)), record.clone());
+        Ok(Ledger { store, clock, record, saved, unsaved: None, failures: (0, Instant::now()) })
     }
 
     pub fn record(&self) -> &Record {
@@ -101,21 +102,22 @@ impl Ledger {
     pub fn written(&mut self, outcome: &Result<(), Failure>) {
         self.unsaved = outcome.as_ref().err().cloned();
         if self.unsaved.is_some() {
-            self.retry = (self.retry.0.saturating_mul(2).min(RETRY.1), Instant::now());
+            self.failures = (self.failures.0.saturating_add(1), Instant::now());
             return;
         }
         self.saved = self.record.clone();
         self.clock.remember(self.saved.synchronised_time);
-        self.retry.0 = RETRY.0;
+        self.failures.0 = 0;
     }
 
     /// How soon it is to be tried again; `None`: all is saved.
     pub fn pace(&self) -> Option<Duration> {
-        self.unsaved.as_ref().map(|_| self.retry.0)
+        let pause = || backoff::ceiling(RETRY.0, self.failures.0, RETRY.1);
+        self.unsaved.as_ref().map(|_| pause())
     }
 
     pub fn is_due(&self) -> bool {
-        self.unsaved.is_some() && self.retry.1.elapsed() >= self.retry.0
+        self.pace().is_some_and(|pause| self.failures.1.elapsed() >= pause)
     }
 
     /// The saved time is one that no power cut may bring back.

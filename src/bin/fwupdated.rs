@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use fwupdate::agent::{self, Exit};
 use fwupdate::boot;
+use fwupdate::cause;
 use fwupdate::cli::plain::{self, PlainLog};
 use fwupdate::cli::{log, usage};
 use fwupdate::clock;
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
     if let Err(error) = start_logging() {
         usage::tell(&usage::error_sentence(
             "fwupdated",
-            &format!("no logging: {}", usage::chain(error.as_ref())),
+            &format!("no logging: {}", cause::chain(error.as_ref())),
         ));
         return ExitCode::FAILURE;
     }
@@ -96,7 +97,7 @@ fn main() -> ExitCode {
     match start(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let why = usage::chain(error.as_ref());
+            let why = cause::chain(error.as_ref());
             tracing::error!("{why}");
             if !tracing::enabled!(tracing::Level::ERROR) {
                 // Whoever wants no log wants to know all the same why there is no agent.
@@ -118,7 +119,7 @@ fn note_end(options: &Options, error: &anyhow::Error) {
         Err(_) if options.main_required => return,
         Err(_) => PathBuf::from("/run/fwupdate"),
     };
-    agent::note_end(&run, Some(&usage::chain(error.as_ref())));
+    agent::note_end(&run, Some(&cause::chain(error.as_ref())));
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
@@ -127,7 +128,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 fn report(json: bool, result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    let why = usage::chain(error.as_ref());
+    let why = cause::chain(error.as_ref());
     let code = if error.is::<ConfigError>() { Code::NotReady } else { Code::Internal };
     usage::tell(&match json {
         true => usage::error_json(&code.to_string(), &why),

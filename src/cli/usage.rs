@@ -1,7 +1,6 @@
 //! How a command line is read and how an error is told, alike in every program: the result goes to stdout; an error
 //! goes to stderr, as one sentence, or with `--json` as one line `{"error":{"code","message"}}`.
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -63,39 +62,11 @@ pub fn tell(line: &str) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// An error and what caused it, each said once: many a message has its cause's words in it already.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let (mut told, mut next) = (error.to_string(), error.source());
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !told.contains(&words) {
-            told = format!("{told}: {words}");
-        }
-        next = cause.source();
-    }
-    told
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
 
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("{path} cannot be read: {source}; check it")]
-    struct Outer {
-        path: &'static str,
-        source: std::io::Error,
-    }
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let error = Outer { path: "/x", source: std::io::Error::other("gone") };
-        assert_eq!(chain(&error), "/x cannot be read: gone; check it");
-        let wrapped = anyhow::Error::from(error).context("starting");
-        assert_eq!(chain(wrapped.as_ref()), "starting: /x cannot be read: gone; check it");
-    }
 
     #[test]
     fn a_refused_command_line_is_plain_and_can_be_json() {

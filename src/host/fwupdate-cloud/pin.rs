@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fwupdate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX};
+use fwupdate::cause;
 use fwupdate::cli::usage;
 use fwupdate::manifest::{Body, Digest};
 use fwupdate::uri::PackageUri;
@@ -97,7 +98,7 @@ async fn fetch(args: &Args, uri: &str) -> Result<FoundManifest, String> {
     loop {
         let range = format!("bytes={}-{}", bytes.len(), until.saturating_sub(1));
         let asked = http.get(uri).header(RANGE, range).send().await;
-        let answer = asked.map_err(|why| usage::chain(&why.without_url()))?;
+        let answer = asked.map_err(|why| cause::chain(&why.without_url()))?;
         match answer.status().as_u16() {
             206 => {}
             200 => bytes.clear(),
@@ -118,7 +119,7 @@ async fn fetch(args: &Args, uri: &str) -> Result<FoundManifest, String> {
 
 async fn read(mut answer: reqwest::Response, limit: usize, bytes: &mut Vec<u8>) -> Result<(), String> {
     while bytes.len() < limit {
-        match answer.chunk().await.map_err(|why| usage::chain(&why.without_url()))? {
+        match answer.chunk().await.map_err(|why| cause::chain(&why.without_url()))? {
             Some(part) => bytes.extend_from_slice(&part),
             None => break,
         }

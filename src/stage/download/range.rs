@@ -17,7 +17,7 @@ use crate::stage::download::answer::{HttpAnswer, Trouble, Version, passing};
 use crate::stage::download::doubt::{Doubt, Doubted, Flow};
 use crate::stage::download::remote::{Remote, RemoteKind};
 use crate::stage::download::route::Route;
-use crate::stage::download::web::{LONGEST_WISH, Seen, Wanted, Web, chain};
+use crate::stage::download::web::{LONGEST_WISH, Seen, Wanted, Web, reasons};
 use crate::stage::error::StageError;
 
 /// Read size for bundles that are local files.
@@ -365,7 +365,7 @@ impl<'a> Range<'a> {
 /// The next bytes of a body, and those behind them that are here already.
 async fn next(answer: &mut HttpAnswer) -> Result<Bytes, Trouble> {
     let first = match answer.next().await {
-        Err(error) => return Err(passing(chain(&error))),
+        Err(error) => return Err(passing(reasons(&error))),
         Ok(None) => return Err(passing("the connection was closed before the end")),
         Ok(Some(bytes)) => bytes,
     };

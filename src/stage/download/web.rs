@@ -1,5 +1,6 @@
 //! One attempt at one range over HTTPS: the request with its guards and its redirects.
 
+use std::error::Error;
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::AtomicU32;
@@ -254,8 +255,8 @@ impl Web {
             };
         }
         match self.http.proxy(url) {
-            Some(proxy) => passing(format!("through the proxy {proxy}: {}", chain(error))),
-            None => passing(chain(error)),
+            Some(proxy) => passing(format!("through the proxy {proxy}: {}", reasons(error))),
+            None => passing(reasons(error)),
         }
     }
 
@@ -335,11 +336,9 @@ fn redirected(from: &Url, answer: &HttpAnswer) -> Result<Url, Trouble> {
     })
 }
 
-/// The innermost reasons of an error.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |inner| inner.source());
-    let reasons: Vec<String> = causes.map(ToString::to_string).collect();
-    if reasons.is_empty() { error.to_string() } else { reasons.join(": ") }
+/// Why a connection broke: the words of the library around it say nothing more.
+pub fn reasons(error: &(dyn Error + 'static)) -> String {
+    cause::chain(error.source().unwrap_or(error))
 }
 
 /// How long a server's wish for a pause is heeded: one answer must not stop an update for a day.
