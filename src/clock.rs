@@ -14,7 +14,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use tokio::io::unix::AsyncFd;
 
 pub use boottime::boottime;
-pub use wall::{Clock, Origin, VOUCHED};
+pub use wall::{Clock, TimeOrigin, VOUCHED};
 
 /// The longest time that anything is put off.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);

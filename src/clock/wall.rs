@@ -83,7 +83,7 @@ impl Moment {
 
 /// Where the time comes from, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum TimeOrigin {
     /// Somebody keeps the system's clock right.
     Synchronised,
     /// Nobody does, and this host proved the time.
@@ -106,7 +106,7 @@ impl Clock {
     }
 
     /// The time that is believed, and why.
-    pub fn origin(&self) -> (Origin, OffsetDateTime) {
+    pub fn origin(&self) -> (TimeOrigin, OffsetDateTime) {
         let (system, synchronised) = self.system();
         let (origin, time) = judge(system, synchronised, &self.known());
         (origin, time.max(build_time()))
@@ -175,14 +175,14 @@ impl Clock {
     /// The host that told the time, while that counts.
     pub fn learned_from(&self) -> Option<String> {
         match self.origin().0 {
-            Origin::Learned(host) => Some(host),
+            TimeOrigin::Learned(host) => Some(host),
             _ => None,
         }
     }
 
     /// Whether a server should be asked for the time: nobody keeps the clock right, and none has told it yet.
     pub fn wants_time(&self) -> bool {
-        matches!(self.origin().0, Origin::System | Origin::Saved)
+        matches!(self.origin().0, TimeOrigin::System | TimeOrigin::Saved)
     }
 
     /// Nobody could be asked for the time, as this sentence says.
@@ -209,18 +209,18 @@ impl Clock {
     }
 }
 
-fn judge(system: OffsetDateTime, synchronised: bool, known: &Known) -> (Origin, OffsetDateTime) {
+fn judge(system: OffsetDateTime, synchronised: bool, known: &Known) -> (TimeOrigin, OffsetDateTime) {
     if synchronised {
-        return (Origin::Synchronised, system);
+        return (TimeOrigin::Synchronised, system);
     }
     let saved = known.saved.map(Moment::by_now);
     if let Some((moment, host)) = &known.learned {
         let told = moment.by_now();
-        return (Origin::Learned(host.clone()), saved.map_or(told, |saved| told.max(saved)));
+        return (TimeOrigin::Learned(host.clone()), saved.map_or(told, |saved| told.max(saved)));
     }
-    let Some(saved) = saved else { return (Origin::System, system) };
+    let Some(saved) = saved else { return (TimeOrigin::System, system) };
     let ahead = saved > system.saturating_add(time::Duration::seconds(AHEAD));
-    (if ahead { Origin::Saved } else { Origin::System }, system.max(saved))
+    (if ahead { TimeOrigin::Saved } else { TimeOrigin::System }, system.max(saved))
 }
 
 /// timesyncd's mark outlives hours without a network, after which the kernel no longer vouches for its clock.
@@ -291,10 +291,10 @@ mod tests {
         let clock = &bench.1;
         let absurd = now() + 40 * YEAR;
         clock.remember(absurd);
-        assert_eq!(clock.origin().0, Origin::Saved);
+        assert_eq!(clock.origin().0, TimeOrigin::Saved);
         assert!(is_about(clock.now(), absurd), "nobody says that it is wrong");
         bench.set(0, true);
-        assert_eq!(clock.origin().0, Origin::Synchronised);
+        assert_eq!(clock.origin().0, TimeOrigin::Synchronised);
         assert!(is_about(clock.now(), now()));
         assert!(clock.must_save(absurd) && (clock.worth_saving(absurd) - now()).abs() < 10);
         assert!(!clock.must_save(clock.worth_saving(absurd)));
@@ -305,7 +305,7 @@ mod tests {
         let bench = Bench::new(40 * YEAR, true);
         let clock = &bench.1;
         clock.demand_proof();
-        assert_eq!(clock.origin().0, Origin::Synchronised);
+        assert_eq!(clock.origin().0, TimeOrigin::Synchronised);
         assert!(!clock.must_save(7) && clock.worth_saving(7) == 7, "no certificate was good then");
         bench.set(0, true);
         clock.prove();
@@ -339,7 +339,7 @@ mod tests {
         let clock = &bench.1;
         let learned = OffsetDateTime::from_unix_timestamp(now() + YEAR).unwrap();
         clock.learn(learned, "hub.example");
-        assert_eq!(clock.origin().0, Origin::Learned("hub.example".into()));
+        assert_eq!(clock.origin().0, TimeOrigin::Learned("hub.example".into()));
         assert!(is_about(clock.now(), learned.unix_timestamp()));
         assert!(!clock.synchronised());
         assert_eq!(clock.worth_saving(3), 3);

@@ -29,10 +29,10 @@ use super::outbox::Outbox;
 use super::placement::Placement;
 use super::session::{CLOSE_WITHIN, Packets, Session, packets, say_goodbye};
 use super::telemetry::{Message, Telemetry};
-use super::topics::{self, Incoming};
-use super::twin::{Action, Twin};
+use super::topics::{self, TopicMessage};
+use super::twin::{Twin, TwinAction};
 use crate::backoff::Backoff;
-use crate::clock::{self, Clock, Origin};
+use crate::clock::{self, Clock, TimeOrigin};
 use crate::config::Cloud;
 use crate::fault;
 use crate::reach::Memory;
@@ -73,7 +73,7 @@ pub async fn run(parts: Parts) {
 }
 
 /// Why a session is over.
-enum End {
+enum SessionEnd {
     /// Told to stop, or nobody listens any more.
     Stopped,
     /// The token is about to expire.
@@ -88,7 +88,7 @@ pub(super) struct Connection {
     memory: Memory,
     clock: Clock,
     /// What was believed of the clock at the last attempt.
-    origin: Origin,
+    origin: TimeOrigin,
     documents: watch::Receiver<Arc<Document>>,
     documents_end: bool,
     events: mpsc::Sender<HubEvent>,
@@ -159,9 +159,9 @@ impl Connection {
             self.twin.disconnected();
             self.telemetry.disconnected();
             match self.session().await {
-                End::Stopped => break,
-                End::Renew => continue,
-                End::Lost(error) => {
+                SessionEnd::Stopped => break,
+                SessionEnd::Renew => continue,
+                SessionEnd::Lost(error) => {
                     self.lost(&error);
                     if error.may_be_the_clock() && !self.ask_the_time().await {
                         break;
@@ -200,7 +200,7 @@ impl Connection {
         }
     }
 
-    async fn converse(&mut self, mut session: Session, eventloop: EventLoop) -> End {
+    async fn converse(&mut self, mut session: Session, eventloop: EventLoop) -> SessionEnd {
         let mut packets = pin!(packets(eventloop));
         self.adopt_document();
         loop {
@@ -210,7 +210,7 @@ impl Connection {
                     say_goodbye(&session.client, &mut packets).await;
                     return self.ended(&session, end);
                 }
-                Err(error) => Err(End::Lost(error)),
+                Err(error) => Err(SessionEnd::Lost(error)),
             };
             if let Err(end) = end {
                 return self.ended(&session, end);
@@ -220,7 +220,7 @@ impl Connection {
 
     /// A session that held for a while shows that the way is free; one that ends at once, for example because
     /// a second device has our identity, does not.
-    fn ended(&mut self, session: &Session, end: End) -> End {
+    fn ended(&mut self, session: &Session, end: SessionEnd) -> SessionEnd {
         self.memory.judge(session.contact.remote, session.accepted);
         if session.ready_at.is_some_and(|at| at.elapsed() >= self.backoff.longest()) {
             self.backoff.reset();
@@ -230,7 +230,7 @@ impl Connection {
     }
 
     /// Does what is due; says whether the session should be closed in an orderly way.
-    fn proceed(&mut self, session: &mut Session) -> Result<Option<End>, HubError> {
+    fn proceed(&mut self, session: &mut Session) -> Result<Option<SessionEnd>, HubError> {
         let now = Instant::now();
         for action in self.twin.poll(now) {
             self.perform(session, action)?;
@@ -242,26 +242,30 @@ impl Connection {
             // Before the twin was read there is nothing to report, but a call may wait for its answer.
             let told = session.ready_at.is_none() || self.twin.is_settled() && self.telemetry.is_empty();
             let done = session.is_idle() && told;
-            return Ok((done || now >= by).then_some(End::Stopped));
+            return Ok((done || now >= by).then_some(SessionEnd::Stopped));
         }
         if !session.is_subscribed() && now >= session.handshake_by() {
             return Err(HubError::Silent { address: session.contact.address.clone() });
         }
         let quiet = session.is_idle() && !self.twin.is_busy();
-        Ok(session.must_renew(now, quiet).then_some(End::Renew))
+        Ok(session.must_renew(now, quiet).then_some(SessionEnd::Renew))
     }
 
     /// Waits for the next thing to happen and takes it in.
-    async fn wait(&mut self, session: &mut Session, packets: &mut (impl Packets + Unpin)) -> Result<(), End> {
+    async fn wait(
+        &mut self,
+        session: &mut Session,
+        packets: &mut (impl Packets + Unpin),
+    ) -> Result<(), SessionEnd> {
         let now = Instant::now();
         let wake = session.wake_at(now, self.twin.wake_at(now));
         tokio::select! {
             packet = packets.next() => match packet {
-                Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(End::Lost)?,
+                Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(SessionEnd::Lost)?,
                 Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(packet)))) => session.left(packet),
                 Some(Ok(rumqttc::Event::Outgoing(_))) => {}
-                Some(Err(error)) => return Err(End::Lost(HubError::of(error, &session.contact, session.accepted, &self.clock))),
-                None => return Err(End::Stopped),
+                Some(Err(error)) => return Err(SessionEnd::Lost(HubError::of(error, &session.contact, session.accepted, &self.clock))),
+                None => return Err(SessionEnd::Stopped),
             },
             Some(reply) = session.answers.recv() => session.reply(reply),
             changed = self.documents.changed(), if !self.documents_end => {
@@ -279,9 +283,9 @@ impl Connection {
     }
 
     /// Starts the end: what the hub still lacks gets a short time to leave.
-    fn finish(&mut self, session: &mut Session) -> Result<(), End> {
+    fn finish(&mut self, session: &mut Session) -> Result<(), SessionEnd> {
         if !session.accepted {
-            return Err(End::Stopped);
+            return Err(SessionEnd::Stopped);
         }
         self.adopt_document();
         self.twin.hurry();
@@ -326,7 +330,7 @@ impl Connection {
 
     fn message(&mut self, session: &mut Session, message: &Publish) -> Result<(), HubError> {
         match topics::parse(&message.topic) {
-            Some(Incoming::Method { name, rid }) => {
+            Some(TopicMessage::Method { name, rid }) => {
                 let call = MethodCall::new(name, rid, &message.payload, session.calls.clone());
                 if let Err(call) = self.outbox.push_call(call) {
                     let error =
@@ -334,30 +338,30 @@ impl Connection {
                     call.respond(503, json!({ "error": error }));
                 }
             }
-            Some(Incoming::Response { status, rid }) => {
+            Some(TopicMessage::Response { status, rid }) => {
                 let random = fastrand::f64();
                 let actions = self.twin.answered(Instant::now(), random, rid, status, &message.payload);
                 for action in actions {
                     self.perform(session, action)?;
                 }
             }
-            Some(Incoming::Desired { version }) => self.twin.announced(version),
+            Some(TopicMessage::Desired { version }) => self.twin.announced(version),
             None => tracing::warn!("ignored a message on a topic that is not known: {:.100}", message.topic),
         }
         Ok(())
     }
 
-    fn perform(&mut self, session: &mut Session, action: Action) -> Result<(), HubError> {
+    fn perform(&mut self, session: &mut Session, action: TwinAction) -> Result<(), HubError> {
         match action {
-            Action::Publish { topic, payload } => {
+            TwinAction::Publish { topic, payload } => {
                 if !session.publish(topic, payload, false) {
                     return Err(session.stuck());
                 }
             }
-            Action::Ready => self.ready(session),
-            Action::Desired(desired) => self.outbox.push(HubEvent::Desired(desired)),
-            Action::Acknowledged(generation) => self.outbox.push(HubEvent::Acknowledged { generation }),
-            Action::Lost(error) => return Err(error),
+            TwinAction::Ready => self.ready(session),
+            TwinAction::Desired(desired) => self.outbox.push(HubEvent::Desired(desired)),
+            TwinAction::Acknowledged(generation) => self.outbox.push(HubEvent::Acknowledged { generation }),
+            TwinAction::Lost(error) => return Err(error),
         }
         Ok(())
     }

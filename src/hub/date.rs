@@ -109,7 +109,7 @@ fn shown(time: OffsetDateTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Origin;
+    use crate::clock::TimeOrigin;
     use crate::hub::testing::{Pair, Server};
 
     /// A gateway that woke up in 1970, and whose last synchronised time is `saved`.
@@ -140,7 +140,7 @@ mod tests {
         let (learned, clock) = asked(&Pair::new("localhost", 2029), ANSWER, 0).await;
         learned.unwrap();
         let (origin, time) = clock.origin();
-        assert_eq!(origin, Origin::Learned("localhost".into()));
+        assert_eq!(origin, TimeOrigin::Learned("localhost".into()));
         assert!((0..60).contains(&(time.unix_timestamp() - NEW_YEAR)), "{time}");
         assert!(!clock.synchronised() && clock.worth_saving(5) == 5);
     }

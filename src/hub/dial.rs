@@ -21,8 +21,8 @@ const PACKET_LIMIT: usize = 512 * 1024;
 /// Where IoT Hub and the provisioning service speak MQTT over WebSocket.
 const WEBSOCKET_PATH: &str = "/$iothub/websocket";
 
-/// A call that can be made.
-pub(super) struct Call<'a> {
+/// What the CONNECT of a session carries, and where it goes.
+pub(super) struct Connect<'a> {
     pub host: &'a str,
     pub port: u16,
     pub client_id: String,
@@ -35,27 +35,27 @@ pub(super) struct Call<'a> {
 /// whoever does not want that changes it.
 pub(super) async fn dial(
     cloud: &Cloud,
-    call: Call<'_>,
+    connect: Connect<'_>,
     clock: &Clock,
     memory: &Memory,
 ) -> Result<(MqttOptions, Contact, Relay), HubError> {
-    let address = format!("{}:{}", call.host, call.port);
+    let address = format!("{}:{}", connect.host, connect.port);
     let tls = TlsConfiguration::Rustls(Arc::new(tls_config(cloud, &address, clock).await?));
-    let (stream, remote) = way::connect(cloud, call.host, call.port, memory).await?;
+    let (stream, remote) = way::connect(cloud, connect.host, connect.port, memory).await?;
     let (proxy, relay) = relay::offer(stream)
         .await
         .map_err(|why| HubError::Unreachable { address: address.clone(), cause: why.to_string() })?;
-    let contact = Contact { address, identity: call.client_id.clone(), remote };
+    let contact = Contact { address, identity: connect.client_id.clone(), remote };
     let (host, transport) = match cloud.transport {
-        Transport::Mqtt => (call.host.to_owned(), rumqttc::Transport::tls_with_config(tls)),
+        Transport::Mqtt => (connect.host.to_owned(), rumqttc::Transport::tls_with_config(tls)),
         Transport::WebSocket => {
             let url = format!("wss://{}{WEBSOCKET_PATH}", contact.address);
             (url, rumqttc::Transport::wss_with_config(tls))
         }
     };
-    let mut options = MqttOptions::new(call.client_id, host, call.port);
+    let mut options = MqttOptions::new(connect.client_id, host, connect.port);
     options.set_transport(transport);
-    options.set_credentials(call.user_name, call.password);
+    options.set_credentials(connect.user_name, connect.password);
     options.set_clean_session(false);
     options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
     options.set_keep_alive(cloud.keep_alive);

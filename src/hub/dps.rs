@@ -24,16 +24,16 @@ const MESSAGE_LIMIT: usize = 200;
 
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Request {
+pub(super) enum DpsRequest {
     Register,
     State { operation: String },
 }
 
-impl Request {
+impl DpsRequest {
     pub fn topic(&self, rid: &str) -> String {
         match self {
-            Request::Register => format!("$dps/registrations/PUT/iotdps-register/?$rid={rid}"),
-            Request::State { operation } => {
+            DpsRequest::Register => format!("$dps/registrations/PUT/iotdps-register/?$rid={rid}"),
+            DpsRequest::State { operation } => {
                 let operation = utf8_percent_encode(operation, ENCODED);
                 let path = "$dps/registrations/GET/iotdps-get-operationstatus/";
                 format!("{path}?$rid={rid}&operationId={operation}")
@@ -43,8 +43,8 @@ impl Request {
 
     pub fn body(&self, dps: &Dps) -> Vec<u8> {
         match self {
-            Request::State { .. } => Vec::new(),
-            Request::Register => {
+            DpsRequest::State { .. } => Vec::new(),
+            DpsRequest::Register => {
                 let mut body = json!({"registrationId": dps.registration_id});
                 if let (Some(body), Some(payload)) = (body.as_object_mut(), &dps.payload) {
                     body.insert("payload".into(), payload.clone());
@@ -59,26 +59,26 @@ impl Request {
 #[derive(Debug)]
 pub(super) enum Next {
     /// Ask this, no sooner than after so long.
-    Ask(Request, Duration),
+    Ask(DpsRequest, Duration),
     Seat(Seat),
 }
 
 /// An answer's topic.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer<'a> {
+pub(super) struct DpsAnswer<'a> {
     pub rid: &'a str,
     status: u16,
     /// Seconds.
     retry_after: Option<u64>,
 }
 
-impl Answer<'_> {
+impl DpsAnswer<'_> {
     /// `None`: no answer of the service.
-    pub fn parse(topic: &str) -> Option<Answer<'_>> {
+    pub fn parse(topic: &str) -> Option<DpsAnswer<'_>> {
         let (status, query) = topic.strip_prefix("$dps/registrations/res/")?.split_once("/?")?;
         let field =
             |key: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(k, _)| *k == key);
-        Some(Answer {
+        Some(DpsAnswer {
             rid: field("$rid")?.1,
             status: status.parse().ok()?,
             retry_after: field("retry-after").and_then(|(_, seconds)| seconds.parse().ok()),
@@ -86,7 +86,7 @@ impl Answer<'_> {
     }
 
     /// What the answer to `request` leads to.
-    pub fn judge(&self, request: &Request, body: &[u8], dps: &Dps) -> Result<Next, HubError> {
+    pub fn judge(&self, request: &DpsRequest, body: &[u8], dps: &Dps) -> Result<Next, HubError> {
         if self.status == 408 || self.status == 429 || self.status >= 500 {
             return Ok(Next::Ask(request.clone(), self.wait()));
         }
@@ -103,7 +103,7 @@ impl Answer<'_> {
                 state.seat().map(Next::Seat).ok_or_else(|| malformed("it names no hub and device".into()))
             }
             "assigning" | "unassigned" => match state.operation_id.filter(|id| !id.is_empty()) {
-                Some(operation) => Ok(Next::Ask(Request::State { operation }, self.wait())),
+                Some(operation) => Ok(Next::Ask(DpsRequest::State { operation }, self.wait())),
                 None => Err(malformed("it names no operation".into())),
             },
             status => {
@@ -182,22 +182,22 @@ mod tests {
     }
 
     fn judge(topic: &str, body: Value) -> Result<Next, HubError> {
-        let answer = Answer::parse(topic).unwrap();
-        answer.judge(&Request::Register, body.to_string().as_bytes(), &dps(None))
+        let answer = DpsAnswer::parse(topic).unwrap();
+        answer.judge(&DpsRequest::Register, body.to_string().as_bytes(), &dps(None))
     }
 
     #[test]
     fn requests_carry_what_they_are_about() {
-        assert_eq!(Request::Register.topic("7"), "$dps/registrations/PUT/iotdps-register/?$rid=7");
-        let state = Request::State { operation: "4.a&b".into() };
+        assert_eq!(DpsRequest::Register.topic("7"), "$dps/registrations/PUT/iotdps-register/?$rid=7");
+        let state = DpsRequest::State { operation: "4.a&b".into() };
         assert_eq!(
             state.topic("8"),
             "$dps/registrations/GET/iotdps-get-operationstatus/?$rid=8&operationId=4.a%26b"
         );
         let body: Value =
-            serde_json::from_slice(&Request::Register.body(&dps(Some(json!({"a": 1}))))).unwrap();
+            serde_json::from_slice(&DpsRequest::Register.body(&dps(Some(json!({"a": 1}))))).unwrap();
         assert_eq!(body, json!({"registrationId": "gw-1", "payload": {"a": 1}}));
-        assert_eq!(Request::Register.body(&dps(None)), br#"{"registrationId":"gw-1"}"#);
+        assert_eq!(DpsRequest::Register.body(&dps(None)), br#"{"registrationId":"gw-1"}"#);
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         {
             let topic = format!("$dps/registrations/res/202/?$rid=1{query}");
             let Ok(Next::Ask(request, wait)) = judge(&topic, body.clone()) else { panic!("{topic}") };
-            assert_eq!(request, Request::State { operation: "4.x".into() });
+            assert_eq!(request, DpsRequest::State { operation: "4.x".into() });
             assert_eq!(wait.as_secs(), seconds);
         }
     }
@@ -220,7 +220,7 @@ mod tests {
         else {
             panic!("not asked again");
         };
-        assert_eq!((request, wait.as_secs()), (Request::Register, 9));
+        assert_eq!((request, wait.as_secs()), (DpsRequest::Register, 9));
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
             "$dps/registrations/res/x/?$rid=1",
             "$iothub/twin/res/200/?$rid=1",
         ] {
-            assert_eq!(Answer::parse(topic), None, "{topic}");
+            assert_eq!(DpsAnswer::parse(topic), None, "{topic}");
         }
     }
 }

@@ -14,19 +14,24 @@ pub struct MethodCall {
     /// The JSON that came, null if the body was empty; or why it is no JSON.
     pub payload: Result<Value, String>,
     rid: String,
-    replies: mpsc::UnboundedSender<Reply>,
+    replies: mpsc::UnboundedSender<MethodReply>,
 }
 
 /// An answer on its way to the hub.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct MethodReply {
     pub rid: String,
     pub status: u16,
     pub body: Vec<u8>,
 }
 
 impl MethodCall {
-    pub(super) fn new(name: String, rid: &str, body: &[u8], replies: mpsc::UnboundedSender<Reply>) -> Self {
+    pub(super) fn new(
+        name: String,
+        rid: &str,
+        body: &[u8],
+        replies: mpsc::UnboundedSender<MethodReply>,
+    ) -> Self {
         let payload = if body.iter().all(u8::is_ascii_whitespace) {
             Ok(Value::Null)
         } else {
@@ -49,7 +54,7 @@ impl MethodCall {
                 br#"{"error":{"code":"Internal","message":"the answer is too large for the hub"}}"#.to_vec();
             status = 500;
         }
-        if self.replies.send(Reply { rid: self.rid, status, body }).is_err() {
+        if self.replies.send(MethodReply { rid: self.rid, status, body }).is_err() {
             tracing::debug!("the caller of {} is gone: the connection ended", self.name);
         }
     }
@@ -60,7 +65,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn call(body: &[u8]) -> (MethodCall, mpsc::UnboundedReceiver<Reply>) {
+    fn call(body: &[u8]) -> (MethodCall, mpsc::UnboundedReceiver<MethodReply>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (MethodCall::new("m".into(), "7f", body, sender), receiver)
     }

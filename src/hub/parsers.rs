@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::dps::{Answer, Next, Request};
+use super::dps::{DpsAnswer, DpsRequest, Next};
 use super::{merge, topics};
 use crate::config::Dps;
 
@@ -34,8 +34,8 @@ pub fn dps(topic: &str, body: &[u8]) -> bool {
         payload: None,
         cache: "/nonexistent".into(),
     };
-    let Some(answer) = Answer::parse(topic) else { return false };
-    match answer.judge(&Request::Register, body, &dps) {
+    let Some(answer) = DpsAnswer::parse(topic) else { return false };
+    match answer.judge(&DpsRequest::Register, body, &dps) {
         Ok(Next::Ask(_, wait)) => {
             assert!((Duration::from_secs(1)..=Duration::from_secs(120)).contains(&wait));
             true

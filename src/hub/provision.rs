@@ -8,8 +8,8 @@ use rumqttc::{AsyncClient, Event, Packet, QoS, SubscribeReasonCode};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::contact::Contact;
-use super::dial::{self, Call};
-use super::dps::{ANSWERS, Answer, Next, Request};
+use super::dial::{self, Connect};
+use super::dps::{ANSWERS, DpsAnswer, DpsRequest, Next};
 use super::error::HubError;
 use super::identity;
 use super::sas;
@@ -33,14 +33,14 @@ pub(super) async fn register(
     memory: &Memory,
 ) -> Result<Seat, HubError> {
     let token = dial::token(cloud, &identity::dps_resource(dps), clock)?;
-    let call = Call {
+    let connect = Connect {
         host: &dps.endpoint,
         port: dps.port,
         client_id: dps.registration_id.clone(),
         user_name: identity::dps_user_name(dps),
         password: token.map(|token| sas::with_policy(&token, POLICY).expose().to_owned()).unwrap_or_default(),
     };
-    let (mut options, contact, _relay) = dial::dial(cloud, call, clock, memory).await?;
+    let (mut options, contact, _relay) = dial::dial(cloud, connect, clock, memory).await?;
     // The service keeps no sessions.
     options.set_clean_session(true);
     let (client, eventloop) = new_client(options);
@@ -70,7 +70,7 @@ struct Registration<'a> {
 
 /// A request that waits for its time, or for its answer.
 struct Pending {
-    request: Request,
+    request: DpsRequest,
     sent: bool,
     /// When it is sent, or overdue.
     at: Instant,
@@ -108,10 +108,10 @@ impl Registration<'_> {
             Packet::SubAck(answer) if answer.return_codes.contains(&SubscribeReasonCode::Failure) => {
                 return Err(HubError::Subscription { identity: self.contact.identity.clone() });
             }
-            Packet::SubAck(_) => self.ask(Request::Register, Duration::ZERO),
+            Packet::SubAck(_) => self.ask(DpsRequest::Register, Duration::ZERO),
             Packet::Publish(message) => {
                 let answer =
-                    Answer::parse(&message.topic).filter(|answer| answer.rid == self.asked.to_string());
+                    DpsAnswer::parse(&message.topic).filter(|answer| answer.rid == self.asked.to_string());
                 let waiting = self.pending.as_ref().filter(|pending| pending.sent);
                 let (Some(answer), Some(waiting)) = (answer, waiting) else { return Ok(None) };
                 match answer.judge(&waiting.request, &message.payload, self.dps)? {
@@ -124,7 +124,7 @@ impl Registration<'_> {
         Ok(None)
     }
 
-    fn ask(&mut self, request: Request, wait: Duration) {
+    fn ask(&mut self, request: DpsRequest, wait: Duration) {
         self.pending = Some(Pending { request, sent: false, at: clock::after(Instant::now(), wait) });
     }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::contact::Contact;
 use super::error::HubError;
-use super::method::Reply;
+use super::method::MethodReply;
 use super::topics;
 use crate::clock;
 use crate::config::Seat;
@@ -29,8 +29,8 @@ impl<S: Stream<Item = Result<Event, ConnectionError>>> Packets for S {}
 pub(super) struct Session {
     pub client: AsyncClient,
     /// Each call that waits for its answer holds a copy.
-    pub calls: mpsc::UnboundedSender<Reply>,
-    pub answers: mpsc::UnboundedReceiver<Reply>,
+    pub calls: mpsc::UnboundedSender<MethodReply>,
+    pub answers: mpsc::UnboundedReceiver<MethodReply>,
     /// The hub accepted the connection.
     pub accepted: bool,
     /// Subscriptions that the hub confirmed.
@@ -140,7 +140,7 @@ impl Session {
         self.telemetry.take_if(|under_way| *under_way == packet).is_some()
     }
 
-    pub fn reply(&mut self, reply: Reply) {
+    pub fn reply(&mut self, reply: MethodReply) {
         let topic = topics::method_response(reply.status, &reply.rid);
         if !self.publish(topic, reply.body, false) {
             tracing::warn!("the answer to a method call could not be sent");

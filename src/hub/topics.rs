@@ -11,14 +11,14 @@ pub(super) const SUBSCRIPTIONS: [&str; 3] =
 
 /// What a message from the hub is, by its topic.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming<'a> {
+pub(super) enum TopicMessage<'a> {
     Method { name: String, rid: &'a str },
     Response { status: u16, rid: &'a str },
     Desired { version: u64 },
 }
 
 /// `None`: no topic that the hub documents for us.
-pub(super) fn parse(topic: &str) -> Option<Incoming<'_>> {
+pub(super) fn parse(topic: &str) -> Option<TopicMessage<'_>> {
     let (path, query) = topic.rsplit_once("/?")?;
     let property = |key: &str| {
         query.split('&').find_map(|pair| pair.split_once('=').filter(|(k, _)| *k == key)).map(|(_, v)| v)
@@ -26,15 +26,15 @@ pub(super) fn parse(topic: &str) -> Option<Incoming<'_>> {
     let rid = || property("$rid").filter(|rid| !rid.is_empty());
     if let Some(name) = path.strip_prefix("$iothub/methods/POST/") {
         let name = percent_decode_str(name).decode_utf8().ok()?;
-        return Some(Incoming::Method { name: name.into_owned(), rid: rid()? });
+        return Some(TopicMessage::Method { name: name.into_owned(), rid: rid()? });
     }
     if let Some(status) = path.strip_prefix("$iothub/twin/res/") {
-        return Some(Incoming::Response { status: status.parse().ok()?, rid: rid()? });
+        return Some(TopicMessage::Response { status: status.parse().ok()?, rid: rid()? });
     }
     (path == "$iothub/twin/PATCH/properties/desired")
         .then(|| property("$version")?.parse().ok())
         .flatten()
-        .map(|version| Incoming::Desired { version })
+        .map(|version| TopicMessage::Desired { version })
 }
 
 /// Where a method's answer goes.
@@ -59,20 +59,20 @@ mod tests {
     #[test]
     fn a_method_request_gives_its_name_and_an_untouched_request_id() {
         let request = parse("$iothub/methods/POST/firmwareUpdate/?$rid=a%2Fb-1").unwrap();
-        assert_eq!(request, Incoming::Method { name: "firmwareUpdate".into(), rid: "a%2Fb-1" });
+        assert_eq!(request, TopicMessage::Method { name: "firmwareUpdate".into(), rid: "a%2Fb-1" });
         let odd = parse("$iothub/methods/POST/my%20method%2F%3F/?$rid=1").unwrap();
-        assert_eq!(odd, Incoming::Method { name: "my method/?".into(), rid: "1" });
+        assert_eq!(odd, TopicMessage::Method { name: "my method/?".into(), rid: "1" });
         assert_eq!(method_response(200, "a%2Fb-1"), "$iothub/methods/res/200/?$rid=a%2Fb-1");
     }
 
     #[test]
     fn twin_messages_give_status_request_and_version() {
         let ok = parse("$iothub/twin/res/204/?$rid=7&$version=12").unwrap();
-        assert_eq!(ok, Incoming::Response { status: 204, rid: "7" });
+        assert_eq!(ok, TopicMessage::Response { status: 204, rid: "7" });
         let swapped = parse("$iothub/twin/res/429/?$version=12&$rid=7").unwrap();
-        assert_eq!(swapped, Incoming::Response { status: 429, rid: "7" });
+        assert_eq!(swapped, TopicMessage::Response { status: 429, rid: "7" });
         let pushed = parse("$iothub/twin/PATCH/properties/desired/?$version=5").unwrap();
-        assert_eq!(pushed, Incoming::Desired { version: 5 });
+        assert_eq!(pushed, TopicMessage::Desired { version: 5 });
     }
 
     #[test]

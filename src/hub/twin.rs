@@ -29,7 +29,7 @@ const STALE_READS: u32 = 5;
 
 /// What the driver has to do.
 #[derive(Debug)]
-pub(super) enum Action {
+pub(super) enum TwinAction {
     Publish {
         topic: String,
         payload: Vec<u8>,
@@ -170,7 +170,7 @@ impl Twin {
     }
 
     /// What is to be done now; call it after everything that changed, and at `wake_at`.
-    pub fn poll(&mut self, now: Instant) -> Vec<Action> {
+    pub fn poll(&mut self, now: Instant) -> Vec<TwinAction> {
         let mut actions = Vec::new();
         if !self.connected || self.expire(now, &mut actions) || self.request.is_some() {
             return actions;
@@ -203,7 +203,7 @@ impl Twin {
         rid: &str,
         status: u16,
         body: &[u8],
-    ) -> Vec<Action> {
+    ) -> Vec<TwinAction> {
         let Some(request) = self.request.take_if(|request| request.rid == rid) else {
             tracing::debug!("an answer to a request that was given up: status {status}");
             return Vec::new();
@@ -217,12 +217,12 @@ impl Twin {
         }
         match request.kind {
             RequestKind::Read if status == 200 => self.was_read(now, random, body),
-            RequestKind::Read => vec![Action::Lost(HubError::TwinRefused { status })],
+            RequestKind::Read => vec![TwinAction::Lost(HubError::TwinRefused { status })],
             RequestKind::Patch { patch, document } if (200..300).contains(&status) => {
                 merge(&mut self.reported, &patch);
                 self.backoff.reset();
                 self.acknowledged = Some(document.generation);
-                vec![Action::Acknowledged(document.generation)]
+                vec![TwinAction::Acknowledged(document.generation)]
             }
             RequestKind::Patch { document, .. } => {
                 let why = String::from_utf8_lossy(body.get(..body.len().min(200)).unwrap_or_default());
@@ -236,10 +236,12 @@ impl Twin {
         }
     }
 
-    fn was_read(&mut self, now: Instant, random: f64, body: &[u8]) -> Vec<Action> {
+    fn was_read(&mut self, now: Instant, random: f64, body: &[u8]) -> Vec<TwinAction> {
         let Sections { desired, reported } = match serde_json::from_slice(body) {
             Ok(sections) => sections,
-            Err(error) => return vec![Action::Lost(HubError::TwinMalformed { cause: error.to_string() })],
+            Err(error) => {
+                return vec![TwinAction::Lost(HubError::TwinMalformed { cause: error.to_string() })];
+            }
         };
         let version = desired.get("$version").and_then(Value::as_u64).unwrap_or(0);
         self.reported = reported;
@@ -254,11 +256,11 @@ impl Twin {
         let mut actions = Vec::new();
         if !self.ready {
             self.ready = true;
-            actions.push(Action::Ready);
+            actions.push(TwinAction::Ready);
         }
         if self.delivered.is_none_or(|delivered| version > delivered) {
             self.delivered = Some(version);
-            actions.push(Action::Desired(Value::Object(desired)));
+            actions.push(TwinAction::Desired(Value::Object(desired)));
         }
         actions
     }
@@ -269,7 +271,7 @@ impl Twin {
     }
 
     /// Gives up a request whose answer is overdue. True: the connection is lost.
-    fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) -> bool {
+    fn expire(&mut self, now: Instant, actions: &mut Vec<TwinAction>) -> bool {
         match self.request.take_if(|request| request.deadline <= now) {
             None => false,
             Some(TwinRequest { kind: RequestKind::Patch { .. }, .. }) => {
@@ -280,7 +282,7 @@ impl Twin {
                 false
             }
             Some(TwinRequest { kind: RequestKind::Read, .. }) => {
-                actions.push(Action::Lost(HubError::TwinSilent));
+                actions.push(TwinAction::Lost(HubError::TwinSilent));
                 true
             }
         }
@@ -311,20 +313,20 @@ impl Twin {
     }
 
     /// The twin already holds the document, so no patch will be answered for it.
-    fn acknowledge_unsent(&mut self, actions: &mut Vec<Action>) {
+    fn acknowledge_unsent(&mut self, actions: &mut Vec<TwinAction>) {
         let generation = self.document.generation;
         if !self.is_rejected() && self.acknowledged != Some(generation) {
             self.acknowledged = Some(generation);
-            actions.push(Action::Acknowledged(generation));
+            actions.push(TwinAction::Acknowledged(generation));
         }
     }
 
-    fn send_read(&mut self, now: Instant) -> Action {
+    fn send_read(&mut self, now: Instant) -> TwinAction {
         let rid = self.request(now, RequestKind::Read);
-        Action::Publish { topic: topics::twin_get(&rid), payload: Vec::new() }
+        TwinAction::Publish { topic: topics::twin_get(&rid), payload: Vec::new() }
     }
 
-    fn send_patch(&mut self, now: Instant, patch: Map<String, Value>) -> Option<Action> {
+    fn send_patch(&mut self, now: Instant, patch: Map<String, Value>) -> Option<TwinAction> {
         let payload = serde_json::to_vec(&patch).ok()?;
         if payload.len() > PATCH_ADVICE {
             tracing::warn!("a report of {} bytes is billed as more than one message", payload.len());
@@ -333,7 +335,7 @@ impl Twin {
         self.sent = Some((now, self.document.milestone));
         let document = self.document.clone();
         let rid = self.request(now, RequestKind::Patch { patch, document });
-        Some(Action::Publish { topic: topics::twin_patch(&rid), payload })
+        Some(TwinAction::Publish { topic: topics::twin_patch(&rid), payload })
     }
 
     fn request(&mut self, now: Instant, kind: RequestKind) -> String {

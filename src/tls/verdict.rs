@@ -8,7 +8,7 @@ use rustls::{AlertDescription, CertificateError};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::clock::{Clock, Origin};
+use crate::clock::{Clock, TimeOrigin};
 
 /// Names of a certificate that a message shows, and characters of each: the other side chose them.
 const NAMES: (usize, usize) = (3, 80);
@@ -45,8 +45,8 @@ impl Verdict {
 
     fn of_time(what: String, judged_at: UnixTime, clock: &Clock) -> Verdict {
         let remedy = match clock.origin().0 {
-            Origin::Synchronised => "have the server's certificate renewed",
-            Origin::Learned(_) | Origin::System | Origin::Saved => {
+            TimeOrigin::Synchronised => "have the server's certificate renewed",
+            TimeOrigin::Learned(_) | TimeOrigin::System | TimeOrigin::Saved => {
                 "the clock is not synchronised, so let a time service set it (fwupdatectl doctor shows what it says); \
                  if it is right, have the server's certificate renewed"
             }

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::subject::{Answer, Subject, hub_of, short};
-use crate::clock::{Clock, Origin, VOUCHED};
+use crate::clock::{Clock, TimeOrigin, VOUCHED};
 use crate::config::Auth;
 use crate::tls;
 
@@ -97,12 +97,12 @@ fn clock_doubt(clock: &Clock) -> Option<String> {
     let (origin, time) = clock.origin();
     let time = shown(time);
     let why = match origin {
-        Origin::Synchronised => return None,
-        Origin::System => format!("the system's clock says {time}, and nobody keeps it right"),
-        Origin::Learned(host) => {
+        TimeOrigin::Synchronised => return None,
+        TimeOrigin::System => format!("the system's clock says {time}, and nobody keeps it right"),
+        TimeOrigin::Learned(host) => {
             format!("{host} says that it is {time}, by which certificates and tokens go")
         }
-        Origin::Saved => format!(
+        TimeOrigin::Saved => format!(
             "the system's clock says {}, which is past: {time} counts, which was saved earlier",
             shown(clock.system_time())
         ),

@@ -3,11 +3,11 @@
 
 use rumqttc::MqttOptions;
 
-use super::{Connection, End};
+use super::{Connection, SessionEnd};
 use crate::clock::Clock;
 use crate::config::{Cloud, Seat};
 use crate::hub::contact::Contact;
-use crate::hub::dial::{self, Call};
+use crate::hub::dial::{self, Connect};
 use crate::hub::error::HubError;
 use crate::hub::event::HubEvent;
 use crate::hub::identity;
@@ -17,34 +17,34 @@ use crate::reach::Memory;
 
 impl Connection {
     /// From looking for a hub to the end of the session there.
-    pub(super) async fn session(&mut self) -> End {
+    pub(super) async fn session(&mut self) -> SessionEnd {
         let (options, seat, contact, relay) = match self.prepare().await {
             Ok(prepared) => prepared,
             Err(end) => return end,
         };
         let (session, eventloop) = Session::new(options, seat, contact, dial::token_life(&self.cloud));
         let end = self.converse(session, eventloop).await;
-        if matches!(end, End::Stopped) {
+        if matches!(end, SessionEnd::Stopped) {
             relay.end().await;
         }
         end
     }
 
     /// Everything that the next attempt needs, made anew.
-    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Contact, Relay), End> {
+    async fn prepare(&mut self) -> Result<(MqttOptions, Seat, Contact, Relay), SessionEnd> {
         let origin = self.clock.origin().0;
         if std::mem::replace(&mut self.origin, origin.clone()) != origin {
             self.outbox.push(HubEvent::ClockChanged);
         }
         let seat = tokio::select! {
-            seat = self.placement.find(&self.cloud, &self.clock) => seat.map_err(End::Lost)?,
-            () = self.shutdown.cancelled() => return Err(End::Stopped),
-            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
+            seat = self.placement.find(&self.cloud, &self.clock) => seat.map_err(SessionEnd::Lost)?,
+            () = self.shutdown.cancelled() => return Err(SessionEnd::Stopped),
+            () = self.outbox.deliver(&self.events) => return Err(SessionEnd::Stopped),
         };
         let (options, contact, relay) = tokio::select! {
-            dialled = dialled(&self.cloud, &seat, &self.clock, &self.memory) => dialled.map_err(End::Lost)?,
-            () = self.shutdown.cancelled() => return Err(End::Stopped),
-            () = self.outbox.deliver(&self.events) => return Err(End::Stopped),
+            dialled = dialled(&self.cloud, &seat, &self.clock, &self.memory) => dialled.map_err(SessionEnd::Lost)?,
+            () = self.shutdown.cancelled() => return Err(SessionEnd::Stopped),
+            () = self.outbox.deliver(&self.events) => return Err(SessionEnd::Stopped),
         };
         Ok((options, seat, contact, relay))
     }
@@ -57,12 +57,12 @@ async fn dialled(
     memory: &Memory,
 ) -> Result<(MqttOptions, Contact, Relay), HubError> {
     let token = dial::token(cloud, &identity::resource(seat), clock)?;
-    let call = Call {
+    let connect = Connect {
         host: identity::address(seat),
         port: cloud.port,
         client_id: identity::client_id(seat),
         user_name: identity::user_name(seat),
         password: token.map(|token| token.expose().to_owned()).unwrap_or_default(),
     };
-    dial::dial(cloud, call, clock, memory).await
+    dial::dial(cloud, connect, clock, memory).await
 }

@@ -33,14 +33,14 @@ impl Scene {
         let rid = scene.read();
         let answer = json!({"desired": {"$version": 1}, "reported": reported});
         let actions = scene.answer(&rid, 200, answer);
-        assert!(matches!(actions[..], [Action::Ready, Action::Desired(_)]), "{actions:?}");
+        assert!(matches!(actions[..], [TwinAction::Ready, TwinAction::Desired(_)]), "{actions:?}");
         scene
     }
 
     fn publish(&mut self) -> Option<(String, Value)> {
         match &self.twin.poll(self.now)[..] {
             [] => None,
-            [Action::Publish { topic, payload }] => {
+            [TwinAction::Publish { topic, payload }] => {
                 Some((topic.clone(), serde_json::from_slice(payload).unwrap_or(Value::Null)))
             }
             other => panic!("not one request but {other:?}"),
@@ -60,14 +60,14 @@ impl Scene {
         (rid.to_owned(), body)
     }
 
-    fn answer(&mut self, rid: &str, status: u16, body: Value) -> Vec<Action> {
+    fn answer(&mut self, rid: &str, status: u16, body: Value) -> Vec<TwinAction> {
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         self.twin.answered(self.now, 0.5, rid, status, &body)
     }
 
     fn accepted(&mut self, rid: &str) -> u64 {
         match self.answer(rid, 204, Value::Null)[..] {
-            [Action::Acknowledged(generation)] => generation,
+            [TwinAction::Acknowledged(generation)] => generation,
             ref other => panic!("no acknowledgement but {other:?}"),
         }
     }
@@ -99,10 +99,10 @@ fn the_twin_is_read_before_anything_is_sent_and_only_the_difference_is() {
 #[test]
 fn a_document_that_the_twin_already_holds_is_acknowledged_once_without_a_patch() {
     let mut scene = Scene::ready(json!({"a": 1}), json!({"a": 1}));
-    assert!(matches!(scene.twin.poll(scene.now)[..], [Action::Acknowledged(1)]));
+    assert!(matches!(scene.twin.poll(scene.now)[..], [TwinAction::Acknowledged(1)]));
     assert!(scene.twin.poll(scene.now).is_empty());
     scene.twin.document(document(2, 1, json!({"a": 1})));
-    assert!(matches!(scene.twin.poll(scene.now)[..], [Action::Acknowledged(2)]));
+    assert!(matches!(scene.twin.poll(scene.now)[..], [TwinAction::Acknowledged(2)]));
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn an_unanswered_patch_is_followed_by_a_read_and_an_unanswered_read_ends_the_con
     assert!(scene.twin.is_busy());
     assert_ne!(late, rid);
     assert_eq!(scene.sleep(), ANSWER_WITHIN);
-    assert!(matches!(scene.twin.poll(scene.now)[..], [Action::Lost(HubError::TwinSilent)]));
+    assert!(matches!(scene.twin.poll(scene.now)[..], [TwinAction::Lost(HubError::TwinSilent)]));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn a_new_connection_starts_with_a_read_and_forgets_what_was_in_flight() {
     let rid = scene.read();
     assert!(scene.answer(&old, 204, Value::Null).is_empty());
     scene.answer(&rid, 200, json!({"desired": {"$version": 1}, "reported": {"n": 1}}));
-    assert!(matches!(scene.twin.poll(scene.now)[..], [Action::Acknowledged(1)]));
+    assert!(matches!(scene.twin.poll(scene.now)[..], [TwinAction::Acknowledged(1)]));
 }
 
 #[test]
@@ -234,11 +234,11 @@ fn only_a_newer_desired_version_is_read_and_handed_out() {
     let rid = scene.read();
     // Older than what was announced: handed out all the same, and read again after a pause.
     let actions = scene.answer(&rid, 200, json!({"desired": {"$version": 2}, "reported": {}}));
-    assert!(matches!(&actions[..], [Action::Desired(v)] if v["$version"] == 2));
+    assert!(matches!(&actions[..], [TwinAction::Desired(v)] if v["$version"] == 2));
     assert_eq!(scene.sleep().as_secs_f64(), 1.5);
     let rid = scene.read();
     let actions = scene.answer(&rid, 200, json!({"desired": {"$version": 3}, "reported": {}}));
-    assert!(matches!(&actions[..], [Action::Desired(v)] if v["$version"] == 3));
+    assert!(matches!(&actions[..], [TwinAction::Desired(v)] if v["$version"] == 3));
     assert!(scene.twin.is_settled());
 }
 
@@ -262,7 +262,7 @@ fn a_twin_that_cannot_be_had_ends_the_connection_or_is_waited_for() {
     for (status, body) in [(200, json!("x")), (200, json!({"reported": []})), (404, Value::Null)] {
         let mut scene = Scene::new(json!({}));
         let rid = scene.read();
-        assert!(matches!(scene.answer(&rid, status, body)[..], [Action::Lost(_)]));
+        assert!(matches!(scene.answer(&rid, status, body)[..], [TwinAction::Lost(_)]));
     }
     let mut scene = Scene::new(json!({}));
     let rid = scene.read();
