@@ -10,7 +10,9 @@ BOOTLOADERS ?= uboot grub
 deb: ## fwupdate-agent and fwupdate-tools as .deb in target/debian
 	@command -v cargo-deb >/dev/null || $(CARGO) install cargo-deb --locked
 	@command -v pandoc >/dev/null || { echo "make deb: apt-get install pandoc"; exit 1; }
-	$(CARGO) build --release --bins -p fwupdate -p fwupdate-hub
+	@# One after the other: features that only the hub asks for would make the agent larger.
+	$(CARGO) build --release --bins -p fwupdate
+	$(CARGO) build --release --bins -p fwupdate-hub
 	packaging/pages.sh
 	mkdir -p target/debian
 	$(CARGO) deb -q --no-build -p fwupdate -o target/debian/
