@@ -419,7 +419,11 @@ impl World {
     }
 
     async fn end_with(mut self, patches: Option<usize>, pardon: impl FnMut(&mut ReportedPatch)) {
-        self.gateway.shut_down().await.unwrap();
+        // An undisturbed agent ends well; one that was just started again may not listen to signals yet.
+        match patches {
+            Some(_) => self.gateway.shut_down().await.unwrap(),
+            None => self.gateway.stop_agent().await.unwrap(),
+        }
         self.unchecked.0 = false;
         let mut history = self.hub.history(self.device);
         history.iter_mut().for_each(pardon);
