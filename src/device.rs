@@ -76,9 +76,11 @@ pub fn resolve(name: &str, kernel: &Kernel) -> Result<PathBuf, DeviceError> {
 
 /// A label that several partitions have means none: the link in `/dev/disk` leads to whichever came last.
 pub fn check_unique(name: &str, kernel: &Kernel) -> Result<(), DeviceError> {
-    let found = match name.split_once('=') {
-        Some(("PARTLABEL", label)) => kernel.partitions("PARTNAME", label),
-        Some(("PARTUUID", id)) => kernel.partitions("PARTUUID", id),
+    let link = locate(name, Path::new("/dev")).unwrap_or_default();
+    let id = |folder: &str| link.strip_prefix(folder).ok()?.to_str();
+    let found = match (id("/dev/disk/by-partlabel"), id("/dev/disk/by-partuuid")) {
+        (Some(label), _) => kernel.partitions("PARTNAME", |text| udev_name(text) == label),
+        (_, Some(id)) => kernel.partitions("PARTUUID", |text| text.eq_ignore_ascii_case(id)),
         _ => Vec::new(),
     };
     if found.len() < 2 {
@@ -199,6 +201,10 @@ mod tests {
         for name in ["PARTLABEL=rootfs-b", "PARTUUID=0f0e-03"] {
             let error = resolve(name, &kernel).unwrap_err();
             assert!(error.to_string().contains("mmcblk0p3 and sda3"), "{error}");
+        }
+        for name in ["/dev/disk/by-partlabel/rootfs-b", "/dev/disk/by-partuuid/0f0e-03"] {
+            let error = resolve(name, &kernel).unwrap_err();
+            assert!(error.to_string().contains("mmcblk0p3 and sda3"), "{name}: {error}");
         }
         for name in ["PARTLABEL=rootfs-a", "PARTUUID=0f0e-02", "/dev/null"] {
             check_unique(name, &kernel).unwrap();

@@ -142,6 +142,19 @@ mod tests {
     }
 
     #[test]
+    fn a_ca_file_of_another_system_s_editor_is_read_and_one_without_an_end_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let alone = || roots(&Roots { system: false, ca_file: Some(path.clone()) });
+        std::fs::write(&path, format!("\u{feff}{}", authority().cert.pem().replace('\n', "\r\n"))).unwrap();
+        assert_eq!(alone().unwrap().len(), 1);
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = alone().unwrap_err();
+        assert!(refused.to_string().contains("no regular file"), "{refused}");
+    }
+
+    #[test]
     fn a_ca_file_stands_beside_the_systems_roots_or_in_their_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");

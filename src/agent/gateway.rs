@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::boot::{self, Bootloader};
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Settings, open_regular};
 use crate::device::{self, Identity, Kernel};
 use crate::failure::{Code, Failure};
 use crate::machine::Operation;
@@ -194,11 +195,12 @@ fn pem_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// A folder of keys holds small files and nothing that reading could wait for.
 fn read_key(path: &Path) -> Result<String, String> {
-    let meta = fs::metadata(path).map_err(|error| error.to_string())?;
-    if !meta.is_file() || meta.len() > KEY_LIMIT {
-        return Err("it is no small file; a public key in PEM has about 100 bytes".to_owned());
+    let mut text = String::new();
+    let read = open_regular(path).and_then(|file| file.take(KEY_LIMIT).read_to_string(&mut text));
+    match read.map_err(|error| error.to_string())? as u64 {
+        KEY_LIMIT => Err("it is no small file; a public key in PEM has about 100 bytes".to_owned()),
+        _ => Ok(text),
     }
-    fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 /// The fields of os-release(5) that matter here.

@@ -188,7 +188,7 @@ impl Medium {
         let overlap = first.start.abs_diff(second.start) < first.size as u64;
         if overlap && first.identity == second.identity {
             let why = "the two copies overlap".to_owned();
-            return Err(BootError::Config { path: config.to_owned(), line: 2, why });
+            return Err(BootError::Config { path: config.to_owned(), line: second.line, why });
         }
         Ok(())
     }

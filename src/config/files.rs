@@ -26,14 +26,10 @@ pub fn files_in(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 /// Reads a small text file; `None` when it does not exist.
 pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    // Nobody may have to be waited for: a FIFO has no end until somebody writes to it.
-    let file = match File::options().read(true).custom_flags(O_NONBLOCK).open(path) {
+    let file = match open_regular(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed)?,
     };
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(std::io::Error::other("it is no regular file")));
-    }
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {
@@ -41,6 +37,15 @@ pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>, ConfigError>
     }
     let found = decode(bytes).map_err(|found| ConfigError::Encoding { path: path.to_owned(), found })?;
     Ok(Some(found))
+}
+
+/// Opens a regular file to be read. Nobody may have to be waited for: a FIFO has no end until somebody writes to it.
+pub fn open_regular(path: &Path) -> std::io::Result<File> {
+    let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("it is no regular file")),
+    }
 }
 
 /// The text of a file, which some editors begin with a byte order mark; else what it is in place of UTF-8.

@@ -124,16 +124,14 @@ impl Kernel {
         disk || set(major, minor)
     }
 
-    /// The names of all partitions with this label (`PARTNAME`) or id (`PARTUUID`).
-    pub fn partitions(&self, key: &str, value: &str) -> Vec<String> {
+    /// The names of all partitions whose label (`PARTNAME`) or id (`PARTUUID`) is the one that is `meant`.
+    pub fn partitions(&self, key: &str, meant: impl Fn(&str) -> bool) -> Vec<String> {
         let entries = fs::read_dir(self.sys.join("class/block")).into_iter().flatten().flatten();
         let means = |dir: &Path| {
             let text = fs::read_to_string(dir.join("uevent")).unwrap_or_default();
-            let known = text + &self.udev(dir);
-            known.lines().filter_map(|line| line.split_once('=')).any(|(found, text)| match key {
-                "PARTNAME" => found == key && text == value,
-                _ => matches!(found, "PARTUUID" | "E:ID_PART_ENTRY_UUID") && text.eq_ignore_ascii_case(value),
-            })
+            let known = (text + &self.udev(dir)).replace("E:ID_PART_ENTRY_UUID=", "PARTUUID=");
+            let mut fields = known.lines().filter_map(|line| line.split_once('='));
+            fields.any(|(found, text)| found == key && meant(text))
         };
         let found = entries.map(|entry| entry.path()).filter(|dir| means(dir));
         let mut names: Vec<String> =

@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -27,8 +27,6 @@ use crate::tls::{Proof, Verdict};
 const DRIFT: time::Duration = time::Duration::minutes(5);
 /// For TLS and the answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
-/// Bytes of an answer's head.
-const HEAD_LIMIT: usize = 16 * 1024;
 /// Bytes of a date as RFC 9110 writes it, with room.
 const DATE_LIMIT: usize = 40;
 
@@ -70,13 +68,7 @@ async fn ask(stream: TcpStream, config: Arc<rustls::ClientConfig>, host: &str) -
         format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {agent}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(broke)?;
     stream.flush().await.map_err(broke)?;
-    let mut head = Vec::new();
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        if head.len() >= HEAD_LIMIT || stream.read_buf(&mut head).await.map_err(broke)? == 0 {
-            return Err("its answer has no end, or is none".to_owned());
-        }
-    }
-    Ok(head)
+    way::head(&mut stream).await.map_err(broke)
 }
 
 /// The one `Date` of an HTTP answer.
@@ -111,6 +103,7 @@ mod tests {
     use super::*;
     use crate::clock::TimeOrigin;
     use crate::hub::testing::{Pair, Server};
+    use crate::hub::way::HEAD_LIMIT;
 
     /// A gateway that woke up in 1970, and whose last synchronised time is `saved`.
     fn clock(server: &Server, saved: i64) -> Clock {

@@ -152,6 +152,8 @@ impl TrustedKeys {
     /// Adds every `PUBLIC KEY` of one PEM text, of which there must be one at least. On an error nothing of
     /// this text is added.
     pub fn add_pem(&mut self, pem: &str) -> Result<(), KeyError> {
+        // Behind an editor's byte order mark the first key would pass for text.
+        let pem = pem.trim_start_matches('\u{feff}');
         let found: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(pem.as_bytes()).collect();
         let found = found.map_err(|_| KeyError::Pem)?;
         if found.is_empty() {
@@ -215,6 +217,18 @@ mod tests {
         let mut keys = TrustedKeys::new();
         [pem.as_str(), ED25519].into_iter().for_each(|pem| keys.add_pem(pem).unwrap());
         assert_eq!(keys.len(), 2);
+        // As editors of other systems write it: a byte order mark, other line ends, spaces behind a line.
+        let tail = pem.split_once('\n').unwrap().1;
+        for text in [
+            pem.replace('\n', "\r\n"),
+            tail.replace('\n', "\r"),
+            format!("\u{feff}{tail}"),
+            format!("\u{feff}{}", tail.replace('\n', " \r\n")),
+        ] {
+            let mut keys = TrustedKeys::new();
+            keys.add_pem(&text).unwrap();
+            assert_eq!(keys.len(), 2, "{text:?}");
+        }
         let id = PublicKey::from_pem(ED25519).unwrap().id();
         assert_eq!(keys.get(&id).unwrap().algorithm(), Algorithm::Ed25519);
     }

@@ -1,6 +1,5 @@
 //! Certificates and keys from PEM files, and which authorities are trusted.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::config::Roots;
+use crate::config::{Roots, open_regular};
 use crate::failure::{Code, Failure};
 
 /// No bundle of roots in use comes near it.
@@ -73,7 +72,11 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
 pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Read { path: path.to_path_buf(), source };
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
+    let file = open_regular(path).map_err(failed)?;
     let length = file.take(PEM_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if length as u64 > PEM_LIMIT { Err(TlsError::TooLarge { path: path.to_path_buf() }) } else { Ok(bytes) }
+    if length as u64 > PEM_LIMIT {
+        return Err(TlsError::TooLarge { path: path.to_path_buf() });
+    }
+    // Behind an editor's byte order mark the first of them would pass for text.
+    Ok(bytes.strip_prefix("\u{feff}".as_bytes()).map(<[u8]>::to_vec).unwrap_or(bytes))
 }

@@ -35,6 +35,8 @@ pub fn load(config: &Path) -> Result<Vec<Location>, BootError> {
 }
 
 fn parse(config: &Path, text: &str) -> Result<Vec<Location>, BootError> {
+    // Some editors begin a file with a byte order mark.
+    let text = text.trim_start_matches('\u{feff}');
     let lines = text.lines().enumerate().map(|(index, line)| (index.saturating_add(1), line.trim()));
     let mut found = Vec::new();
     // Like U-Boot's own tools: what follows a second copy is not looked at.
@@ -151,6 +153,35 @@ mod tests {
             ("/e 0 +40", 1),
             ("/e 0 40\n/e 0x40 80", 2),
             ("/e 0 40\n/e 0x3f 40", 2),
+        ] {
+            match parsed(text) {
+                Err(BootError::Config { line: found, .. }) => assert_eq!(found, line, "{text:?}"),
+                other => panic!("{text:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_boards_and_editors_write_is_read_or_refused_by_its_line() {
+        for (text, offsets) in [
+            ("/e 0x0 0x4000\r\n/e 0x4000 0x4000\r\n", vec![0, 0x4000]),
+            ("/e 0x4000 0x4000\n/e 0x0 0x4000\n", vec![0x4000, 0]),
+            ("/e 0x0 0x4000 0x4000 2 # first\n/e 0x4000 0x4000 0x4000 2 # second\n", vec![0, 0x4000]),
+            ("  /e\t0 4000\n\t#/x 0 10\n/e 16384 4000", vec![0, 0x4000]),
+            ("\u{feff}# made on a PC\n/e 0 4000\n", vec![0]),
+            ("\u{feff}/e 0 4000\n", vec![0]),
+        ] {
+            let found = parsed(text).unwrap();
+            assert_eq!(found.iter().map(|place| place.offset).collect::<Vec<_>>(), offsets, "{text:?}");
+            assert!(found.iter().all(|place| place.path == Path::new("/e")), "{found:?}");
+        }
+        for (text, line) in [
+            ("/dev/ubi0:env 4000\n", 1),
+            ("uboot:\n  size: 0x4000\n  devices:\n", 1),
+            ("/e 0,0x4000\n", 1),
+            ("/e 0 16384\n/e 0x4000 0x16384\n", 2),
+            ("/e 0 0x\n", 1),
+            ("/e 0x 40\n", 1),
         ] {
             match parsed(text) {
                 Err(BootError::Config { line: found, .. }) => assert_eq!(found, line, "{text:?}"),

@@ -165,9 +165,9 @@ fn one_place_under_two_names_is_no_redundant_environment() {
     std::os::unix::fs::symlink(board.env(), &link).unwrap();
     let env = board.env();
     for second in [format!("{} 0x100", link.display()), format!("{} -0x200", env.display())] {
-        let config = format!("{} 0x100 {SIZE:x}\n{second} {SIZE:x}\n", env.display());
+        let config = format!("# one\n{} 0x100 {SIZE:x}\n\n# two\n{second} {SIZE:x}\n", env.display());
         fs::write(board.dir.path().join("fw_env.config"), config).unwrap();
-        assert!(matches!(board.uboot.read(), Err(BootError::Config { line: 2, .. })), "{second}");
+        assert!(matches!(board.uboot.read(), Err(BootError::Config { line: 5, .. })), "{second}");
     }
 }
 

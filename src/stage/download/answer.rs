@@ -14,6 +14,7 @@ use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 use url::Url;
 
+use crate::clock::Clock;
 use crate::stage::download::budget::Meter;
 use crate::stage::download::connect::Count;
 use crate::stage::error::StageError;
@@ -168,16 +169,24 @@ pub struct Content {
 }
 
 /// What `answer` to a request of `start..end` brings. `link`: what the update was called with.
-pub fn judge(answer: &HttpAnswer, link: &Url, shown: &str, start: u64, end: u64) -> Result<Content, Trouble> {
+pub fn judge(
+    answer: &HttpAnswer,
+    (link, clock): (&Url, &Clock),
+    shown: &str,
+    start: u64,
+    end: u64,
+) -> Result<Content, Trouble> {
     let (url, status) = (shown.to_owned(), answer.code());
     let odd = |reason: String| Trouble::Doubtful(StageError::Download { url: url.clone(), reason });
     match answer.status() {
         StatusCode::PARTIAL_CONTENT => part(answer.headers(), start, end).map_err(odd),
         StatusCode::OK => Err(odd("the server ignores byte ranges, which this update needs".into())),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(match expired(link, answer.headers()) {
-            Some(at) => Trouble::Expired(StageError::Expired { url, status, at }),
-            None => Trouble::Doubtful(StageError::Forbidden { url, status }),
-        }),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Err(match expired(link, answer.headers(), clock) {
+                Some(at) => Trouble::Expired(StageError::Expired { url, status, at }),
+                None => Trouble::Doubtful(StageError::Forbidden { url, status }),
+            })
+        }
         StatusCode::NOT_FOUND | StatusCode::GONE => {
             let reason = format!("the server answered {status}");
             Err(Trouble::Doubtful(StageError::NotFound { url, reason }))
@@ -244,8 +253,8 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// When the link `url` expired, if it names such a time and the server's clock (ours, if it tells none) is past it:
-/// `se` of an Azure SAS token; `X-Amz-Date` and `X-Amz-Expires` of AWS Signature Version 4, `X-Goog-` of Google's.
-pub fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
+/// `se` of an Azure SAS token, which may end in a day or a minute; `X-Amz-Date` and `X-Amz-Expires` of AWS Signature Version 4, `X-Goog-` of Google's.
+pub fn expired(url: &Url, headers: &HeaderMap, clock: &Clock) -> Option<OffsetDateTime> {
     let query = |key: &str| {
         url.query_pairs()
             .find(|(name, _)| name.eq_ignore_ascii_case(key))
@@ -257,11 +266,13 @@ pub fn expired(url: &Url, headers: &HeaderMap) -> Option<OffsetDateTime> {
         let seconds = query(&format!("X-{vendor}-Expires"))?.parse::<u32>().ok()?;
         date.assume_utc().checked_add(time::Duration::seconds(seconds.into()))
     };
-    let azure = query("se").and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok());
+    let azure = query("se").and_then(|text| {
+        let forms = [format!("{text}T00:00:00Z"), text.replace('Z', ":00Z"), text];
+        forms.iter().find_map(|form| OffsetDateTime::parse(form, &Rfc3339).ok())
+    });
     let end = azure.or_else(|| signed_for("Amz")).or_else(|| signed_for("Goog"))?;
-    let now = date(headers, header::DATE).unwrap_or_else(SystemTime::now);
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    (i64::try_from(now).unwrap_or(i64::MAX) >= end.unix_timestamp()).then_some(end)
+    let now = date(headers, header::DATE).map_or_else(|| clock.now(), OffsetDateTime::from);
+    (now >= end).then_some(end)
 }
 
 fn busy(answer: &HttpAnswer) -> Trouble {
@@ -328,16 +339,22 @@ mod tests {
 
     #[test]
     fn only_a_link_whose_own_time_is_over_has_expired() {
+        // Thirty years behind, and nobody keeps it right.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "-946080000 unsynchronised").unwrap();
+        let clock = Clock::new(Some(file.path().to_path_buf()));
         let at = |query: &str, date: Option<&'static str>| {
             let url = format!("https://h.example/b.fwb?{query}").parse().unwrap();
             let date = date.map(|date| (header::DATE, HeaderValue::from_static(date)));
-            expired(&url, &date.into_iter().collect())
+            expired(&url, &date.into_iter().collect(), &clock)
         };
         let noon = Some("Tue, 15 Nov 1994 12:00:00 GMT");
         for over in [
             "sv=2022-11-02&se=1994-11-15T11%3A59%3A59Z&sp=r&sig=x",
             "X-Amz-Date=19941115T110000Z&X-Amz-Expires=3600&X-Amz-Signature=x",
             "X-Goog-Date=19941115T110000Z&X-Goog-Expires=60",
+            "se=1994-11-15T12%3A00Z",
+            "se=1994-11-15",
         ] {
             assert!(at(over, noon).is_some(), "{over}");
         }
@@ -348,11 +365,18 @@ mod tests {
             "X-Amz-Date=99991231T235959Z&X-Amz-Expires=4294967295",
             "se=9999-12-31T23%3A59%3A59-23%3A59",
             "se=tomorrow",
+            "se=1994-11-15T12%3A01Z",
+            "se=1994-11-16",
             "",
         ] {
             assert_eq!(at(good, noon), None, "{good}");
         }
-        // Without the server's clock ours decides.
+        // Without the server's clock ours decides, as far as it is believed.
+        assert_eq!(at("se=1999-01-01", None), Some(time::macros::datetime!(1999-01-01 0:00 UTC)));
+        let told = time::macros::datetime!(2040-01-01 0:00 UTC);
+        assert_eq!(at("se=2039-12-31", None), None);
+        clock.learn(told, "hub.example");
+        assert!(at("se=2039-12-31", None).is_some());
         assert!(at("se=1994-11-15T11%3A59%3A59Z", None).is_some());
         assert!(at("se=1994-11-15T11%3A59%3A59Z", Some("yesterday")).is_some());
         assert_eq!(at("se=9994-11-15T11%3A59%3A59Z", None), None);
@@ -389,6 +413,6 @@ mod tests {
         assert_eq!(after(&[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"), ("date", &nested)]), None);
         let url = "https://h.example/b?se=1994-11-15T11%3A59%3A59Z".parse().unwrap();
         let headers = HeaderMap::from_iter([(header::DATE, HeaderValue::from_str(&nested).unwrap())]);
-        assert!(expired(&url, &headers).is_some(), "ours decides");
+        assert!(expired(&url, &headers, &Clock::default()).is_some(), "ours decides");
     }
 }

@@ -274,7 +274,7 @@ impl Web {
             answer.refuse();
             return Err(changed);
         }
-        let part = match judge(&answer, &self.url, shown, wanted.start, wanted.end) {
+        let part = match judge(&answer, (&self.url, &self.http.clock), shown, wanted.start, wanted.end) {
             Ok(part) => part,
             Err(trouble) => {
                 answer.judge(false);
@@ -329,7 +329,9 @@ fn request(
 
 /// Where a redirect leads.
 fn redirected(from: &Url, answer: &HttpAnswer) -> Result<Url, Trouble> {
-    let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    // Some write other letters than ASCII's without encoding them, as browsers understand.
+    let location =
+        answer.headers().get(header::LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     location.and_then(|text| from.join(text).ok()).ok_or_else(|| {
         let reason = format!("the server answered {} without a usable Location", answer.code());
         Trouble::Doubtful(StageError::Download { url: shown(from), reason })

@@ -114,6 +114,17 @@ async fn redirects_are_followed_within_the_rules() {
             }
         }
     };
+    for to in ["./a/../c.fwb", "?other", "caf\u{e9}/b\u{fc}ndel.fwb?t=1#x", &format!("//127.0.0.1:{port}/c")]
+    {
+        let line = format!("Location: {to}\r\nContent-Location: /x\r\n");
+        bench.server.served.script(move |request| match request.path.starts_with("/b.fwb?sig") {
+            true => Act::Status(308, line.clone()),
+            false => Act::Serve,
+        });
+        std::fs::write(&bench.slot, vec![0; 1 << 20]).unwrap();
+        bench.update().await.unwrap();
+        bench.assert_complete();
+    }
     bench.server.served.script(hops(5));
     bench.update().await.unwrap();
     bench.assert_complete();

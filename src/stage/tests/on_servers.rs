@@ -109,6 +109,12 @@ async fn right_answers_in_another_dress_are_taken() {
         range(|first, last, size| format!("bytes={first}-{last}/{size}")),
         range(|first, last, _| format!("Bytes {first}-{last}/*")),
         Box::new(|_: &Request| Act::Short(70_000)),
+        with("Content-Type: multipart/byteranges"),
+        with("Accept-Ranges: none"),
+        with("Connection: close"),
+        with("X-A: \u{e9}"),
+        with("eTaG: W/\"one\""),
+        with("Content-Length-Hint: 0\r\nAge: -1\r\nRetry-After: 99999999999999999999999"),
     ] {
         std::fs::write(&bench.slot, vec![0; 3 << 20]).unwrap();
         bench.server.served.script(script);
