@@ -297,10 +297,10 @@ fn read_metrics(queries: &Value) -> Result<BTreeMap<String, String>, HubError> {
 }
 
 fn check_id(id: &str) -> Result<(), HubError> {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-:+%_#*?!(),=@$'.".contains(c);
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-:+%_#*?!(),=@;$'".contains(c);
     if id.is_empty() || id.len() > 128 || !id.chars().all(good) {
         return Err(invalid(format!(
-            "the id {id:?} must have 1 to 128 lower-case letters, digits or - : + % _ # * ? ! ( ) , = @ $ ' ."
+            "the id {id:?} must have 1 to 128 lower-case letters, digits or - : + % _ # * ? ! ( ) , = @ ; $ '"
         )));
     }
     Ok(())
@@ -320,10 +320,10 @@ mod tests {
 
     #[test]
     fn ids_and_contents_are_azure_s() {
-        for id in ["", "Upper", "a b", "a/b", &"x".repeat(129)] {
+        for id in ["", "Upper", "a b", "a/b", "fw-2.0.0", &"x".repeat(129)] {
             assert!(check_id(id).is_err(), "{id:?}");
         }
-        assert!(check_id("fw-2.0.0_ring1").is_ok());
+        assert!(check_id("fw-2-0-0_ring1").is_ok());
         for content in [
             json!({"deviceContent": {"properties.desired": {}}}),
             json!({"deviceContent": {"properties.desired..x": 1}}),

@@ -9,6 +9,7 @@ use crate::clock;
 /// The sort of refusal; the SDKs map the code and the name to their exceptions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    InvalidProtocolVersion,
     ArgumentInvalid,
     Unauthorized,
     DeviceNotFound,
@@ -31,6 +32,7 @@ impl Kind {
     /// HTTP status, numeric code, name.
     pub fn parts(self) -> (u16, u32, &'static str) {
         match self {
+            Kind::InvalidProtocolVersion => (400, 400_001, "InvalidProtocolVersion"),
             Kind::ArgumentInvalid => (400, 400_004, "ArgumentInvalid"),
             Kind::Unauthorized => (401, 401_002, "IotHubUnauthorizedAccess"),
             Kind::DeviceNotFound => (404, 404_001, "DeviceNotFound"),

@@ -93,12 +93,12 @@ impl Jobs {
         lock(&self.jobs).get(id).map(Job::shown).ok_or_else(|| unknown(id))
     }
 
-    /// All jobs of this type and status, the newest first.
-    pub fn list(&self, kind: Option<&str>, status: Option<&str>) -> Vec<Value> {
-        let mut all: Vec<_> = lock(&self.jobs).values().map(Job::shown).collect();
-        all.retain(|job| kind.is_none_or(|kind| text(job, "type") == Some(kind)));
-        all.retain(|job| status.is_none_or(|status| text(job, "status") == Some(status)));
-        all.sort_by(|a, b| text(b, "createdTime").cmp(&text(a, "createdTime")));
+    /// All jobs of this type and status, by their ids.
+    pub fn list(&self, kind: Option<&str>, status: Option<&str>) -> Vec<(String, Value)> {
+        let jobs = lock(&self.jobs);
+        let mut all: Vec<_> = jobs.iter().map(|(id, job)| (id.clone(), job.shown())).collect();
+        all.retain(|(_, job)| kind.is_none_or(|kind| text(job, "type") == Some(kind)));
+        all.retain(|(_, job)| status.is_none_or(|status| text(job, "status") == Some(status)));
         all
     }
 

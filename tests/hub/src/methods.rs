@@ -63,7 +63,8 @@ impl Call {
 fn seconds(body: &Value, field: &str) -> Result<Option<u64>, HubError> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => value.as_u64().map(Some).ok_or_else(|| {
+        // A number in a string is one too: the Azure CLI sends its default so.
+        Some(value) => value.as_u64().or_else(|| value.as_str()?.parse().ok()).map(Some).ok_or_else(|| {
             HubError::new(
                 Kind::ArgumentInvalid,
                 format!("{field} must be a whole number of seconds, not {value}"),

@@ -13,11 +13,12 @@ mod twins;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::HeaderMap;
-use axum::middleware::from_fn_with_state;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use axum::{Json, Router};
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
@@ -41,6 +42,8 @@ pub struct Peer {
 pub fn router(core: Arc<Core>) -> Router {
     let service = Router::new()
         .route("/devices", get(devices::list).post(service::not_imitated))
+        // As the SDK for Node asks for the list.
+        .route("/devices/", get(devices::list))
         .route("/devices/query", post(query::query))
         .route("/devices/{device}", get(devices::get).put(devices::put).delete(devices::delete))
         .route("/devices/{device}/modules", get(devices::modules))
@@ -57,8 +60,9 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/twins/{device}/modules/{module}/methods", post(twins::invoke_module))
         .route("/statistics/devices", get(query::device_statistics))
         .route("/statistics/service", get(query::service_statistics))
-        .route("/jobs", any(service::not_imitated))
-        .route("/jobs/{id}", any(service::not_imitated))
+        .route("/jobs", get(jobs::no_transfers))
+        .route("/jobs/create", post(service::not_imitated))
+        .route("/jobs/{id}", any(jobs::no_transfer))
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", get(jobs::get).put(jobs::put))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
@@ -70,6 +74,7 @@ pub fn router(core: Arc<Core>) -> Router {
         )
         .route("/devices/{device}/applyConfigurationContent", post(service::not_imitated))
         .route("/messages/{*rest}", any(service::not_imitated))
+        .layer(from_fn(service::check_version))
         .layer(from_fn_with_state(core.clone(), service::authorise));
     let admin = Router::new()
         .route("/admin/faults", get(admin::faults).put(admin::put_faults).delete(admin::clear_faults))
@@ -99,6 +104,19 @@ fn json_object(body: &[u8]) -> Result<Value, HubError> {
         Ok(value)
     } else {
         Err(HubError::new(Kind::ArgumentInvalid, "the body is no JSON object"))
+    }
+}
+
+/// A document whose `etag` stands in the header too: there with quotes, in the body without.
+pub struct Tagged(Value);
+
+impl IntoResponse for Tagged {
+    fn into_response(self) -> Response {
+        let tag = self.0.get("etag").and_then(Value::as_str);
+        let tag = tag.and_then(|tag| HeaderValue::from_str(&format!("\"{tag}\"")).ok());
+        let mut response = Json(self.0).into_response();
+        response.headers_mut().extend(tag.map(|tag| (header::ETAG, tag)));
+        response
     }
 }
 

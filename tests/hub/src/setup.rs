@@ -45,10 +45,12 @@ impl Setup {
         Ok(setup)
     }
 
-    /// For the service SDKs, which take a port in the host name.
+    /// For the service SDKs. Those for Python take a port in the host name, those for Node dial 443 and nothing else:
+    /// with them the usual port must not be named.
     pub fn service_connection_string(&self, https_port: u16) -> String {
         let (host, key) = (&self.host, &self.service_key);
-        format!("HostName={host}:{https_port};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}")
+        let port = if https_port == 443 { String::new() } else { format!(":{https_port}") };
+        format!("HostName={host}{port};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}")
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::devices::Page;
-use super::{if_match, json_object};
+use super::{Tagged, if_match, json_object};
 use crate::configurations;
 use crate::core::Core;
 use crate::error::HubError;
@@ -20,8 +20,8 @@ pub async fn list(State(core): State<Arc<Core>>, Query(page): Query<Page>) -> An
     configurations::list(&core, page.top.unwrap_or(usize::MAX)).map(|all| Json(Value::Array(all)))
 }
 
-pub async fn get(State(core): State<Arc<Core>>, Path(id): Path<String>) -> Answer {
-    configurations::show(&core, &id).map(Json)
+pub async fn get(State(core): State<Arc<Core>>, Path(id): Path<String>) -> Result<Tagged, HubError> {
+    configurations::show(&core, &id).map(Tagged)
 }
 
 pub async fn put(
@@ -29,9 +29,9 @@ pub async fn put(
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<(StatusCode, Json<Value>), HubError> {
+) -> Result<(StatusCode, Tagged), HubError> {
     let (new, shown) = configurations::put(&core, &id, &json_object(&body)?, if_match(&headers))?;
-    Ok((if new { StatusCode::CREATED } else { StatusCode::OK }, Json(shown)))
+    Ok((if new { StatusCode::CREATED } else { StatusCode::OK }, Tagged(shown)))
 }
 
 pub async fn delete(

@@ -9,26 +9,27 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{if_match, json_object};
+use super::{Tagged, if_match, json_object};
 use crate::auth::normal_thumbprint;
 use crate::core::{Core, match_etag};
 use crate::error::{HubError, Kind};
 use crate::registry::{Credentials, Entry, Identity};
 use crate::{clock, lock};
 
-type Answer = Result<Json<Value>, HubError>;
+type Answer = Result<Tagged, HubError>;
+type Listing = Result<Json<Value>, HubError>;
 
 #[derive(Debug, Deserialize)]
 pub struct Page {
     pub top: Option<usize>,
 }
 
-pub async fn list(State(core): State<Arc<Core>>, Query(page): Query<Page>) -> Answer {
+pub async fn list(State(core): State<Arc<Core>>, Query(page): Query<Page>) -> Listing {
     let top = page.top.unwrap_or(1000).min(1000);
     documents(&core, |identity| identity.module.is_none(), top)
 }
 
-pub async fn modules(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Answer {
+pub async fn modules(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Listing {
     core.entry(&Identity::device(&device))?;
     documents(&core, |identity| identity.module.is_some() && identity.device == device, usize::MAX)
 }
@@ -78,7 +79,7 @@ pub async fn delete_module(
     core.remove(&Identity::module(device, module), if_match(&headers)).map(|()| StatusCode::NO_CONTENT)
 }
 
-fn documents(core: &Core, wanted: impl Fn(&Identity) -> bool, top: usize) -> Answer {
+fn documents(core: &Core, wanted: impl Fn(&Identity) -> bool, top: usize) -> Listing {
     let mut registry = lock(&core.registry);
     let found = registry.list()?.into_iter().filter(wanted).take(top);
     let documents = found.map(|identity| Ok(document(core, registry.get(&identity)?)));
@@ -86,13 +87,19 @@ fn documents(core: &Core, wanted: impl Fn(&Identity) -> bool, top: usize) -> Ans
 }
 
 fn read(core: &Core, identity: &Identity) -> Answer {
-    Ok(Json(document(core, &core.entry(identity)?)))
+    Ok(Tagged(document(core, &core.entry(identity)?)))
 }
 
 /// Without If-Match it creates, with one it updates, as the SDKs rely on.
 fn write(core: &Core, identity: Identity, headers: &HeaderMap, body: &[u8]) -> Answer {
     let body = json_object(body)?;
     let enabled = wanted_status(&body)?;
+    if body.pointer("/capabilities/iotEdge") == Some(&Value::Bool(true)) {
+        return Err(HubError::new(
+            Kind::NotImitated,
+            "fwupdate-hub knows no devices with IoT Edge: leave iotEdge out",
+        ));
+    }
     let reason = body.get("statusReason").and_then(Value::as_str).map(str::to_owned);
     let mut registry = lock(&core.registry);
     match if_match(headers) {
@@ -120,7 +127,7 @@ fn write(core: &Core, identity: Identity, headers: &HeaderMap, body: &[u8]) -> A
     if !entry.enabled {
         core.live.close(Some(&identity));
     }
-    Ok(Json(document(core, entry)))
+    Ok(Tagged(document(core, entry)))
 }
 
 fn wanted_status(body: &Value) -> Result<Option<bool>, HubError> {

@@ -1,16 +1,19 @@
-//! `/jobs/v2`: jobs over REST.
+//! `/jobs/v2`: jobs over REST; and `/jobs`, which has none.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::json_object;
+use super::query::page;
 use crate::core::Core;
-use crate::error::HubError;
+use crate::error::{HubError, Kind};
 use crate::jobs;
 
 type Answer = Result<Json<Value>, HubError>;
@@ -39,8 +42,21 @@ pub async fn cancel(State(core): State<Arc<Core>>, Path(id): Path<String>) -> An
     core.jobs.cancel(&id).map(Json)
 }
 
-/// One page with everything. The Python SDK reads an object here; .NET a bare array, which is not imitated.
-pub async fn query(State(core): State<Arc<Core>>, Query(filter): Query<Filter>) -> Json<Value> {
-    let items = core.jobs.list(filter.job_type.as_deref(), filter.job_status.as_deref());
-    Json(json!({"type": "jobResponse", "items": items, "continuationToken": null}))
+/// An array, as the SDKs for Node and .NET and the Azure CLI read it. That for Python waits for an object with `items`.
+pub async fn query(
+    State(core): State<Arc<Core>>,
+    Query(filter): Query<Filter>,
+    headers: HeaderMap,
+) -> Result<Response, HubError> {
+    let jobs = core.jobs.list(filter.job_type.as_deref(), filter.job_status.as_deref());
+    page(&headers, jobs, "JobResponse")
+}
+
+/// Imports and exports of devices: there never are any.
+pub async fn no_transfers() -> Json<Value> {
+    Json(json!([]))
+}
+
+pub async fn no_transfer(Path(id): Path<String>) -> HubError {
+    HubError::new(Kind::JobNotFound, format!("there is no import or export {id}"))
 }

@@ -1,4 +1,4 @@
-//! `/devices/query` and `/statistics`: questions about all devices.
+//! `/devices/query` and `/statistics`: questions about all devices; and how every list is handed out in pages.
 
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use crate::error::{HubError, Kind};
 use crate::lock;
 use crate::query::Query;
 
-/// Pages are cut by the rows' places (device ids), so that devices that come and go between two pages shift nothing.
 pub async fn query(
     State(core): State<Arc<Core>>,
     headers: HeaderMap,
@@ -27,16 +26,25 @@ pub async fn query(
         text.ok_or_else(|| HubError::new(Kind::ArgumentInvalid, "the body has no string \"query\""))?;
     let query =
         Query::parse(text).map_err(|error| HubError::new(Kind::ArgumentInvalid, error.to_string()))?;
+    page(&headers, core.rows(&query)?, query.item_type())
+}
+
+/// The page that the headers ask for, of rows in the order of their places. Pages are cut by places (device ids), so
+/// that devices that come and go between two pages shift nothing.
+pub fn page(
+    headers: &HeaderMap,
+    mut rows: Vec<(String, Value)>,
+    kind: &'static str,
+) -> Result<Response, HubError> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let most = page_size(header("x-ms-max-item-count"))?;
     let after = continuation(header("x-ms-continuation"))?;
-    let mut rows = core.rows(&query)?;
     rows.retain(|(place, _)| after.as_ref().is_none_or(|after| place > after));
     let more = rows.len() > most;
     rows.truncate(most);
     let last = rows.last().filter(|_| more).map(|(place, _)| data_encoding::BASE64.encode(place.as_bytes()));
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    let mut response = ([("x-ms-item-type", query.item_type())], Json(rows)).into_response();
+    let mut response = ([("x-ms-item-type", kind)], Json(rows)).into_response();
     if let Some(token) = last.and_then(|token| token.parse().ok()) {
         response.headers_mut().insert("x-ms-continuation", token);
     }

@@ -21,6 +21,38 @@ pub async fn authorise(State(core): State<Arc<Core>>, request: Request, next: Ne
     }
 }
 
+/// The versions of the service API that Microsoft's documentation and SDKs name.
+const VERSIONS: [&str; 16] = [
+    "2016-02-03",
+    "2016-11-14",
+    "2017-06-30",
+    "2017-11-08-preview",
+    "2018-04-01",
+    "2018-06-30",
+    "2018-08-30-preview",
+    "2019-03-30",
+    "2019-07-01-preview",
+    "2019-10-01",
+    "2020-03-01",
+    "2020-03-13",
+    "2020-05-31-preview",
+    "2020-09-30",
+    "2021-04-12",
+    "2024-03-31",
+];
+
+/// Refuses a request that says no `api-version`, or one that the hub never had.
+pub async fn check_version(request: Request, next: Next) -> Response {
+    let pairs = request.uri().query().unwrap_or_default().split('&');
+    let version = pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == "api-version");
+    if version.is_some_and(|(_, version)| VERSIONS.contains(&version)) {
+        return next.run(request).await;
+    }
+    let asked = version.map_or("none", |(_, version)| version);
+    let message = format!("BadRequest: the api-version must be known, as {} is, not {asked}", "2021-04-12");
+    HubError::new(Kind::InvalidProtocolVersion, message).into_response()
+}
+
 /// The administration is open to this machine, and to the service policy from elsewhere.
 pub async fn authorise_admin(
     State(core): State<Arc<Core>>,

@@ -8,13 +8,14 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{if_match, json_object};
+use super::{Tagged, if_match, json_object};
 use crate::core::{Core, Write};
 use crate::error::HubError;
 use crate::methods::{self, Call};
 use crate::registry::Identity;
 
-type Answer = Result<Json<Value>, HubError>;
+type Answer = Result<Tagged, HubError>;
+type Called = Result<Json<Value>, HubError>;
 type TwoIds = Path<(String, String)>;
 
 pub async fn get(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Answer {
@@ -26,7 +27,7 @@ pub async fn get_module(State(core): State<Arc<Core>>, Path((device, module)): T
 }
 
 fn read(core: &Core, identity: &Identity) -> Answer {
-    Ok(Json(core.twin_document(&core.entry(identity)?)))
+    Ok(Tagged(core.twin_document(&core.entry(identity)?)))
 }
 
 pub async fn patch(
@@ -71,10 +72,10 @@ fn write(core: &Core, identity: &Identity, how: Write, headers: &HeaderMap, body
     if let Some(map) = body.as_object_mut() {
         map.retain(|_, value| !value.is_null());
     }
-    core.write_twin(identity, &body, how, if_match(headers)).map(Json)
+    core.write_twin(identity, &body, how, if_match(headers)).map(Tagged)
 }
 
-pub async fn invoke(State(core): State<Arc<Core>>, Path(device): Path<String>, body: Bytes) -> Answer {
+pub async fn invoke(State(core): State<Arc<Core>>, Path(device): Path<String>, body: Bytes) -> Called {
     call(&core, &Identity::device(device), &body).await
 }
 
@@ -82,11 +83,11 @@ pub async fn invoke_module(
     State(core): State<Arc<Core>>,
     Path((device, module)): TwoIds,
     body: Bytes,
-) -> Answer {
+) -> Called {
     call(&core, &Identity::module(device, module), &body).await
 }
 
-async fn call(core: &Core, identity: &Identity, body: &[u8]) -> Answer {
+async fn call(core: &Core, identity: &Identity, body: &[u8]) -> Called {
     let call = Call::read(&json_object(body)?).map_err(HubError::for_method)?;
     let answer = methods::invoke(core, identity, call).await.map_err(HubError::for_method)?;
     Ok(Json(json!({"status": answer.status, "payload": answer.payload})))

@@ -118,7 +118,8 @@ impl Site {
         body: Option<Value>,
         if_match: Option<&str>,
     ) -> (u16, reqwest::header::HeaderMap, Value) {
-        let mut request = self.web().request(method.parse().unwrap(), self.url(path));
+        let request = self.web().request(method.parse().unwrap(), self.url(path));
+        let mut request = request.query(&[("api-version", "2021-04-12")]);
         request = request.header("authorization", self.hub.service_token().unwrap());
         if let Some(etag) = if_match {
             request = request.header("if-match", etag);

@@ -77,8 +77,10 @@ async fn a_job_serves_the_devices_that_its_condition_selects() {
         (rows[0]["status"].as_str(), rows[0]["error"]["code"].as_str()),
         (Some("failed"), Some("404103"))
     );
-    let all = site.service("GET", "/jobs/v2/query?jobType=scheduleUpdateTwin", None).await.2;
-    assert_eq!((all["items"].as_array().unwrap().len(), &all["items"][0]["jobId"]), (1, &json!("j")));
+    let (_, headers, all) = site.service("GET", "/jobs/v2/query?jobType=scheduleUpdateTwin", None).await;
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["jobId"]), (1, &json!("j")));
+    assert_eq!(headers["x-ms-item-type"], "JobResponse");
+    assert!(!headers.contains_key("x-ms-continuation"));
 }
 
 #[tokio::test]

@@ -115,12 +115,16 @@ async fn calls_that_make_no_sense_are_refused() {
         json!({"methodName": ""}),
         json!({"methodName": "x", "responseTimeoutInSeconds": 4}),
         json!({"methodName": "x", "responseTimeoutInSeconds": 301}),
-        json!({"methodName": "x", "responseTimeoutInSeconds": "9"}),
+        json!({"methodName": "x", "responseTimeoutInSeconds": "4"}),
+        json!({"methodName": "x", "responseTimeoutInSeconds": "nine"}),
         json!({"methodName": "x", "connectTimeoutInSeconds": 301}),
         json!({"methodName": "x", "connectTimeoutInSeconds": -1}),
     ] {
         assert_eq!(site.service("POST", "/twins/d/methods", Some(body.clone())).await.0, 400, "{body}");
     }
+    // As the Azure CLI sends what it has by default.
+    let by_cli = json!({"methodName": "x", "responseTimeoutInSeconds": "30", "connectTimeoutInSeconds": "0"});
+    assert_eq!(site.service("POST", "/twins/d/methods", Some(by_cli)).await.0, 404);
     let big = json!({"methodName": "x", "payload": "x".repeat(128 * 1024)});
     assert_eq!(site.service("POST", "/twins/d/methods", Some(big)).await.0, 413);
 }

@@ -23,8 +23,13 @@ async fn only_the_service_policy_is_let_in() {
         ("garbage", 401, "Bearer x".to_owned()),
     ];
     for (name, status, token) in cases {
-        let response =
-            site.web().get(site.url("/twins/d")).header("authorization", token).send().await.unwrap();
+        let response = site
+            .web()
+            .get(site.url("/twins/d?api-version=2021-04-12"))
+            .header("authorization", token)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status().as_u16(), status, "{name}");
         if status == 401 {
             assert_eq!(response.headers()["iothub-errorcode"], "IotHubUnauthorizedAccess");
@@ -65,10 +70,46 @@ async fn devices_that_make_no_sense_are_refused() {
         ("/devices/x", json!({"authentication": {"symmetricKey": {"primaryKey": "%"}}}), 400),
         ("/devices/x", thumb, 400),
         ("/devices/x", json!({"authentication": {"type": "certificateAuthority"}}), 501),
+        ("/devices/x", json!({"capabilities": {"iotEdge": true}}), 501),
         ("/devices/x", json!([]), 400),
         ("/devices/x/modules/m", json!({}), 404),
     ] {
         assert_eq!(site.service("PUT", path, Some(body.clone())).await.0, status, "{path} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_version_of_the_interface_must_be_named() {
+    let site = Site::new().await;
+    for (query, status) in [
+        ("", 400),
+        ("?api-version=", 400),
+        ("?api-version=2000-01-01", 400),
+        ("?api-version=2021-04-12&api-version=x", 200),
+        ("?x=1&api-version=2024-03-31", 200),
+    ] {
+        let request = site.web().get(site.url(&format!("/twins/d{query}")));
+        let answer = request.header("authorization", site.hub.service_token().unwrap()).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{query}");
+        if status == 400 {
+            assert_eq!(answer.headers()["iothub-errorcode"], "InvalidProtocolVersion");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_has_an_etag_says_so_in_a_header_too() {
+    let site = Site::new().await;
+    let content = json!({"content": {"deviceContent": {"properties.desired.x": 1}}});
+    assert_eq!(site.service("PUT", "/configurations/c", Some(content)).await.0, 201);
+    for (method, path, body) in [
+        ("GET", "/devices/d", None),
+        ("GET", "/twins/d", None),
+        ("PATCH", "/twins/d", Some(json!({"tags": {"a": 1}}))),
+        ("GET", "/configurations/c", None),
+    ] {
+        let (_, headers, document) = site.service(method, path, body).await;
+        assert_eq!(headers["etag"].to_str().unwrap(), format!("{}", document["etag"]), "{method} {path}");
     }
 }
 
@@ -104,7 +145,10 @@ async fn queries_come_in_pages() {
         site.hub.add_device(&format!("p{number}")).unwrap();
     }
     let ask = async |most: &str, token: Option<String>| {
-        let mut request = site.web().post(site.url("/devices/query")).header("x-ms-max-item-count", most);
+        let mut request = site
+            .web()
+            .post(site.url("/devices/query?api-version=2021-04-12"))
+            .header("x-ms-max-item-count", most);
         request = request.header("authorization", site.hub.service_token().unwrap());
         if let Some(token) = token {
             request = request.header("x-ms-continuation", token);
