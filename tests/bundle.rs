@@ -524,6 +524,7 @@ fn create_refuses_what_is_no_image_and_says_what_it_is() {
         ("image.tar", "tar -cf image.tar image"),
         ("image.v7", "tar --format=v7 -cf image.v7 image"),
         ("image.cpio", "cpio -o -H newc -F image.cpio"),
+        ("image.bcpio", "cpio -o -H bin -F image.bcpio"),
     ] {
         if desk.command("sh", ["-c", &format!("echo image | {line}")]).status.success() {
             pad(&desk, file);
@@ -550,6 +551,7 @@ fn create_refuses_what_is_no_image_and_says_what_it_is() {
         ("image.tar", "a tar archive"),
         ("image.v7", "a tar archive"),
         ("image.cpio", "a cpio archive"),
+        ("image.bcpio", "a cpio archive"),
         ("image.fwb", "a bundle already"),
         ("elf", "an ELF program"),
         ("text", "a text"),
@@ -646,11 +648,63 @@ fn file_systems_pass_and_half_of_one_does_not() {
             desk.good(&signed("verity", "out.fwb"));
         }
     }
-    for name in made.into_iter().filter(|name| matches!(*name, "ext4" | "ext2" | "squashfs" | "erofs")) {
+    for name in made.into_iter().filter(|name| *name != "fat") {
         let whole = desk.read(name);
         desk.write("half", &whole[..(whole.len() / 2) & !4095]);
         let told = desk.bad(&signed("half", "out.fwb"), 1);
         assert!(told.contains("of which only") && told.contains("copy it again"), "{name}: {told}");
+    }
+}
+
+#[test]
+fn no_output_takes_the_place_of_what_is_read_or_of_a_device() {
+    let desk = desk(20);
+    desk.good(&signed("image", "good.fwb"));
+    fs::create_dir(desk.path("folder")).unwrap();
+    nix::unistd::mkfifo(&desk.path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    std::os::unix::fs::symlink("keys/release.key.pem", desk.path("link")).unwrap();
+    let before = (desk.read("good.fwb"), desk.read("keys/release.key.pem"), desk.names());
+    for (line, what) in [
+        (signed("image", "keys/release.key.pem"), "another output"),
+        (signed("image", "link"), "another output"),
+        (signed("image", "folder"), "a folder"),
+        (signed("image", "pipe"), "a pipe"),
+        ("digest good.fwb --manifest good.fwb".to_owned(), "another output"),
+        ("digest good.fwb --manifest pipe".to_owned(), "a pipe"),
+    ] {
+        let told = desk.bad(&line, 1);
+        assert!(told.contains(what), "{line}: {told}");
+    }
+    assert_eq!((desk.read("good.fwb"), desk.read("keys/release.key.pem"), desk.names()), before);
+    use std::os::unix::fs::FileTypeExt;
+    assert!(fs::metadata(desk.path("pipe")).unwrap().file_type().is_fifo());
+}
+
+#[test]
+fn a_time_that_no_bundle_can_have_is_refused() {
+    let desk = desk(20);
+    for time in ["9999-12-31T23:59:59-01:00", "0000-01-01T00:00:00+01:00", "1969-12-31T23:59:59Z"] {
+        let told = desk.bad(&signed("image", "out.fwb").replace(CREATED, time), 1);
+        assert!(told.contains("1970 to 2242") && told.lines().count() == 1, "{time}: {told}");
+    }
+}
+
+#[test]
+fn a_reader_that_went_away_has_seen_enough() {
+    let desk = desk(20);
+    desk.good(&signed("image", "good.fwb"));
+    let run = |line: &str, out: Stdio| {
+        let mut command = Command::new(TOOL);
+        command.args(line.split_whitespace()).current_dir(desk.0.path()).stdout(out).output().unwrap()
+    };
+    for line in ["inspect good.fwb", "--json verify good.fwb --keys keys"] {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        drop(reader);
+        let gone = run(line, writer.into());
+        assert_eq!((gone.status.code(), &*gone.stderr), (Some(0), &b""[..]), "{line}");
+        let full = run(line, fs::File::create("/dev/full").unwrap().into());
+        assert_eq!(full.status.code(), Some(1), "{line}");
+        assert!(String::from_utf8_lossy(&full.stderr).contains("cannot be written: No space"), "{line}");
     }
 }
 

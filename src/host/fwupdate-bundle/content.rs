@@ -48,6 +48,8 @@ const FOREIGN: &[Magic] = &[
     (0, b"070701", "a cpio archive: a file system is made of its files"),
     (0, b"070702", "a cpio archive: a file system is made of its files"),
     (0, b"070707", "a cpio archive: a file system is made of its files"),
+    (0, b"\xc7\x71", "a cpio archive: a file system is made of its files"),
+    (0, b"\x71\xc7", "a cpio archive: a file system is made of its files"),
     (0, b"QFI\xfb", "a qcow2 disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
     (0, b"QED\0", "a qed disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
     (0, b"KDMV", "a vmdk disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
@@ -79,7 +81,9 @@ const SIZED: &[Sized] = &[
     (1080, b"\x53\xef", ext_size, "an ext2, ext3 or ext4 file system"),
     (0, b"hsqs", |head| number(head, 40), "a squashfs file system"),
     (1024, b"\xe2\xe1\xf5\xe0", erofs_size, "an EROFS file system"),
-    (65600, b"_BHRfS_M", |_| None, "a btrfs file system"),
+    (65600, b"_BHRfS_M", |head| number(head, 65536 + 112), "a btrfs file system"),
+    (1024, b"\x10\x20\xf5\xf2", |head| number(head, 1024 + 36)?.checked_shl(12), "an F2FS file system"),
+    (0, b"XFSB", xfs_size, "an XFS file system"),
 ];
 
 /// Refuses what is no image for a slot.
@@ -184,6 +188,11 @@ fn ext_size(head: &[u8]) -> Option<u64> {
 fn erofs_size(head: &[u8]) -> Option<u64> {
     let (blocks, shift) = (short(head, 1024 + 36)?, *head.get(1024 + 12)?);
     (9..=16).contains(&shift).then(|| u64::from(blocks) << shift)
+}
+
+/// Blocks, and their size in bytes, both in network order (struct xfs_dsb).
+fn xfs_size(head: &[u8]) -> Option<u64> {
+    number(head, 8)?.swap_bytes().checked_mul(short(head, 4)?.swap_bytes().into())
 }
 
 fn short(head: &[u8], at: usize) -> Option<u32> {

@@ -112,21 +112,9 @@ fn check_files(options: &CreateOptions) -> Result<()> {
         content::check(image)?;
     }
     for image in options.base.iter().chain([&options.image]) {
-        refuse_same_file(image, &options.output)?;
         whole_blocks(image)?;
     }
-    Ok(())
-}
-
-/// `-o` must not name an image: the rename at the end would put the bundle in its place.
-fn refuse_same_file(image: &Path, output: &Path) -> Result<()> {
-    match (image.canonicalize(), output.canonicalize()) {
-        (Ok(image), Ok(output)) if image == output => {
-            let message = format!("{}: it is the image itself; name another output", output.display());
-            Err(Failure::new(Code::MalformedRequest, message))
-        }
-        _ => Ok(()),
-    }
+    files::check_output(&options.output, options.base.iter().chain([&options.image]).chain(&options.key))
 }
 
 /// The size of an image.
@@ -155,7 +143,9 @@ fn created(options: &CreateOptions) -> Result<OffsetDateTime> {
         })
     });
     let time = options.created.map_or_else(|| epoch.unwrap_or_else(|| Ok(OffsetDateTime::now_utc())), Ok)?;
-    Ok(time.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(time))
+    // What is beyond all times in UTC is refused with all others that no bundle can have.
+    let utc = time.checked_to_offset(time::UtcOffset::UTC).unwrap_or(time);
+    Ok(utc.replace_nanosecond(0).unwrap_or(utc))
 }
 
 fn pack_image(options: &CreateOptions, frames: &mut File) -> Result<(Packed, u64)> {

@@ -21,6 +21,7 @@ const SIGNATURE_CAP: u64 = 256;
 pub fn digest(path: &Path, manifest: Option<&Path>) -> Result<Output> {
     let bundle = BundleFile::open(path)?;
     if let Some(out) = manifest {
+        files::check_output(out, [&bundle.path])?;
         let mut file = Replacement::of(out)?;
         file.file.write_all(&bundle.manifest).map_err(files::at(out))?;
         file.commit()?;

@@ -34,16 +34,44 @@ pub fn in_file<E: Into<Failure>>(path: &Path) -> impl Fn(E) -> Failure + '_ {
 /// Opens a file or block device to read it. What else a path may name is not even opened: a pipe would wait for a
 /// writer, a folder has no bytes.
 pub fn open(path: &Path) -> Result<File> {
-    let kind = fs::metadata(path).map_err(at(path))?.file_type();
-    let what = match () {
-        () if kind.is_file() || kind.is_block_device() => return File::open(path).map_err(at(path)),
-        () if kind.is_dir() => "a folder",
-        () if kind.is_fifo() => "a pipe",
-        () if kind.is_socket() => "a socket",
-        () => "a character device",
+    match kind(path).map_err(at(path))? {
+        None | Some(BLOCK_DEVICE) => File::open(path).map_err(at(path)),
+        Some(what) => Err(misnamed(path, format!("it is {what}; name a file or a block device"))),
+    }
+}
+
+const BLOCK_DEVICE: &str = "a block device";
+
+/// What a path names that is no file.
+fn kind(path: &Path) -> io::Result<Option<&'static str>> {
+    let kind = fs::metadata(path)?.file_type();
+    Ok(match () {
+        () if kind.is_file() => None,
+        () if kind.is_block_device() => Some(BLOCK_DEVICE),
+        () if kind.is_dir() => Some("a folder"),
+        () if kind.is_fifo() => Some("a pipe"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a character device"),
+    })
+}
+
+/// Refuses a place that the rename at the end would rob of something else: what the command itself reads, or anything
+/// that is no file.
+pub fn check_output<'a>(output: &Path, read: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    if let Ok(Some(what)) = kind(output) {
+        return Err(misnamed(output, format!("it is {what}; name a file to write")));
+    }
+    let same = |read: &PathBuf| {
+        output.canonicalize().is_ok_and(|output| read.canonicalize().is_ok_and(|r| r == output))
     };
-    let message = format!("{}: it is {what}; name a file or a block device", path.display());
-    Err(Failure::new(Code::MalformedRequest, message))
+    match read.into_iter().find(|read| same(read)) {
+        Some(read) => Err(misnamed(output, format!("it is {} itself; name another output", read.display()))),
+        None => Ok(()),
+    }
+}
+
+fn misnamed(path: &Path, what: String) -> Failure {
+    Failure::new(Code::MalformedRequest, format!("{}: {what}", path.display()))
 }
 
 /// Reads a file of at most `cap` bytes.
@@ -100,6 +128,7 @@ pub struct Replacement {
 
 impl Replacement {
     pub fn of(path: &Path) -> Result<Replacement> {
+        check_output(path, [])?;
         // Behind a symbolic link it is the file that is replaced, not the link.
         let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let name = beside(path, "new");

@@ -20,7 +20,6 @@ mod reader;
 mod sequences;
 mod similar;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -139,12 +138,11 @@ fn run(command: Command) -> Result<Output> {
 }
 
 fn print(answer: &Output, json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match json {
-        true => out.write_all(plain::json_lines(&answer.json).as_bytes()),
-        false => writeln!(out, "{}", plain::lines(answer.text.trim_end())),
-    }
-    .map_err(|error| Failure::new(Code::Internal, format!("standard output can't be written: {error}")))
+    usage::print(&match json {
+        true => plain::json_lines(&answer.json),
+        false => plain::lines(answer.text.trim_end()) + "\n",
+    })
+    .map_err(|error| Failure::new(Code::Internal, format!("the output cannot be written: {error}")))
 }
 
 /// Tells the failure and picks the exit code: 3 for what policy, signature or board forbid, else 1.
