@@ -87,12 +87,12 @@ pub fn same_request(a: &Operation, b: &Operation) -> bool {
     essence(a) == essence(b) && a.uri.is_same_package(&b.uri)
 }
 
-/// Refuses a version that is longer than any bundle's.
+/// Refuses a version that no bundle can have.
 fn version(fields: &Map<String, Value>) -> Result<Option<String>, Failure> {
     let version = text(fields, "version")?;
     match &version {
-        Some(version) if encoded(version) > VERSION => {
-            Err(malformed(format!("version has more than {VERSION} bytes, and no bundle's has")))
+        Some(version) if version.is_empty() || encoded(version) > VERSION => {
+            Err(malformed(format!("version must have 1 to {VERSION} bytes, as every bundle's has")))
         }
         _ => Ok(version),
     }
@@ -215,6 +215,7 @@ mod tests {
             (json!({"fwPackageUri": uri, "notBefore": "0000-01-01T00:00:00+01:00"}), "notBefore"),
             (json!({"fwPackageUri": uri, "deadline": "1969-12-31T23:59:59Z"}), "1970"),
             (json!({"fwPackageUri": uri, "version": "1".repeat(65)}), "version"),
+            (json!({"fwPackageUri": uri, "version": ""}), "version"),
             (json!({"fwPackageUri": uri, "version": "\u{1}".repeat(11)}), "version"),
             (json!({"fwPackageUri": format!("https://host/{}", "\"".repeat(2050))}), "fwPackageUri"),
             (json!({"fwPackageUri": "https://host/\nfw"}), "control"),

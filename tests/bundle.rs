@@ -657,6 +657,17 @@ fn file_systems_pass_and_half_of_one_does_not() {
 }
 
 #[test]
+fn keys_from_another_systems_editor_are_read() {
+    let desk = desk(20);
+    for name in ["key", "pub"] {
+        let pem = String::from_utf8(desk.read(&format!("keys/release.{name}.pem"))).unwrap();
+        desk.write(&format!("{name}.pem"), format!("\u{feff}{}", pem.replace('\n', "\r\n")).as_bytes());
+    }
+    desk.good(&(create("image", "out.fwb") + " --key key.pem"));
+    desk.good("verify out.fwb --keys pub.pem");
+}
+
+#[test]
 fn no_output_takes_the_place_of_what_is_read_or_of_a_device() {
     let desk = desk(20);
     desk.good(&signed("image", "good.fwb"));

@@ -15,6 +15,8 @@ mod trust;
 
 use std::sync::Arc;
 
+use tokio::sync::Mutex;
+
 use super::gateway::Gateway;
 use crate::control::Reply;
 use crate::fault;
@@ -42,14 +44,21 @@ pub fn config_doubts(settings: crate::config::Settings) -> Vec<(bool, String)> {
     doubts.collect()
 }
 
-/// Examines the gateway now and answers `reply`, beside whatever else the agent does. `held`: the running operation
-/// holds the spare slot.
+/// One examination at a time: whoever may read may ask for any number of them.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Examines the gateway and answers `reply`, beside whatever else the agent does, unless the client leaves before it is
+/// its turn. `held`: the running operation holds the spare slot.
 pub(super) fn answer(gateway: Arc<Gateway>, record: Record, held: bool, live: Live, reply: Reply) {
     tokio::spawn(async move {
+        let _turn = tokio::select! {
+            turn = TURN.lock() => turn,
+            () = reply.closed() => return,
+        };
         let asked = fault::blocking(move || {
             let subject = Subject::new(gateway, record, held);
             Ok(document(&Subject { live: Some(live), ..subject }))
         });
-        reply.send(asked.await).await
+        reply.send(asked.await).await;
     });
 }

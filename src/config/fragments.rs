@@ -128,7 +128,11 @@ impl FragmentCheck<'_> {
                 self.warnings.push(Warning::Misplaced { key: path, file });
             }
             // A quoted "a.b" is one name in TOML and must not pass for the path a.b.
-            value if name.contains('.') || names::at(&path).next().is_none() => {
+            value if name.contains('.') => {
+                let written = format!("{}{name:?}", path.strip_suffix(name).unwrap_or_default());
+                self.warnings.push(unknown(written, file, &value));
+            }
+            value if names::at(&path).next().is_none() => {
                 self.warnings.push(unknown(path, file, &value));
             }
             Value::Table(table) if names::is_section(&path) => self.table(&path, table)?,

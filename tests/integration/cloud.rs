@@ -351,6 +351,46 @@ async fn what_is_ordered_is_pinned_to_the_bundle_that_is_there_now() {
 }
 
 #[tokio::test]
+async fn no_fleet_is_ordered_to_do_what_every_gateway_refuses() {
+    let mut world = World::new().await;
+    let file = world.scratch().join("config.json");
+    let section = json!({"fwPackageUri": "https://x/2.fwb", "version": "2.0.0"});
+    let document = json!({"id": "fw", "targetCondition": "*", "priority": 1,
+        "content": {"deviceContent": {"properties.desired.fwupdate": section}}});
+    fs::write(&file, format!("\u{feff}{document}\r\n")).unwrap();
+    let file = file.to_str().unwrap().to_owned();
+    let rollout = ["rollout", "--no-pin", "--operation-id", "job"];
+    let apply = ["config", "apply", "--no-pin", "--id", "fw"];
+    for (more, said) in [
+        (&["--query", "*", "--version", "2", "--uri", "x.fwb"][..], "no URL"),
+        (&["--query", "*", "--version", "2", "--uri", "http://x/2.fwb"], "https"),
+        (&["--query", "*", "--version", "", "--uri", "https://x/2.fwb"], "version"),
+        (&["--query", "*", "--version", "2", "--uri", "https://x/2.fwb", "--deadline", "soon"], "deadline"),
+        (&["--query", "", "--version", "2", "--uri", "https://x/2.fwb"], "--query"),
+    ] {
+        for head in [&rollout[..], &apply] {
+            let refused = cloud(&mut world, &[head, more].concat()).await;
+            assert_eq!(refused.status.code(), Some(2), "{head:?} {more:?}: {}", err(&refused));
+            assert!(err(&refused).contains(said), "{more:?}: {}", err(&refused));
+        }
+    }
+    let mixed = cloud(&mut world, &["config", "apply", &file, "--force", "--no-pin"]).await;
+    assert_eq!(mixed.status.code(), Some(2), "what stands in the file alone counts: {}", out(&mixed));
+    assert_eq!(out(&cloud(&mut world, &["config", "list"]).await), "No configuration.\n");
+    assert_eq!(cloud(&mut world, &["job", "job"]).await.status.code(), Some(1), "no job was ordered");
+    assert!(world.twin()["fwupdate"].get("desired").is_none());
+
+    // A file from another system's editor is read.
+    let text = format!("\u{feff}{}\r\n", world.hub.service_connection_string());
+    let service = world.scratch().join("marked.txt");
+    fs::write(&service, text).unwrap();
+    let made = run(&mut world, service, &["config", "apply", &file, "--no-pin"]).await;
+    assert_eq!(made.status.code(), Some(0), "{}", err(&made));
+    world.reported(|twin| twin["fwupdate"]["desired"]["version"] == "2.0.0").await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn no_password_and_no_token_of_a_package_url_is_printed() {
     let mut world = World::new().await;
     let uri = "https://me:hush@localhost:1/x.fwb?sig=hush";

@@ -2,7 +2,9 @@
 //! and passes over.
 
 use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
@@ -34,6 +36,15 @@ fn open_to_all(world: &World) {
     }
 }
 
+/// Asks, and reads until it is sent away. `fwupdatectl` has no command that only watches.
+const CLIENT: &str = "
+import socket, sys
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+client.sendall(sys.argv[2].encode() + b'\\n')
+while client.recv(65536): pass
+";
+
 #[tokio::test]
 async fn idle_watchers_of_another_user_do_not_lock_out_root() {
     let mut world = World::with(Setup::default()).await;
@@ -42,12 +53,10 @@ async fn idle_watchers_of_another_user_do_not_lock_out_root() {
         return world.finish().await;
     }
     open_to_all(&world);
-    let ctl = world.scratch().join("fwupdatectl");
-    fs::copy(env!("CARGO_BIN_EXE_fwupdatectl"), &ctl).unwrap();
     let watch = || {
-        let mut command = Command::new(&ctl);
-        command.args(["watch", "--json", "--socket"]).arg(world.gateway.socket()).uid(USER).gid(USER);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = Command::new("python3");
+        command.args(["-c", CLIENT]).arg(world.gateway.socket()).arg(r#"{"method":"watch"}"#);
+        command.uid(USER).gid(USER).stdin(Stdio::null()).stderr(Stdio::null());
         Watcher(command.spawn().unwrap())
     };
     let mut watchers: Vec<Watcher> = (0..WATCHERS).map(|_| watch()).collect();
@@ -64,6 +73,30 @@ async fn idle_watchers_of_another_user_do_not_lock_out_root() {
     }
     let status: Value = world.ctl_json(&["status"]).await;
     assert_eq!(status["firmwareStatus"], "standBy");
-    assert_eq!(watchers.len(), WATCHERS);
+    let alive =
+        watchers.iter_mut().map(|watcher| watcher.0.try_wait().unwrap()).filter(Option::is_none).count();
+    assert_eq!(alive, 16, "so many of one user are served");
+    world.finish().await;
+}
+
+/// Each examination takes a thread and a look at all media: members of the group may ask for it, and shall not keep
+/// the agent from its work by it.
+#[tokio::test]
+async fn any_number_of_doctors_are_one_at_a_time() {
+    let mut world = World::with(Setup::default()).await;
+    let threads = format!("/proc/{}/task", world.gateway.agent_id().unwrap());
+    let threads = || fs::read_dir(&threads).unwrap().count();
+    let mut most = threads();
+    for _ in 0..400 {
+        let mut client = UnixStream::connect(world.gateway.socket()).unwrap();
+        client.write_all(b"{\"method\":\"doctor\"}\n").unwrap();
+        most = most.max(threads());
+    }
+    let status: Value = world.ctl_json(&["status"]).await;
+    assert_eq!(status["firmwareStatus"], "standBy");
+    most = most.max(threads());
+    assert!(most < 8, "{most} threads");
+    let doctor: Value = world.ctl_json(&["doctor"]).await;
+    assert!(doctor["findings"].as_array().is_some_and(|findings| findings.len() > 5), "{doctor}");
     world.finish().await;
 }

@@ -136,6 +136,22 @@ async fn a_failure_is_told_once_and_history_says_what_is_known() {
     world.finish().await;
 }
 
+/// A shell may stand in a folder that was removed meanwhile.
+#[tokio::test]
+async fn a_folder_that_is_gone_stops_no_command() {
+    let mut world = World::new().await;
+    for (line, exit, said) in [("status", 0, ""), ("install x.fwb", 1, "there is no bundle x.fwb")] {
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", "mkdir gone && cd gone && rmdir ../gone && exec \"$0\" --socket \"$1\" $2"]);
+        command.arg(env!("CARGO_BIN_EXE_fwupdatectl")).arg(world.gateway.socket()).arg(line);
+        command.current_dir(world.scratch());
+        let output = world.beside(command).await;
+        assert_eq!(output.status.code(), Some(exit), "{line}: {}", err(&output));
+        assert!(err(&output).contains(said), "{line}: {}", err(&output));
+    }
+    world.finish().await;
+}
+
 #[tokio::test]
 async fn an_operation_that_nobody_knows_is_no_reason_to_wait() {
     let mut world = World::new().await;

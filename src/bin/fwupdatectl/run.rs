@@ -14,7 +14,8 @@ use crate::{offline, wait};
 
 /// Does what `args` say; the exit code when that was no error.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
-    let folder = std::env::current_dir()?;
+    // Of a folder that is gone no relative name leads anywhere, and all else works.
+    let folder = std::env::current_dir().unwrap_or_default();
     args.command.check(&folder).map_err(ClientError::Refused)?;
     let mut client = match Client::connect(&args.socket) {
         Err(error @ ClientError::Unreachable { .. }) => return unreachable(args, error, out),

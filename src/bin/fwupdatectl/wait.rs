@@ -12,7 +12,7 @@ use crate::error::Error;
 
 /// How long an agent that went away may take to come back.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Between two attempts to reach it.
+/// Before each attempt to reach it: one that takes connections and closes them is not asked without a pause.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// What is followed, and how.
@@ -28,7 +28,7 @@ impl OperationWatch<'_> {
     /// Shows progress until the operation is over; its `fwupdate.last`.
     pub fn until_done(&self, client: Client, out: &mut impl Write) -> Result<Value, Error> {
         let mut screen = Screen::new(self.style);
-        let mut stream = client.watch();
+        let mut stream = client.watch()?;
         loop {
             match self.follow(stream, &mut screen, out) {
                 Ok(last) => {
@@ -37,20 +37,14 @@ impl OperationWatch<'_> {
                 }
                 Err(Error::Client(ClientError::Unreachable { .. } | ClientError::Closed)) => {
                     screen.note("the agent restarts", out)?;
-                    stream = self.reconnect();
+                    stream = self.reconnect()?;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn follow(
-        &self,
-        stream: Result<Client, ClientError>,
-        screen: &mut Screen,
-        out: &mut impl Write,
-    ) -> Result<Value, Error> {
-        let mut stream = stream?;
+    fn follow(&self, mut stream: Client, screen: &mut Screen, out: &mut impl Write) -> Result<Value, Error> {
         loop {
             let document = stream.receive()?;
             let running = self.is_ours(&document, "/fwupdate/operation");
@@ -80,10 +74,9 @@ impl OperationWatch<'_> {
     fn reconnect(&self) -> Result<Client, ClientError> {
         let since = Instant::now();
         loop {
+            std::thread::sleep(RETRY);
             match Client::connect(self.socket).and_then(Client::watch) {
-                Err(ClientError::Unreachable { .. }) if since.elapsed() < self.patience => {
-                    std::thread::sleep(RETRY);
-                }
+                Err(ClientError::Unreachable { .. }) if since.elapsed() < self.patience => {}
                 other => return other,
             }
         }

@@ -158,8 +158,7 @@ fn check_end(bundle: &BundleFile) -> Result<()> {
 fn load_trusted(path: &Path) -> Result<TrustedKeys> {
     let mut trusted = TrustedKeys::new();
     for path in &key_files(path)? {
-        let pem = files::read(path, keys::KEY_CAP)?;
-        match trusted.add_pem(&String::from_utf8_lossy(&pem)) {
+        match trusted.add_pem(&keys::read(path)?) {
             Ok(()) | Err(KeyError::Private) => {}
             Err(error) => {
                 return Err(Failure::new(Code::MalformedRequest, format!("{}: {error}", path.display())));

@@ -19,7 +19,7 @@ const ED25519_PKCS8: &[u8] =
     &[0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// Most bytes of a key file.
-pub const KEY_CAP: u64 = 64 * 1024;
+const KEY_CAP: u64 = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum KeyKind {
@@ -92,8 +92,7 @@ pub enum SigningKey {
 impl SigningKey {
     /// Reads a PEM `PRIVATE KEY`.
     pub fn load(path: &Path) -> Result<SigningKey> {
-        let pem = files::read(path, KEY_CAP)?;
-        let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
+        let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(read(path)?.as_bytes()).ok();
         let key = pkcs8.and_then(|pkcs8| SigningKey::from_pkcs8(pkcs8.secret_pkcs8_der()));
         key.ok_or_else(|| unusable(&path.display().to_string()))
     }
@@ -129,9 +128,14 @@ impl SigningKey {
     }
 }
 
+/// The text of a key file, which some editors begin with a byte order mark.
+pub fn read(path: &Path) -> Result<String> {
+    let pem = files::read(path, KEY_CAP)?;
+    Ok(String::from_utf8_lossy(&pem).trim_start_matches('\u{feff}').to_owned())
+}
+
 /// Reads one public key file.
 pub fn load_public(path: &Path) -> Result<PublicKey> {
-    let pem = files::read(path, KEY_CAP)?;
-    PublicKey::from_pem(&String::from_utf8_lossy(&pem))
+    PublicKey::from_pem(&read(path)?)
         .map_err(|error| Failure::new(Code::MalformedRequest, format!("{}: {error}", path.display())))
 }

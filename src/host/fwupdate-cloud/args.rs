@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use fwupdate::cli::update::UpdateOptions;
 use serde_json::{Map, Value};
@@ -70,7 +71,7 @@ pub struct Invoke {
 #[derive(Debug, ClapArgs)]
 pub struct Rollout {
     /// The condition of the query, such as "tags.ring = 'canary'"; * selects all.
-    #[arg(long, value_name = "QUERY")]
+    #[arg(long, value_name = "QUERY", value_parser = NonEmptyStringValueParser::new())]
     pub query: String,
     #[command(flatten)]
     pub update: Update,
@@ -136,13 +137,14 @@ pub enum Config {
 #[derive(Debug, ClapArgs)]
 pub struct Apply {
     /// JSON file with a whole configuration; without it, --id, --query, --uri and --version say what it holds.
-    #[arg(value_name = "FILE", conflicts_with_all = ["id", "query", "uri"])]
+    #[arg(value_name = "FILE", conflicts_with_all = ["id", "query", "uri", "UpdateOptions"])]
     pub file: Option<PathBuf>,
     /// Name of the configuration: lower-case letters, digits, dashes and dots.
     #[arg(long, value_name = "ID", required_unless_present = "file")]
     pub id: Option<String>,
     /// Which gateways it is for, such as "tags.ring = 'canary'"; * selects all.
-    #[arg(long, value_name = "CONDITION", required_unless_present = "file")]
+    #[arg(long, value_name = "CONDITION", required_unless_present = "file",
+        value_parser = NonEmptyStringValueParser::new())]
     pub query: Option<String>,
     /// Of several configurations that fit a gateway, the highest priority holds.
     #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "file")]

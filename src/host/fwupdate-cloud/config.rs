@@ -6,7 +6,6 @@
 mod counts;
 mod fields;
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -21,7 +20,7 @@ use crate::error::Error;
 use crate::output::print;
 use crate::pin;
 use crate::rollout::condition;
-use crate::service::Service;
+use crate::service::{Service, read_text};
 
 pub async fn perform(
     args: &Args,
@@ -109,9 +108,9 @@ fn wanted(asked: &Apply) -> Result<Value, Error> {
 
 fn from_file(file: &Path) -> Result<Value, Error> {
     let wrong = |why: String| Error::Usage(format!("{}: {why}", file.display()));
-    let content = fs::read(file).map_err(|why| wrong(format!("it cannot be read ({why})")))?;
+    let content = read_text(file).map_err(|why| wrong(format!("it cannot be read ({why})")))?;
     let document: Value =
-        serde_json::from_slice(&content).map_err(|why| wrong(format!("it is no JSON: {why}")))?;
+        serde_json::from_str(&content).map_err(|why| wrong(format!("it is no JSON: {why}")))?;
     if text(&document, "/id").is_none() {
         return Err(wrong("a configuration has an \"id\"".into()));
     }
@@ -284,6 +283,8 @@ fn shown(one: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use clap::Parser;
 
     use super::*;

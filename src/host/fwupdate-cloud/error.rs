@@ -35,6 +35,8 @@ impl Error {
         let nested: Value = serde_json::from_str(told).unwrap_or_default();
         let number = nested.get("errorCode").and_then(Value::as_u64);
         let text = nested.get("message").and_then(Value::as_str).unwrap_or(told);
+        let silent = format!("status {status}, without a reason");
+        let text = if text.is_empty() { silent.as_str() } else { text };
         match (status, number) {
             (401 | 403, _) => Error::Refused {
                 code: "NotPermitted".into(),
@@ -45,15 +47,15 @@ impl Error {
             (404, Some(404_103)) => Error::Unreachable(
                 "the gateway is not connected to the hub: wait until it is, or give --connect-timeout".into(),
             ),
-            (504, _) => Error::Unreachable(
+            (504, Some(504_101)) => Error::Unreachable(
                 "the gateway did not answer in time; the method may have run: look with `fwupdate-cloud twin`".into(),
             ),
             (404, _) => Error::failed("NotFound", format!("the hub does not know it: {text}")),
             (400, _) => Error::Usage(format!("the hub finds the request malformed: {text}")),
             (409 | 412, _) => Error::Refused { code: "NotPermitted".into(), message: text.to_owned() },
             (429, _) => Error::Unreachable("the hub throttles requests: try again later".into()),
-            (500.., _) => Error::Unreachable(format!("the hub answers with status {status}: try again later ({text})")),
-            _ => Error::failed("Internal", format!("the hub answers with status {status}: {text}")),
+            (500.., _) => Error::Unreachable(format!("the hub cannot serve this now: try again later ({text})")),
+            _ => Error::failed("Internal", format!("the hub does not do it: {text}")),
         }
     }
 
@@ -128,6 +130,15 @@ mod tests {
             assert_eq!(Error::of_hub(status, body.to_string().as_bytes()).exit(), exit, "{status} {body}");
         }
         assert_eq!(Error::of_hub(502, b"<html>").exit(), 4);
+    }
+
+    #[test]
+    fn an_answer_without_a_word_is_told_by_its_number() {
+        for status in [301, 400, 401, 403, 404, 409, 412, 413, 500, 502, 504] {
+            let told = Error::of_hub(status, b"").sentence();
+            assert!(told.contains(&format!("status {status}")) && !told.contains("()"), "{told}");
+            assert!(!told.ends_with([':', ' ']), "{told}");
+        }
     }
 
     #[test]

@@ -10,11 +10,14 @@ use std::time::Duration;
 use fwupdate::bundle::{self, BundleError, FIRST_READ, HEAD_MAX};
 use fwupdate::cause;
 use fwupdate::cli::usage;
+use fwupdate::command;
+use fwupdate::machine::Origin;
 use fwupdate::manifest::{Body, Digest};
 use fwupdate::uri::PackageUri;
 use reqwest::header::RANGE;
 use reqwest::redirect::Policy;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
 
 use crate::args::{Args, Pinning};
 use crate::error::Error;
@@ -33,8 +36,11 @@ struct FoundManifest {
     version: Option<String>,
 }
 
-/// Adds `manifestSha256` to the fields of an update if the bundle can be read, and tells people which in one line.
+/// Adds `manifestSha256` to the fields of an update if the bundle can be read, and tells people which in one line. What
+/// every gateway would refuse is ordered from none.
 pub async fn add(args: &Args, pinning: &Pinning, fields: &mut Map<String, Value>) -> Result<(), Error> {
+    command::update(&Value::Object(fields.clone()), Origin::Method, OffsetDateTime::now_utc())
+        .map_err(|refused| Error::Usage(refused.message))?;
     if pinning.no_pin || fields.get("manifestSha256").is_some_and(|pin| !pin.is_null()) {
         return Ok(());
     }

@@ -1,7 +1,8 @@
 //! IoT Hub's service REST, as far as this program needs it. Reference: "Azure IoT Hub service REST API",
 //! version 2021-04-12.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ const TOKEN_TTL: i64 = 300;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer that is read: a page of a hundred twins of 70 KB at most.
 const ANSWER_LIMIT: usize = 16 << 20;
+/// Most of a file that is read: far more than a configuration may have.
+const TEXT_LIMIT: u64 = 1 << 20;
 const CONTINUATION: &str = "x-ms-continuation";
 /// A device id may hold signs that mean something in a URL.
 const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -69,7 +72,7 @@ struct Page {
 impl Service {
     /// `file` holds the connection string; `ca` is trusted beside the system's roots.
     pub fn open(file: &Path, ca: Option<&Path>) -> Result<Service, Error> {
-        let text = fs::read_to_string(file).map_err(|why| {
+        let text = read_text(file).map_err(|why| {
             Error::Usage(format!(
                 "{} cannot be read ({why}): name a file with a service connection string",
                 file.display()
@@ -250,6 +253,13 @@ pub fn client(ca: Option<&Path>, redirects: Policy) -> Result<Client, Error> {
     let builder = Client::builder().use_preconfigured_tls(tls).https_only(true).redirect(redirects);
     let builder = builder.user_agent(concat!("fwupdate-cloud/", env!("CARGO_PKG_VERSION")));
     builder.connect_timeout(TIMEOUT).build().map_err(|why| Error::failed("Internal", why.to_string()))
+}
+
+/// A text of the operator's: a file, or what a shell puts in its place. Some editors begin it with a byte order mark.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(TEXT_LIMIT).read_to_string(&mut text)?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// An id as a part of a path.

@@ -168,6 +168,22 @@ fn wait_goes_on_when_the_agent_restarts() {
 }
 
 #[test]
+fn an_agent_that_does_not_come_back_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let client = Client::connect(&socket).unwrap();
+    drop(listener);
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let patience = std::time::Duration::from_millis(300);
+        let watch = wait::OperationWatch { socket: &socket, id: "op-1", style: Style::Lines, patience };
+        ended.send(watch.until_done(client, &mut Vec::new()).unwrap_err().exit())
+    });
+    assert_eq!(end.recv_timeout(std::time::Duration::from_secs(60)), Ok(4));
+}
+
+#[test]
 fn wait_does_not_hang_on_an_operation_that_another_one_followed() {
     let (code, _, error) = ctl("install https://h/x --wait", |method, _| match method {
         Method::Install => vec![Ok(json!({"operationId": "op-1"}))],

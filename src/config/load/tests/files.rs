@@ -30,6 +30,13 @@ fn a_misspelt_section_is_told_by_its_whole_name() {
 }
 
 #[test]
+fn a_path_in_quotes_is_told_as_it_was_written() {
+    let machine = with("\"health.deadline\" = 5");
+    let told = machine.load().unwrap().warnings[0].to_string();
+    assert!(told.starts_with("unknown key bootloader.\"health.deadline\" in"), "{told}");
+}
+
+#[test]
 fn bad_toml_names_file_and_line_but_not_the_secret_in_it() {
     let machine = with("[cloud]\nconnection_string = \"HostName=h;SharedAccessKey=c2VjcmV0\" x");
     let error = machine.error();
