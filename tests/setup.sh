@@ -7,7 +7,8 @@ set -euo pipefail
 needed="mkfs.ext4:e2fsprogs cc:gcc"
 if [ "${1:-}" != demo ]; then
     needed+=" fw_printenv:libubootenv-tool grub-editenv:grub-common zstd:zstd openssl:openssl
-        c++:g++ mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools"
+        c++:g++ mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools
+        node:nodejs npm:npm"
 fi
 # The packages, and the networks, whose tests need root.
 if [ "${1:-}" != demo ] && [ "$(id -u)" -eq 0 ]; then

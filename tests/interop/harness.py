@@ -17,14 +17,14 @@ MQTT_PORT = 8883  # the device SDK dials no other
 class Hub:
     """A fwupdate-hub process. The device SDK's port is fixed, so several runs on a machine differ by address."""
 
-    def __init__(self, program, www=None):
+    def __init__(self, program, www=None, https_port=0):
         self.program = program
         self.folder = tempfile.TemporaryDirectory(prefix="fwupdate-interop-")
         self.dir = self.folder.name
         self.www = www
         self.process = None
         self.address = None
-        self.https_port = 0
+        self.https_port = https_port
         self._start_somewhere()
 
     def _start_somewhere(self):

@@ -3,11 +3,12 @@
 set -eu
 cd "$(dirname "$0")/../.."
 tests/interop/venv.sh
+tests/interop/node.sh
 cargo build --quiet -p fwupdate-hub
 cargo build --quiet --bin fwupdated
 hub="${CARGO_TARGET_DIR:-target}/debug/fwupdate-hub"
 verdict=0
-for part in sdks provisioning service_app trace; do
+for part in sdks provisioning service_app trace node; do
     target/venv/bin/python -B -W ignore "tests/interop/$part.py" "$hub" || verdict=1
 done
 exit $verdict

@@ -11,8 +11,8 @@ from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message, Me
 from azure.iot.device.exceptions import ClientError, CredentialError
 from azure.iot.hub import IoTHubJobManager, IoTHubRegistryManager
 from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification, Twin, TwinProperties
-from azure.iot.hub.protocol.models import JobRequest
-from msrest.exceptions import HttpOperationError
+from azure.iot.hub.protocol.models import ExportImportDevice, JobRequest
+from msrest.exceptions import DeserializationError, HttpOperationError
 
 from harness import Box, verdict_on, Hub, PortProxy, equal, eventually
 
@@ -74,6 +74,19 @@ def creates_reads_updates_and_deletes_a_device(scene):
 
 def lists_devices(scene):
     assert "gateway" in [device.device_id for device in scene.service.get_devices(10)]
+
+
+def serves_many_devices_at_once(scene):
+    def bulk(mode, *names):
+        devices = [ExportImportDevice(id=name, import_mode=mode, tags={"bulk": True}) for name in names]
+        return scene.service.bulk_create_or_update_devices(devices)
+
+    equal(bulk("create", "bulk-1", "bulk-2").is_successful, True)
+    equal(bulk("updateTwin", "bulk-1").is_successful, True)
+    equal(scene.service.get_twin("bulk-1").tags, {"bulk": True})
+    equal(bulk("delete", "bulk-1", "bulk-2").errors, [])
+    equal(service_error(lambda: scene.service.get_device("bulk-1"))[0], 404)
+    equal([error.error_code for error in bulk("delete", "bulk-1").errors], ["DeviceNotFound"])
 
 
 def patches_and_replaces_a_twin(scene):
@@ -167,7 +180,7 @@ def a_job_calls_a_method_on_selected_devices(scene):
     equal((rows[1]["deviceId"], rows[1]["error"]["code"]), ("page-1", "404103"))
 
 
-def a_job_that_is_scheduled_is_listed_and_cancelled(scene):
+def a_job_that_is_scheduled_is_cancelled(scene):
     jobs = IoTHubJobManager.from_connection_string(scene.hub.service)
     request = JobRequest(
         job_id="later",
@@ -177,8 +190,12 @@ def a_job_that_is_scheduled_is_listed_and_cancelled(scene):
         start_time="2999-01-01T00:00:00Z",
     )
     equal(jobs.create_scheduled_job("later", request).status, "scheduled")
-    listed = jobs.query_scheduled_jobs("scheduleUpdateTwin", "scheduled").items
-    equal([job["jobId"] for job in listed], ["later"])
+    try:
+        # Azure answers with an array, as the SDKs for Node and .NET read it; that for Python waits for an object.
+        jobs.query_scheduled_jobs("scheduleUpdateTwin", "scheduled")
+        raise AssertionError("the SDK learned to read the list: tell docs/local-hub.md")
+    except DeserializationError:
+        pass
     jobs.cancel_scheduled_job("later")
     equal(jobs.get_scheduled_job("later").status, "cancelled")
     equal(service_error(lambda: jobs.get_scheduled_job("none"))[0], 404)
@@ -324,11 +341,12 @@ CHECKS = [
     a_method_needs_a_device_that_listens,
     connects_with_a_key,
     lists_devices,
+    serves_many_devices_at_once,
     refuses_a_twin_that_is_too_large,
     a_method_timeout_out_of_range_is_refused,
     answers_a_method,
     a_job_calls_a_method_on_selected_devices,
-    a_job_that_is_scheduled_is_listed_and_cancelled,
+    a_job_that_is_scheduled_is_cancelled,
     the_device_s_own_status_is_passed_on,
     a_device_that_does_not_answer_is_a_timeout,
     the_device_gets_its_twin,

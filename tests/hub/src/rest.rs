@@ -1,6 +1,7 @@
 //! The other door: the service REST, the files, the WebSocket, and the administration of faults.
 
 mod admin;
+mod bulk;
 mod configurations;
 mod cut;
 pub mod devices;
@@ -41,7 +42,7 @@ pub struct Peer {
 /// Every path of the HTTPS port.
 pub fn router(core: Arc<Core>) -> Router {
     let service = Router::new()
-        .route("/devices", get(devices::list).post(service::not_imitated))
+        .route("/devices", get(devices::list).post(bulk::serve))
         // As the SDK for Node asks for the list.
         .route("/devices/", get(devices::list))
         .route("/devices/query", post(query::query))

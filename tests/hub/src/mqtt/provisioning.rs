@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mqttbytes::QoS;
-use mqttbytes::v4::{Packet, PubAck, Publish, SubAck, SubscribeReasonCode};
+use mqttbytes::v4::{Packet, PubAck, Publish, SubAck, SubscribeReasonCode, UnsubAck};
 use serde_json::{Value, json};
 
 use super::session::Next;
@@ -37,6 +37,10 @@ impl Registrar {
                 self.subscribed = true;
                 let codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); subscribe.filters.len()];
                 Next::Send(vec![Packet::SubAck(SubAck::new(subscribe.pkid, codes))])
+            }
+            Packet::Unsubscribe(unsubscribe) => {
+                self.subscribed &= unsubscribe.topics.iter().all(|topic| topic != ANSWERS);
+                Next::Send(vec![Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid))])
             }
             Packet::Publish(publish) if publish.qos != QoS::ExactlyOnce => self.on_publish(&publish),
             Packet::PingReq => Next::Send(vec![Packet::PingResp]),

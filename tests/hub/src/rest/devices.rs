@@ -51,7 +51,7 @@ pub async fn put(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    write(&core, Identity::device(device), &headers, &body)
+    write(&core, Identity::device(device), if_match(&headers), &json_object(&body)?).map(Tagged)
 }
 
 pub async fn put_module(
@@ -60,7 +60,7 @@ pub async fn put_module(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    write(&core, Identity::module(device, module), &headers, &body)
+    write(&core, Identity::module(device, module), if_match(&headers), &json_object(&body)?).map(Tagged)
 }
 
 pub async fn delete(
@@ -91,9 +91,8 @@ fn read(core: &Core, identity: &Identity) -> Answer {
 }
 
 /// Without If-Match it creates, with one it updates, as the SDKs rely on.
-fn write(core: &Core, identity: Identity, headers: &HeaderMap, body: &[u8]) -> Answer {
-    let body = json_object(body)?;
-    let enabled = wanted_status(&body)?;
+pub fn write(core: &Core, identity: Identity, etag: Option<&str>, body: &Value) -> Result<Value, HubError> {
+    let enabled = wanted_status(body)?;
     if body.pointer("/capabilities/iotEdge") == Some(&Value::Bool(true)) {
         return Err(HubError::new(
             Kind::NotImitated,
@@ -102,16 +101,16 @@ fn write(core: &Core, identity: Identity, headers: &HeaderMap, body: &[u8]) -> A
     }
     let reason = body.get("statusReason").and_then(Value::as_str).map(str::to_owned);
     let mut registry = lock(&core.registry);
-    match if_match(headers) {
+    match etag {
         None => {
-            let mut entry = Entry::new(identity.clone(), wanted_credentials(&body, None)?);
+            let mut entry = Entry::new(identity.clone(), wanted_credentials(body, None)?);
             entry.enabled = enabled.unwrap_or(true);
             entry.status_reason = reason;
             registry.create(entry)?;
         }
         Some(etag) => registry.update(&identity, |entry| {
             match_etag(Some(etag), &entry.etag())?;
-            entry.credentials = wanted_credentials(&body, Some(&entry.credentials))?;
+            entry.credentials = wanted_credentials(body, Some(&entry.credentials))?;
             let enabled = enabled.unwrap_or(entry.enabled);
             if enabled != entry.enabled {
                 entry.status_updated = clock::now();
@@ -127,7 +126,7 @@ fn write(core: &Core, identity: Identity, headers: &HeaderMap, body: &[u8]) -> A
     if !entry.enabled {
         core.live.close(Some(&identity));
     }
-    Ok(Tagged(document(core, entry)))
+    Ok(document(core, entry))
 }
 
 fn wanted_status(body: &Value) -> Result<Option<bool>, HubError> {

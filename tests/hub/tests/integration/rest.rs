@@ -172,7 +172,7 @@ async fn queries_come_in_pages() {
 #[tokio::test]
 async fn what_is_not_imitated_says_so() {
     let site = Site::new().await;
-    for (method, path) in [("POST", "/devices/d/applyConfigurationContent"), ("POST", "/devices")] {
+    for (method, path) in [("POST", "/devices/d/applyConfigurationContent"), ("POST", "/jobs/create")] {
         let (status, _, body) = site.service(method, path, Some(json!({}))).await;
         assert_eq!(status, 501, "{method} {path}");
         assert!(body["Message"].as_str().unwrap().contains("does not imitate"), "{body}");
