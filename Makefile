@@ -34,7 +34,7 @@ demo: ## four updates on a simulated gateway, told while they happen (no root, u
 	@target/debug/fwupdate-hub demo
 
 explore: ## the crash explorer with one more fault of each kind (minutes)
-	FWUPDATE_EXPLORE_LONG=1 $(CARGO) test --release --lib machine::explorer -- --nocapture --test-threads 2
+	FWUPDATE_EXPLORE_LONG=1 $(CARGO) test --release --lib machine::tests::explorer -- --nocapture --test-threads 2
 
 mutants: ## breaks the machine's rules one at a time; the explorer must notice each (minutes)
 	@tests/mutants.py

@@ -10,13 +10,13 @@ mod effects;
 mod environment;
 mod gateway;
 mod inbox;
-#[cfg(test)]
-mod largest;
 mod ledger;
 mod privileged;
 mod publish;
 mod refusal;
 mod systemd;
+#[cfg(test)]
+mod tests;
 mod workshop;
 
 use std::sync::Arc;

@@ -2,8 +2,6 @@
 //! the effects it asks for. Values only; the rules are in `step` and `start`.
 
 mod desired;
-#[cfg(test)]
-mod explorer;
 mod fit;
 mod image;
 mod moves;

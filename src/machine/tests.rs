@@ -7,6 +7,8 @@ use super::*;
 use crate::failure::{Code, Failure};
 use crate::slot::{BootEnv, Slot};
 
+mod explorer;
+
 /// What release 0.1.0 wrote: every later agent must be able to read it.
 const RELEASE_0_1: &str = include_str!("../../tests/records/0.1.0-trying.json");
 

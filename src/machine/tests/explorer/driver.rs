@@ -1,8 +1,8 @@
 //! The agent's driver: it loads the record, feeds events to the machine, and saves before it acts.
 
-use super::super::*;
 use super::world::{Agent, World, newest, tear, write};
 use crate::failure::{Code, Failure};
+use crate::machine::*;
 
 impl World {
     /// Feeds an event to the machine; the agent saves what it says, then acts.

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use time::OffsetDateTime;
 
-use super::super::*;
+use crate::machine::*;
 use crate::manifest::Digest;
 use crate::slot::{Armed, BootEnv, Slot};
 

@@ -4,10 +4,10 @@ use serde_json::json;
 
 use time::OffsetDateTime;
 
-use super::super::*;
 use super::world::{Agent, Content, World, newest, operation, plan_of};
 use crate::desired::{Action, RunningImage, Section, decide};
 use crate::failure::{Code, Failure};
+use crate::machine::*;
 
 /// The operation of the section's change number 0; `operation` and rollbacks count below it.
 const WISH: u8 = 20;

@@ -1,8 +1,8 @@
 //! Effects: what each does to the device, and how it fails.
 
-use super::super::*;
 use super::world::{Agent, Content, Quality, World, index, newest, plan_of, tear, write};
 use crate::failure::{Code, Failure};
+use crate::machine::*;
 use crate::slot::BootEnv;
 
 impl World {
