@@ -6,7 +6,7 @@ mod kernel;
 mod wall;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -47,22 +47,7 @@ pub async fn sleep_until(deadline: Duration) {
     }
 }
 
-/// `TimerFd` with the trait that [`AsyncFd`] asks for.
-struct Timer(TimerFd);
-
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
-    }
-}
-
-impl AsFd for Timer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-// tokio's successor of `new` is unsafe, for types that may close their descriptor early; `Timer` owns its own.
+// tokio's successor of `new` is unsafe, for types that may close their descriptor early; this one owns its own.
 #[allow(deprecated)]
 async fn wait_on_timer(deadline: Duration) -> io::Result<()> {
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
@@ -71,7 +56,7 @@ async fn wait_on_timer(deadline: Duration) -> io::Result<()> {
     let at = Expiration::OneShot(TimeSpec::from_duration(deadline));
     timer.set(at, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
     // A one-shot timer stays readable until it is read, so readiness is the whole answer.
-    AsyncFd::new(Timer(timer))?.readable().await?.retain_ready();
+    AsyncFd::new(OwnedFd::from(timer))?.readable().await?.retain_ready();
     Ok(())
 }
 

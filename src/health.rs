@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::config::Health;
 use crate::failure::{Code, Failure};
 
+pub use command::PATH;
 pub use context::{Context, NextUpdate};
 pub use failed::HealthError;
 use failed::{Failed, excerpt};
@@ -52,7 +53,9 @@ pub async fn run(
     deadline: impl Future<Output = ()>,
     mut progress: impl FnMut(CheckProgress) + Send,
 ) -> Result<(), Failure> {
-    let mut trial = TrialRun::new(settings, context, cloud, &mut progress);
+    let (last, current, passed, told) = Default::default();
+    let progress = &mut progress;
+    let mut trial = TrialRun { settings, context, cloud, progress, last, current, passed, told };
     tokio::select! {
         biased;
         () = trial.rounds() => {}
@@ -82,16 +85,7 @@ struct TrialRun<'a> {
     told: bool,
 }
 
-impl<'a> TrialRun<'a> {
-    fn new(
-        settings: &'a Health,
-        context: &'a Context,
-        cloud: watch::Receiver<bool>,
-        progress: &'a mut (dyn FnMut(CheckProgress) + Send),
-    ) -> TrialRun<'a> {
-        TrialRun { settings, context, cloud, progress, last: None, current: None, passed: false, told: false }
-    }
-
+impl TrialRun<'_> {
     /// Returns once a round passed and what is wanted was run.
     async fn rounds(&mut self) {
         loop {
@@ -173,19 +167,22 @@ impl<'a> TrialRun<'a> {
     /// Units that must have run before `boot-complete.target` are health checks too (bootup(7)): starting it runs
     /// those that have not succeeded yet.
     async fn boot_complete(&mut self) -> Result<(), Failed> {
-        const TARGET: &str = BOOT_COMPLETE;
-        self.start(TARGET);
+        self.start(BOOT_COMPLETE);
         let systemd = &self.context.systemd;
-        let error = |error| Failed::error(TARGET, &error);
+        let error = |error| Failed::error(BOOT_COMPLETE, &error);
         systemd.boot_complete().await.map_err(error)?;
-        let Some(state) = systemd.not_active(TARGET).await.map_err(error)? else { return Ok(()) };
+        let Some(state) = systemd.not_active(BOOT_COMPLETE).await.map_err(error)? else { return Ok(()) };
         let units = systemd.failed_units().await.map_err(error)?;
         let Some(first) = units.first() else {
-            return Err(Failed::new(TARGET, format!("it is {state}"), systemd.status(TARGET).await));
+            return Err(Failed::new(
+                BOOT_COMPLETE,
+                format!("it is {state}"),
+                systemd.status(BOOT_COMPLETE).await,
+            ));
         };
         let names: Vec<&str> = units.iter().map(String::as_str).collect();
         let why = format!("it is {state}; failed units: {}", names.join(", "));
-        Err(Failed::new(TARGET, why, systemd.status(first).await))
+        Err(Failed::new(BOOT_COMPLETE, why, systemd.status(first).await))
     }
 
     async fn no_new_failures(&mut self) -> Result<(), Failed> {

@@ -27,10 +27,7 @@ impl Not for Slot {
 
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Slot::A => "A",
-            Slot::B => "B",
-        })
+        fmt::Debug::fmt(self, f)
     }
 }
 

@@ -39,7 +39,7 @@ BREAKS = [
     ("a new outcome takes the place of one that was not acknowledged", "machine/record.rs",
      "self.unreported = self.unreported.saturating_add(1).min(HISTORY);", "self.unreported = 1;"),
     ("cancelling works after arming", "machine/step.rs",
-     "if record.phase.can_cancel() {", "if !record.phase.is_idle() {"),
+     "Event::Abandoned(failure) if record.phase.can_cancel()", "Event::Abandoned(failure) if !record.phase.is_idle()"),
     ("a save that fails while arming leaves the environment as it is", "machine/step.rs",
      "if record.phase.must_be_saved() { failed(", "if record.phase.must_be_saved() { ended_before_arming("),
     ("the desired section is not remembered together with its operation", "machine/step.rs",

@@ -4,13 +4,11 @@
 mod board;
 mod cloud;
 mod dead_man;
-mod medium;
 mod offline;
 mod questions;
 mod slots;
 mod state;
 mod subject;
-mod trial;
 mod trust;
 
 use std::sync::Arc;
@@ -24,9 +22,9 @@ use crate::machine::Record;
 
 pub use self::offline::{examine as examine_offline, note_end};
 use self::questions::{QUESTIONS, document};
+pub use self::questions::{abilities, lacking};
 use self::subject::Answer;
 pub use self::subject::{Live, OnTrial, Subject};
-pub use self::trial::{abilities, lacking};
 
 /// What `--check-config` asks beyond the settings themselves: of the machine that they are checked on.
 const OF_SETTINGS: [&str; 4] = ["slot sizes", "read-only media", "state medium", "dead-man"];

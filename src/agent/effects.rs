@@ -123,10 +123,12 @@ impl Work {
         let (location, http, meter, keys) = (source, &http, self.meter.clone(), &keys.trusted);
         let workspace = &workspace;
         let opening = stage::open(Opening { location, http, meter, keys, required, pin, workspace });
-        tokio::select! {
-            opened = opening => Ok(Arc::new(opened?)),
-            () = self.cancel.cancelled() => Err(cancelled()),
-        }
+        Ok(Arc::new(self.unless_cancelled(opening).await??))
+    }
+
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let done = self.cancel.run_until_cancelled(work).await;
+        done.ok_or_else(|| Failure::new(Code::Cancelled, "the operation was cancelled"))
     }
 
     /// The slot that this operation holds; after a restart it is taken anew.
@@ -147,11 +149,7 @@ impl Work {
         let target = self.target(plan.target)?;
         let image = known_image(plan)?;
         let bundle = self.planned_bundle(plan, image, &target).await?;
-        let index = bundle.index();
-        let index = tokio::select! {
-            index = index => index?,
-            () = self.cancel.cancelled() => return Err(cancelled()),
-        };
+        let index = self.unless_cancelled(bundle.index()).await??;
         let seed = self.gateway.device(!plan.target);
         let image = self.record.slots.get(!plan.target).image.as_ref().map(|image| image.sha256);
         let seed = Some(Booted { path: &seed, image });
@@ -203,10 +201,7 @@ impl Work {
         self.target(plan.target)?;
         while let Some(wait) = self.wait(&plan.operation, hold) {
             tracing::debug!(%wait, "the reboot waits");
-            tokio::select! {
-                () = tokio::time::sleep(HOLD_INTERVAL) => {}
-                () = self.cancel.cancelled() => return Err(cancelled()),
-            }
+            self.unless_cancelled(tokio::time::sleep(HOLD_INTERVAL)).await?;
         }
         Ok(Event::Released)
     }
@@ -252,10 +247,7 @@ impl Work {
             if clock::boottime() >= until {
                 return Err(undecided(check, &why));
             }
-            tokio::select! {
-                () = tokio::time::sleep(DEVICE_INTERVAL) => {}
-                () = self.cancel.cancelled() => return Err(cancelled()),
-            }
+            self.unless_cancelled(tokio::time::sleep(DEVICE_INTERVAL)).await?;
         }
         Ok(())
     }
@@ -280,10 +272,7 @@ impl Work {
         }
         let cloud = self.gateway.cloud.subscribe();
         let checks = health::run(&settings, &context, cloud, deadline, |progress| self.announce(progress));
-        let verdict = tokio::select! {
-            verdict = checks => verdict,
-            () = self.cancel.cancelled() => return Err(cancelled()),
-        };
+        let verdict = self.unless_cancelled(checks).await?;
         verdict.map_err(|failure| with_attempts(failure, trial))?;
         self.gateway.failing.send_replace(None);
         Ok(Event::ChecksPassed)
@@ -296,13 +285,14 @@ impl Work {
         let patience =
             HUBS_WORD.min(settings.deadline.saturating_sub(passed).checked_div(2).unwrap_or_default());
         let (mut cloud, mut denied) = (self.gateway.cloud.subscribe(), self.gateway.denied.subscribe());
-        tokio::select! {
-            _ = cloud.wait_for(|connected| *connected) => {}
-            _ = denied.wait_for(Option::is_some) => {}
-            () = tokio::time::sleep(patience) => {}
-            () = self.cancel.cancelled() => return Err(cancelled()),
-        }
-        Ok(())
+        let heard = async {
+            tokio::select! {
+                _ = cloud.wait_for(|connected| *connected) => {}
+                _ = denied.wait_for(Option::is_some) => {}
+                () = tokio::time::sleep(patience) => {}
+            }
+        };
+        self.unless_cancelled(heard).await
     }
 
     /// What doctor asks of the image on trial.
@@ -357,8 +347,4 @@ fn unproven(slot: Slot) -> Failure {
 
 fn known_image(plan: &Plan) -> Result<&ImageInfo, Failure> {
     plan.image.as_ref().ok_or_else(|| Failure::new(Code::Internal, "the plan names no image"))
-}
-
-fn cancelled() -> Failure {
-    Failure::new(Code::Cancelled, "the operation was cancelled")
 }

@@ -27,7 +27,7 @@ pub struct Board {
 pub fn check(kind: &BootloaderKind, board: &Board) -> Result<(), BootError> {
     match kind {
         BootloaderKind::Uboot { config } => {
-            for area in uboot::areas(config)? {
+            for area in uboot::load(config)? {
                 board.check_path(&area.path)?;
                 board.check_range(&area)?;
             }
@@ -144,7 +144,7 @@ impl Board {
     }
 
     /// The environment in the middle of a disk must not lie in a slot's partition.
-    fn check_range(&self, area: &uboot::Place) -> Result<(), BootError> {
+    fn check_range(&self, area: &uboot::Location) -> Result<(), BootError> {
         let (Ok(device), Ok(start)) = (Identity::of(&area.path), u64::try_from(area.offset)) else {
             return Ok(());
         };

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use self::area::Area;
-pub use self::config::Location as Place;
+pub use self::config::{Location, load};
 use self::env_copy::EnvCopy;
 use super::bootloader::{BootError, Bootloader};
 use super::{raw, variables};
@@ -25,14 +25,9 @@ pub struct Uboot {
     config: PathBuf,
 }
 
-/// Where all copies are.
-pub fn areas(config: &Path) -> Result<Vec<Place>, BootError> {
-    config::load(config)
-}
-
 /// The devices or files of all copies.
 pub fn places(config: &Path) -> Result<Vec<PathBuf>, BootError> {
-    Ok(config::load(config)?.into_iter().map(|location| location.path).collect())
+    Ok(load(config)?.into_iter().map(|location| location.path).collect())
 }
 
 impl Uboot {
@@ -175,7 +170,7 @@ struct Medium {
 
 impl Medium {
     fn open(config: &Path, writable: bool) -> Result<Medium, BootError> {
-        let locations = config::load(config)?;
+        let locations = load(config)?;
         let areas = locations.into_iter().map(|location| Area::open(location, writable));
         let medium = Medium { areas: areas.collect::<Result<_, _>>()? };
         medium.check_apart(config)?;

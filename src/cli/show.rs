@@ -156,8 +156,8 @@ pub fn history(document: &Value) -> String {
     out
 }
 
-/// The document of `doctor`, and whether all is well.
-pub fn doctor(document: &Value) -> (String, bool) {
+/// The document of `doctor`.
+pub fn doctor(document: &Value) -> String {
     let findings = document.get("findings").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let mut out = String::new();
     for finding in findings {
@@ -165,7 +165,7 @@ pub fn doctor(document: &Value) -> (String, bool) {
         let check = or_dash(text(finding, "/check"));
         line(&mut out, &mark, &format!("{check}: {}", text(finding, "/message").unwrap_or_default()));
     }
-    (out, is_well(document))
+    out
 }
 
 /// Whether a `doctor` document holds no failed finding.
@@ -275,7 +275,7 @@ Agent     0.1.0
         let document = json!({"findings": [
             {"check": "state", "status": "ok", "message": "outside both slots"},
             {"check": "environment", "status": "failed", "message": "a single copy"}]});
-        let (text, well) = doctor(&document);
+        let (text, well) = (doctor(&document), is_well(&document));
         assert_eq!(text, "ok        state: outside both slots\nfailed    environment: a single copy\n");
         assert!(!well);
     }
@@ -309,7 +309,7 @@ Agent     0.1.0
             history(&json!({ "history": [last] })),
             outcome(&last),
             slots(&json!({"slots": {"B": {"version": evil, "state": evil}}})),
-            doctor(&findings).0,
+            doctor(&findings),
         ];
         for text in shown {
             assert_eq!(text, crate::cli::plain::lines(&text));

@@ -27,7 +27,7 @@ pub enum ConfigError {
     /// A file that other programs write, beside the settings.
     #[error("{} ({key}) {problem}", file.display())]
     Awaited { file: PathBuf, key: String, problem: String },
-    #[error("settings are missing: {}{}", list(missing), hints(warnings))]
+    #[error("settings are missing: {}{}", missing.join("; "), hints(warnings))]
     Missing { missing: Vec<&'static str>, warnings: Vec<Warning> },
 }
 
@@ -52,10 +52,6 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         Failure::new(Code::NotReady, error.to_string())
     }
-}
-
-fn list(missing: &[&'static str]) -> String {
-    missing.join("; ")
 }
 
 /// A misspelt key is the likeliest reason for a missing one.

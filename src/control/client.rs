@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::wire::{ControlAnswer, LINE_LIMIT, Method, Request};
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 
 /// Longer than the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -26,16 +26,6 @@ pub enum ClientError {
     Garbled(String),
     #[error(transparent)]
     Refused(#[from] Failure),
-}
-
-impl From<ClientError> for Failure {
-    fn from(error: ClientError) -> Failure {
-        match error {
-            ClientError::Refused(failure) => failure,
-            ClientError::Denied { .. } => Failure::new(Code::NotPermitted, error.to_string()),
-            other => Failure::new(Code::NotReady, other.to_string()),
-        }
-    }
 }
 
 /// A connection to the agent.

@@ -31,7 +31,6 @@ const REQUEST_LIMIT: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     pub uid: u32,
-    pub gid: u32,
 }
 
 impl Peer {
@@ -139,7 +138,7 @@ pub async fn serve(listener: &UnixListener, calls: mpsc::Sender<Call>) {
         tokio::select! {
             () = calls.closed() => return,
             Some(_) = clients.join_next() => {}
-            accepted = listener.accept() => match accepted.and_then(|(stream, _)| Ok((peer_of(&stream)?, stream))) {
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| Ok((Peer { uid: stream.peer_cred()?.uid() }, stream))) {
                 Ok((peer, stream)) => {
                     let seat = seats.take(peer.uid, peer.may_change());
                     clients.spawn(client(stream, peer, seat, calls.clone()));
@@ -152,11 +151,6 @@ pub async fn serve(listener: &UnixListener, calls: mpsc::Sender<Call>) {
             },
         }
     }
-}
-
-fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
-    let credentials = stream.peer_cred()?;
-    Ok(Peer { uid: credentials.uid(), gid: credentials.gid() })
 }
 
 async fn client(stream: UnixStream, peer: Peer, seat: ClientSeat, calls: mpsc::Sender<Call>) {

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 
 use crate::root::Finished;
 
-/// Search path of checks.
+/// Where a program without a path is looked for: by checks, and where the environment does not say.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Most bytes read after the command ended, when a child it left behind goes on writing.

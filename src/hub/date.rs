@@ -10,7 +10,6 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -18,6 +17,7 @@ use tokio_rustls::TlsConnector;
 
 use super::error::{HubError, bounded};
 use super::way;
+use crate::bounds::told;
 use crate::clock::Clock;
 use crate::config::Cloud;
 use crate::reach::Memory;
@@ -41,19 +41,19 @@ pub(super) async fn learn(cloud: &Cloud, host: &str, port: u16, clock: &Clock) -
     let head = asked.map_err(|_| failed("it does not answer".to_owned()))?.map_err(failed)?;
     let time = date(&head).ok_or_else(|| failed("its answer has no Date".to_owned()))?;
     if time.saturating_add(DRIFT) < clock.floor() {
-        return Err(failed(format!("it says {}, and {} is past already", shown(time), shown(clock.floor()))));
+        return Err(failed(format!("it says {}, and {} is past already", told(time), told(clock.floor()))));
     }
     if let Err(fault) = proof.holds_at(time) {
         return Err(failed(format!(
             "it says {}, at which time its certificate {}",
-            shown(time),
+            told(time),
             why(&fault, clock)
         )));
     }
     clock.learn(time, host);
     tracing::warn!(
         "the clock is not synchronised: {host} says that it is {}, by which certificates and tokens go from now on",
-        shown(time)
+        told(time)
     );
     Ok(())
 }
@@ -92,10 +92,6 @@ fn why(fault: &rustls::Error, clock: &Clock) -> String {
         rustls::Error::InvalidCertificate(fault) => Verdict::new(fault, clock).reason().to_owned(),
         other => format!("cannot be used ({})", bounded(&other.to_string())),
     }
-}
-
-fn shown(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -123,7 +123,12 @@ pub(super) fn ended_before_arming(record: &Record, boot: &Boot, failure: Failure
 
 /// Enters a phase and issues its effect.
 pub(super) fn enter(record: &Record, phase: Phase, effect: Effect) -> Step {
+    (with(record, |next| next.phase = phase).0, Some(effect))
+}
+
+/// Changes the record, and asks for nothing.
+pub(super) fn with(record: &Record, change: impl FnOnce(&mut Record)) -> Step {
     let mut next = record.clone();
-    next.phase = phase;
-    (next, Some(effect))
+    change(&mut next);
+    (next, None)
 }

@@ -22,7 +22,7 @@ pub(super) const HISTORY: usize = 16;
 pub(super) const QUARANTINE: usize = 16;
 
 /// Everything the agent remembers. Additive: a field that is missing has a default, one that is unknown is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Record {
     pub version: u32,
@@ -56,29 +56,6 @@ pub struct Record {
     pub desired: Option<Desired>,
     #[serde(flatten)]
     pub extra: Extra,
-}
-
-impl Default for Record {
-    fn default() -> Record {
-        Record {
-            version: RECORD_VERSION,
-            phase: Phase::Unknown,
-            history: Vec::new(),
-            unreported: 0,
-            slots: Slots::default(),
-            quarantine: Vec::new(),
-            floor: 0,
-            times: Times::default(),
-            synchronised_time: 0,
-            downloaded: 0,
-            progress: SavedProgress::default(),
-            failed_units: None,
-            abilities: None,
-            fresh: false,
-            desired: None,
-            extra: Extra::new(),
-        }
-    }
 }
 
 /// What the slot that arms a trial can do: an image that can do less could never be replaced by another.

@@ -2,7 +2,7 @@
 //! outrank it. One function a row of the table in docs/architecture.md.
 
 use super::moves::{
-    Step, arm, back_in_old_slot, committed, ended_before_arming, enter, fell_back, roll_back, way_back,
+    Step, arm, back_in_old_slot, committed, ended_before_arming, enter, fell_back, roll_back, way_back, with,
 };
 use super::operation::{Phase, Plan, Trial};
 use super::record::{End, Outcome, Record, SlotState};
@@ -168,10 +168,10 @@ fn on_primary(record: &Record, boot: &Boot, booted: Slot) -> Step {
 
 /// Nothing to do; a primary is always a proven slot, so an agent that is new here learns that.
 fn settled(record: &Record, booted: Slot) -> Step {
-    let mut next = record.clone();
-    next.phase = Phase::Idle;
-    next.slots.get_mut(booted).state = SlotState::Proven;
-    (next, None)
+    with(record, |next| {
+        next.phase = Phase::Idle;
+        next.slots.get_mut(booted).state = SlotState::Proven;
+    })
 }
 
 /// The target runs and is the primary: it was committed, whatever was saved of it.
@@ -238,9 +238,7 @@ fn astray(record: &Record, boot: &Boot, booted: Slot, env: &BootEnv) -> Step {
 }
 
 fn idle(record: &Record) -> Step {
-    let mut next = record.clone();
-    next.phase = Phase::Idle;
-    (next, None)
+    with(record, |next| next.phase = Phase::Idle)
 }
 
 fn no_way_back(record: &Record, boot: &Boot, plan: &Plan, failure: Failure) -> Step {

@@ -2,7 +2,7 @@
 //! an event that does not fit the phase changes nothing.
 
 use super::desired::Desired;
-use super::moves::{Step, arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back};
+use super::moves::{Step, arm, back_in_old_slot, committed, ended_before_arming, enter, roll_back, with};
 use super::operation::{Hold, Operation, Phase, Plan};
 use super::record::{Record, SavedProgress, SlotInfo, SlotState, Times};
 use super::start::start;
@@ -19,7 +19,7 @@ pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
         Event::Desired { desired, operation } => desired_section(record, desired, operation),
         Event::Opened(plan) => opened(record, boot, *plan),
         Event::Failed(failure) => failed(record, boot, failure),
-        Event::Abandoned(failure) => abandoned(record, boot, failure),
+        Event::Abandoned(failure) if record.phase.can_cancel() => ended_before_arming(record, boot, failure),
         Event::SaveFailed(failure) => save_failed(record, boot, failure),
         Event::Acknowledged => with(record, |next| next.unreported = next.unreported.saturating_sub(1)),
         event => advanced(record, boot, event),
@@ -61,17 +61,21 @@ fn advanced(record: &Record, boot: &Boot, event: Event) -> Step {
     }
 }
 
-fn requested(record: &Record, operation: Operation) -> Step {
-    if !record.phase.is_idle() {
-        return (record.clone(), None);
-    }
-    let (mut next, effect) =
-        enter(record, Phase::Opening { operation: operation.clone() }, Effect::Open(operation));
+/// What the record tells of an operation that only begins.
+fn begun(record: &Record) -> Record {
+    let mut next = record.clone();
     next.supersede_desired();
     next.downloaded = 0;
     next.progress = SavedProgress::default();
     next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };
-    (next, effect)
+    next
+}
+
+fn requested(record: &Record, operation: Operation) -> Step {
+    if !record.phase.is_idle() {
+        return (record.clone(), None);
+    }
+    enter(&begun(record), Phase::Opening { operation: operation.clone() }, Effect::Open(operation))
 }
 
 /// Section and operation are remembered at once, so that no power cut makes the section act twice.
@@ -91,12 +95,7 @@ fn rollback_requested(record: &Record, boot: &Boot, plan: Plan) -> Step {
     if !record.phase.is_idle() || boot.booted != Some(!plan.target) || !proven {
         return (record.clone(), None);
     }
-    let (mut next, effect) = arm(record, boot, plan, true);
-    next.supersede_desired();
-    next.downloaded = 0;
-    next.progress = SavedProgress::default();
-    next.times.download_complete = None;
-    (next, effect)
+    arm(&begun(record), boot, plan, true)
 }
 
 fn opened(record: &Record, boot: &Boot, plan: Plan) -> Step {
@@ -171,22 +170,8 @@ fn not_reverted(record: &Record, boot: &Boot, plan: Plan, failure: Failure, trie
     (record.clone(), Some(Effect::Revert(plan)))
 }
 
-fn abandoned(record: &Record, boot: &Boot, failure: Failure) -> Step {
-    if record.phase.can_cancel() {
-        ended_before_arming(record, boot, failure)
-    } else {
-        (record.clone(), None)
-    }
-}
-
 /// `record` is the one that could not be saved, and its effect was not performed. The environment may be armed already:
 /// a reboot now would go where no record tells why.
 fn save_failed(record: &Record, boot: &Boot, failure: Failure) -> Step {
     if record.phase.must_be_saved() { failed(record, boot, failure) } else { (record.clone(), None) }
-}
-
-fn with(record: &Record, change: impl FnOnce(&mut Record)) -> Step {
-    let mut next = record.clone();
-    change(&mut next);
-    (next, None)
 }

@@ -4,9 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::subject::{Answer, Subject};
-
-/// Where a program without a path is looked for when the environment does not say.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::health::PATH;
 
 /// Without a reboot no image is ever tried.
 pub(super) fn reboot_command(subject: &Subject) -> Option<Answer> {

@@ -1,9 +1,7 @@
 //! The way to the hub: settings, session, credentials and the clock that certificates are judged by.
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 use super::subject::{Answer, Subject, hub_of, short};
+use crate::bounds::told;
 use crate::clock::{Clock, TimeOrigin, VOUCHED};
 use crate::config::Auth;
 use crate::tls;
@@ -95,7 +93,7 @@ pub(super) fn clock(subject: &Subject) -> Option<Answer> {
 
 fn clock_doubt(clock: &Clock) -> Option<String> {
     let (origin, time) = clock.origin();
-    let time = shown(time);
+    let time = told(time);
     let why = match origin {
         TimeOrigin::Synchronised => return None,
         TimeOrigin::System => format!("the system's clock says {time}, and nobody keeps it right"),
@@ -104,7 +102,7 @@ fn clock_doubt(clock: &Clock) -> Option<String> {
         }
         TimeOrigin::Saved => format!(
             "the system's clock says {}, which is past: {time} counts, which was saved earlier",
-            shown(clock.system_time())
+            told(clock.system_time())
         ),
     };
     let asked = clock.why_not_learned().map(|why| format!("; {why}")).unwrap_or_default();
@@ -113,8 +111,4 @@ fn clock_doubt(clock: &Clock) -> Option<String> {
          the clock, or, for this boot, whoever knows the time: `date -s \"YYYY-MM-DD hh:mm\" && install -D /dev/null \
          {VOUCHED}`"
     ))
-}
-
-fn shown(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }

@@ -1,7 +1,10 @@
 //! The slots and the boot environment: could a bundle be written, and a trial be armed?
 
 use super::subject::{Answer, Subject};
+use crate::boot;
+use crate::device::{self, Identity};
 use crate::failure::Code;
+use crate::slot::Slot;
 
 pub(super) fn running(subject: &Subject) -> Option<Answer> {
     let unknown = || subject.degraded.clone().unwrap_or_else(|| "the running slot is not known".to_owned());
@@ -64,4 +67,24 @@ pub(super) fn fallback(subject: &Subject) -> Option<Answer> {
     }
     let doubt = "the other slot is not proven: if this one breaks, there is nothing to go back to";
     Some(Answer::doubt("both slots are proven", env.fallback.is_none().then(|| doubt.to_owned())))
+}
+
+/// Devices that the kernel does not let anybody write: slots and the boot environment.
+pub(super) fn read_only(subject: &Subject) -> Option<Answer> {
+    let gateway = &subject.gateway;
+    let mut places = vec![gateway.device(Slot::A), gateway.device(Slot::B)];
+    places.extend(boot::places(&gateway.settings.bootloader.kind).unwrap_or_default());
+    places.retain(|place| Identity::of(place).is_ok_and(|device| gateway.kernel.is_read_only(device)));
+    let blocked: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    let why = format!("{} {}", blocked.join(", "), device::READ_ONLY);
+    Some(Answer::of("slots and boot environment can be written", blocked.is_empty().then_some(()).ok_or(why)))
+}
+
+/// A smaller slot takes fewer images than the other: that shows when one no longer fits.
+pub(super) fn sizes(subject: &Subject) -> Option<Answer> {
+    let size = |slot: Slot| device::size(&subject.gateway.device(slot)).ok();
+    let (a, b) = (size(Slot::A)?, size(Slot::B)?);
+    let doubt =
+        format!("slot A has {a} bytes and slot B {b}: images must fit the smaller one; make them equal");
+    Some(Answer::doubt("of one size", (a != b).then_some(doubt)))
 }

@@ -4,12 +4,26 @@ use nix::unistd::{self, AccessFlags};
 
 use super::subject::{Answer, Subject};
 use crate::config;
+use crate::device;
 use crate::machine::SlotState;
 use crate::slot::Slot;
 
 pub(super) fn outside(subject: &Subject) -> Option<Answer> {
     let dir = &subject.gateway.settings.state.dir;
     Some(Answer::of("outside both slots", config::outside_slots(dir).map_or(Ok(()), Err)))
+}
+
+/// A state folder in memory forgets what a trial was about.
+pub(super) fn lasting(subject: &Subject) -> Option<Answer> {
+    let dir = &subject.gateway.settings.state.dir;
+    let why = device::volatile(dir, &subject.gateway.kernel).map(|found| {
+        format!(
+            "{} lies in memory, on {found}, and is empty after each reboot: no trial would be remembered; mount a \
+             partition of its own there",
+            dir.display()
+        )
+    });
+    Some(Answer::of("on a medium that lasts", why.map_or(Ok(()), Err)))
 }
 
 fn access_of(subject: &Subject) -> Result<(), String> {

@@ -26,13 +26,8 @@ impl Error {
     /// What scripts see: 1 failed, 2 usage, 3 refused, 4 not reached.
     pub fn exit(&self) -> u8 {
         match self {
-            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => exit_of(failure.code),
-            Error::Client(ClientError::Denied { .. }) => 3,
             Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => 4,
-            Error::Client(ClientError::Garbled(_))
-            | Error::Output(_)
-            | Error::NothingToWaitFor
-            | Error::LostTrack(_) => 1,
+            other => exit_of(other.failure().code),
         }
     }
 
@@ -41,17 +36,18 @@ impl Error {
     }
 
     pub fn json(&self) -> String {
+        let Failure { code, message, .. } = self.failure();
+        usage::error_json(&code.to_string(), &message)
+    }
+
+    fn failure(&self) -> Failure {
         let code = match self {
-            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.code,
+            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => return failure.clone(),
             Error::Client(ClientError::Denied { .. }) => Code::NotPermitted,
             Error::Client(ClientError::Unreachable { .. } | ClientError::Closed) => Code::NotReady,
             _ => Code::Internal,
         };
-        let message = match self {
-            Error::Client(ClientError::Refused(failure)) | Error::Outcome(failure) => failure.message.clone(),
-            other => other.to_string(),
-        };
-        usage::error_json(&code.to_string(), &message)
+        Failure::new(code, self.to_string())
     }
 }
 

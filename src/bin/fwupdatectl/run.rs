@@ -44,7 +44,7 @@ fn read(command: &Command, json: bool, answer: &Value, out: &mut impl Write) -> 
         _ if json => plain::json_lines(answer),
         Command::History => show::history(answer),
         Command::Slots => show::slots(answer),
-        Command::Doctor(_) => show::doctor(answer).0,
+        Command::Doctor(_) => show::doctor(answer),
         _ => show::status(answer),
     };
     out.write_all(text.as_bytes())?;

@@ -61,9 +61,8 @@ impl Found {
 
 /// The nearest thing that could be an environment: one with a checksum before mere text.
 pub fn look(area: &Area) -> Result<Option<Found>, BootError> {
-    let found = valid(area)?;
-    if found.is_some() {
-        return Ok(found);
+    if let Some(found) = valid_copies(area)?.into_iter().next() {
+        return Ok(Some(found));
     }
     let bytes = raw::read(&area.file, &area.path, area.start, area.size)?;
     Ok(readable(&bytes).then_some(Found { start: area.start, form: Form::Text }))
@@ -77,10 +76,6 @@ pub fn valid_copies(area: &Area) -> Result<Vec<Found>, BootError> {
     places.sort_by_key(|start| start.abs_diff(area.start));
     places.truncate(TRIES);
     Ok(places.into_iter().filter_map(|start| checked(bytes.get(index(from, start)..)?, start)).collect())
-}
-
-fn valid(area: &Area) -> Result<Option<Found>, BootError> {
-    Ok(valid_copies(area)?.into_iter().next())
 }
 
 /// Where the bytes that were read begin, and the bytes.
