@@ -34,4 +34,4 @@ pub use layout::{FIRST_READ, Layout};
 pub use members::{MEMBERS, PATCH_MEMBERS};
 pub use patch::PatchIndex;
 pub use records::{Chunks, IndexWriter, Keeper};
-pub use runs::{GAP, LONGEST, Run, fetch_bytes, join, runs};
+pub use runs::{GAP, LONGEST, Run, join, runs};

@@ -54,10 +54,6 @@ impl Manifest {
     pub fn digest(&self) -> Digest {
         self.digest
     }
-
-    pub fn body(&self) -> &Body {
-        &self.body
-    }
 }
 
 impl Deref for Manifest {

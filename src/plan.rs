@@ -84,19 +84,18 @@ pub fn may_ask(source: Origin, allowed: bool, what: &str, setting: &str) -> Resu
 }
 
 fn image_info(manifest: &Manifest) -> ImageInfo {
-    let body = manifest.body();
     ImageInfo {
-        version: body.version.clone(),
-        security_version: body.security_version,
-        created: body.created,
+        version: manifest.version.clone(),
+        security_version: manifest.security_version,
+        created: manifest.created,
         manifest: manifest.digest(),
-        sha256: body.image.sha256,
-        size: body.image.size,
+        sha256: manifest.image.sha256,
+        size: manifest.image.size,
     }
 }
 
 fn right_board(manifest: &Manifest, device: &Device<'_>) -> Result<(), Failure> {
-    let theirs = &manifest.body().compatible;
+    let theirs = &manifest.compatible;
     if theirs == device.compatible {
         return Ok(());
     }

@@ -56,9 +56,8 @@ pub use error::StageError;
 pub use progress::{Progress, Step};
 pub use slot::read_back::read_back;
 pub use slot::target::{GUARD, Target};
-pub use sources::cost::cost;
 pub use sources::maps::Maps;
-pub use sources::plan::Cost;
+pub use sources::plan::{Cost, cost};
 pub use stored::StoredIndex;
 pub use workspace::Workspace;
 

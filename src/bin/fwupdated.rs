@@ -61,15 +61,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    #[cfg(feature = "pages")]
-    if matches!(fwupdate::pages::write::<Args>("8"), Ok(true)) {
-        return ExitCode::SUCCESS;
-    }
     fwupdate::memory::stay_small();
-    let args = match usage::read::<Args>() {
-        Ok(args) => args,
-        Err(code) => return code,
-    };
+    usage::start("8", perform)
+}
+
+fn perform(args: Args) -> ExitCode {
     let options = args.config.as_ref().map_or_else(Options::system, Options::file);
     if args.check_config {
         return check_config(&options, args.json);

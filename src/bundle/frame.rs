@@ -35,10 +35,6 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub fn new() -> Decoder {
-        Decoder::default()
-    }
-
     /// Unpacks a run of neighbouring chunks of one group into `out`, which must have exactly their length,
     /// and compares their digests. `history` is the group's content from its start to the run. After an error
     /// the content of `out` is worthless.
@@ -69,10 +65,7 @@ impl Decoder {
                 *flags = *flags & !1 | u8::from(at.saturating_add(1) == run.len());
             }
         }
-        // A context keeps its prefix for as long as it lives.
-        let mut context = DCtx::create();
-        let unpacked = context.ref_prefix(history).and_then(|_| context.decompress(out, &self.frame));
-        if unpacked != Ok(out.len()) {
+        if !unpack(&self.frame, history, out) {
             return Err(bad(first, "it can't be unpacked"));
         }
         verify(run.iter().map(|(chunk, _)| chunk), out)
@@ -96,13 +89,18 @@ impl Decoder {
         if zstd_safe::find_frame_compressed_size(frame) != Ok(frame.len()) {
             return Err(bad("its patch is not one whole zstd frame"));
         }
-        let mut context = DCtx::create();
-        let unpacked = context.ref_prefix(prefix).and_then(|_| context.decompress(out, frame));
-        if unpacked != Ok(out.len()) {
+        if !unpack(frame, prefix, out) {
             return Err(bad("its patch can't be unpacked"));
         }
         verify(chunks, out)
     }
+}
+
+/// Fills `out` with what `frame` holds behind `prefix`.
+fn unpack(frame: &[u8], prefix: &[u8], out: &mut [u8]) -> bool {
+    // A context keeps its prefix for as long as it lives.
+    let mut context = DCtx::create();
+    context.ref_prefix(prefix).and_then(|_| context.decompress(out, frame)) == Ok(out.len())
 }
 
 /// Compares the digests of chunks that lie one after the other in `content`.
@@ -181,7 +179,7 @@ mod tests {
             for end in start + 1..=3 {
                 let (from, to) = (ends[start], ends[end]);
                 let mut out = vec![0; to - from];
-                let mut decoder = Decoder::new();
+                let mut decoder = Decoder::default();
                 decoder.decode(&run(&chunks[start..end]), &data[..from], &mut out).unwrap();
                 assert_eq!(out, data[from..to]);
                 if from > 0 {
@@ -200,7 +198,7 @@ mod tests {
         let data = data();
         let (all, mut out) = (chunks(&data, &[4096, 12288]), vec![0; 12288]);
         let (chunk, block) = &all[1];
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::default();
         for at in 0..block.len() {
             let mut flipped = block.clone();
             flipped[at] ^= 0x10;
@@ -218,7 +216,7 @@ mod tests {
 
     #[test]
     fn what_is_not_one_block_of_the_right_content_is_refused() {
-        let (data, mut out, mut decoder) = (vec![5; 8192], vec![0; 8192], Decoder::new());
+        let (data, mut out, mut decoder) = (vec![5; 8192], vec![0; 8192], Decoder::default());
         let (chunk, block) = chunks(&data, &[8192]).remove(0);
         let other = |data: &[u8]| chunks(data, &[data.len()]).remove(0).1;
         for bytes in [
@@ -244,7 +242,7 @@ mod tests {
         let (prefix, content) = data.split_at(8192);
         let run: Vec<Chunk> = chunks(content, &[4096, 4096]).into_iter().map(|(chunk, _)| chunk).collect();
         let frame = super::super::testing::patch_frame(content, prefix);
-        let (mut out, mut decoder) = (vec![0; 8192], Decoder::new());
+        let (mut out, mut decoder) = (vec![0; 8192], Decoder::default());
         decoder.patch(&frame, prefix, &run, &mut out).unwrap();
         assert_eq!(out, content);
         let double = [frame.as_slice(), &frame].concat();

@@ -144,15 +144,11 @@ pub struct PatchIndexWriter {
 
 impl Default for PatchIndexWriter {
     fn default() -> PatchIndexWriter {
-        PatchIndexWriter::new()
+        PatchIndexWriter { bytes: list::begin(MAGIC), count: 0, chunk: 0 }
     }
 }
 
 impl PatchIndexWriter {
-    pub fn new() -> PatchIndexWriter {
-        PatchIndexWriter { bytes: list::begin(MAGIC), count: 0, chunk: 0 }
-    }
-
     /// Frames must come in the order of their chunks and obey the caps; their offsets follow from the lengths.
     /// `false` if the index would become too long: then nothing was added.
     #[must_use]

@@ -168,7 +168,7 @@ mod tests {
 
     /// An image of `chunks` (length, frame length), with digests that tell them apart.
     fn image(chunks: &[(u32, u32)]) -> (Vec<u8>, Image) {
-        let mut writer = IndexWriter::new();
+        let mut writer = IndexWriter::default();
         for (number, (length, frame)) in chunks.iter().enumerate() {
             writer.push(*length, *frame, ChunkDigest::of(&number.to_le_bytes()));
         }
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn zero_chunks_are_known() {
-        let mut writer = IndexWriter::new();
+        let mut writer = IndexWriter::default();
         writer.push(8192, 15, ChunkDigest::of(&[0; 8192]));
         writer.push(8192, 700, ChunkDigest::of(&[1; 8192]));
         writer.push(4096, 30, ChunkDigest::of(&[2; 4096]));

@@ -106,7 +106,7 @@ mod tests {
 
     /// The bytes of an index with these frames.
     fn written(frames: &[PatchFrame]) -> Vec<u8> {
-        let mut writer = PatchIndexWriter::new();
+        let mut writer = PatchIndexWriter::default();
         frames.iter().for_each(|frame| assert!(writer.push(frame)));
         writer.finish().unwrap()
     }
@@ -131,7 +131,7 @@ mod tests {
             let place = layout.patch_frame(0, &frame).unwrap();
             let bytes = &file[place.start as usize..place.end as usize];
             let mut out = vec![0; chunks.iter().map(|chunk| chunk.length as usize).sum()];
-            super::super::Decoder::new().patch(bytes, &prefix, &chunks, &mut out).unwrap();
+            super::super::Decoder::default().patch(bytes, &prefix, &chunks, &mut out).unwrap();
             let mut at = 0;
             for chunk in chunks {
                 let (start, length) = (chunk.offset as usize, chunk.length as usize);
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_writer_stops_at_the_cap() {
-        let mut writer = PatchIndexWriter::new();
+        let mut writer = PatchIndexWriter::default();
         let frame = |number: u32| PatchFrame {
             chunks: vec![number..number + 1],
             blocks: (0..512).map(|n| n * 2..n * 2 + 1).collect(),
@@ -256,6 +256,6 @@ mod tests {
         let bytes = writer.finish().unwrap();
         assert!(bytes.len() as u64 <= PATCH_INDEX_CAP && bytes.len() as u64 > PATCH_INDEX_CAP - 2000);
         assert_eq!(bytes[12..16], count.to_le_bytes());
-        assert!(PatchIndexWriter::new().finish().is_none());
+        assert!(PatchIndexWriter::default().finish().is_none());
     }
 }

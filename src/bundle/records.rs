@@ -117,15 +117,11 @@ pub struct IndexWriter {
 
 impl Default for IndexWriter {
     fn default() -> IndexWriter {
-        IndexWriter::new()
+        IndexWriter { bytes: list::begin(MAGIC), count: 0 }
     }
 }
 
 impl IndexWriter {
-    pub fn new() -> IndexWriter {
-        IndexWriter { bytes: list::begin(MAGIC), count: 0 }
-    }
-
     /// `length`: a multiple of 4096 below 2^20; `frame_length`: below 2^24.
     pub fn push(&mut self, length: u32, frame_length: u32, digest: ChunkDigest) {
         let sizes = (length / BLOCK) << 24 | frame_length;

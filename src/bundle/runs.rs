@@ -50,13 +50,6 @@ pub fn join<T>(spans: impl Iterator<Item = (T, Range<u64>)>) -> impl Iterator<It
     })
 }
 
-/// Bytes of the requests that `runs` makes.
-pub fn fetch_bytes(index: &Index, layout: &Layout, missing: impl FnMut(usize, &Chunk) -> bool) -> u64 {
-    runs(index, layout, missing)
-        .map(|run| run.span.end.saturating_sub(run.span.start))
-        .fold(0, u64::saturating_add)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

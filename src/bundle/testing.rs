@@ -29,7 +29,7 @@ pub(crate) fn public(key: &Ed25519KeyPair) -> PublicKey {
 
 /// Trust in `key(seed)` alone.
 pub(crate) fn trust(seed: u8) -> TrustedKeys {
-    let mut keys = TrustedKeys::new();
+    let mut keys = TrustedKeys::default();
     keys.add(public(&key(seed))).unwrap();
     keys
 }
@@ -48,7 +48,7 @@ pub(crate) struct Parts {
 /// Packs `image` (a multiple of 4096 bytes) for board `board`, signed by `key(1)`.
 pub(crate) fn parts(image: &[u8], board: &str, version: &str) -> Parts {
     let chunking = chunker::default_chunking();
-    let (mut index, mut payload, mut at) = (IndexWriter::new(), Vec::new(), 0);
+    let (mut index, mut payload, mut at) = (IndexWriter::default(), Vec::new(), 0);
     let number = |at: usize| at / chunking.group as usize;
     let mut lengths = chunks(image).into_iter().map(|chunk| chunk.len()).peekable();
     while let Some(length) = lengths.next() {
@@ -103,7 +103,7 @@ impl Parts {
             }
             plans.last_mut().unwrap().push((number, chunk));
         }
-        let (mut writer, mut payload) = (PatchIndexWriter::new(), Vec::new());
+        let (mut writer, mut payload) = (PatchIndexWriter::default(), Vec::new());
         for plan in plans {
             let block = |at: u64| (at / 4096) as u32;
             let end = block(base.len() as u64);

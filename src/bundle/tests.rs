@@ -16,7 +16,7 @@ fn a_bundle_opens_and_unpacks_to_its_image() {
     let at = |range: Range<u64>| &file[range.start as usize..range.end as usize];
     let index =
         Index::parse(layout.index(at(layout.index_span())).unwrap().to_vec(), &manifest.image).unwrap();
-    let (mut decoder, mut unpacked) = (Decoder::new(), Vec::new());
+    let (mut decoder, mut unpacked) = (Decoder::default(), Vec::new());
     for chunk in index.iter() {
         let mut out = vec![0; chunk.length as usize];
         let history = &unpacked[chunk.group_offset as usize..];

@@ -13,18 +13,27 @@ use super::plain;
 /// Exit code of a command line that cannot be understood.
 pub const USAGE: u8 = 2;
 
-/// The command line, or the exit code when help was asked for or there is no sense in it.
-pub fn read<P: Parser>() -> Result<P, ExitCode> {
-    P::try_parse().map_err(|error| {
-        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+/// What a program of this section of the manual makes of its command line, if there is sense in it and it asks for more
+/// than help.
+#[cfg_attr(not(feature = "pages"), allow(unused_variables, reason = "only pages are sorted into sections"))]
+pub fn start<P: Parser>(section: &str, work: impl FnOnce(P) -> ExitCode) -> ExitCode {
+    #[cfg(feature = "pages")]
+    if matches!(crate::pages::write::<P>(section), Ok(true)) {
+        return ExitCode::SUCCESS;
+    }
+    match P::try_parse() {
+        Ok(args) => work(args),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             // A reader that went away has seen enough.
             error.print().unwrap_or_default();
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
-        let wants_json = std::env::args_os().any(|word| word == "--json");
-        tell(&refusal(&error.to_string(), wants_json));
-        USAGE.into()
-    })
+        Err(error) => {
+            let wants_json = std::env::args_os().any(|word| word == "--json");
+            tell(&refusal(&error.to_string(), wants_json));
+            USAGE.into()
+        }
+    }
 }
 
 /// The words of a refused command line, which may come from anywhere.

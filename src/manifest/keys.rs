@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ring::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey, VerificationAlgorithm};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -20,21 +20,25 @@ const P256_PREFIX: &[u8] = &[
     0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
-/// The name of a signature scheme, as in `manifest.sig`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A signature scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
-    #[serde(rename = "ed25519")]
     Ed25519,
-    #[serde(rename = "ecdsa-p256-sha256")]
     EcdsaP256Sha256,
 }
 
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Algorithm::Ed25519 => "ed25519",
-            Algorithm::EcdsaP256Sha256 => "ecdsa-p256-sha256",
-        })
+impl Algorithm {
+    /// As `manifest.sig` names it, what its keys begin with, and what checks its signatures.
+    fn facts(self) -> (&'static str, &'static [u8], &'static dyn VerificationAlgorithm) {
+        match self {
+            Algorithm::Ed25519 => ("ed25519", ED25519_PREFIX, &ED25519),
+            Algorithm::EcdsaP256Sha256 => ("ecdsa-p256-sha256", P256_PREFIX, &ECDSA_P256_SHA256_ASN1),
+        }
+    }
+
+    /// Its name in `manifest.sig`.
+    pub(super) fn name(self) -> &'static str {
+        self.facts().0
     }
 }
 
@@ -100,11 +104,7 @@ impl PublicKey {
 
     /// Wraps a bare public key as `ring` gives it: 32 bytes, or an uncompressed point of 65.
     pub fn from_point(algorithm: Algorithm, point: &[u8]) -> Result<PublicKey, KeyError> {
-        let prefix = match algorithm {
-            Algorithm::Ed25519 => ED25519_PREFIX,
-            Algorithm::EcdsaP256Sha256 => P256_PREFIX,
-        };
-        PublicKey::from_spki(&[prefix, point].concat())
+        PublicKey::from_spki(&[algorithm.facts().1, point].concat())
     }
 
     /// Takes the first `PUBLIC KEY` of a PEM text.
@@ -130,13 +130,7 @@ impl PublicKey {
 
     /// Whether `signature` is this key's over `message`: 64 bytes for Ed25519, DER for ECDSA.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        match self.algorithm {
-            Algorithm::Ed25519 => UnparsedPublicKey::new(&ED25519, &self.point).verify(message, signature),
-            Algorithm::EcdsaP256Sha256 => {
-                UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.point).verify(message, signature)
-            }
-        }
-        .is_ok()
+        UnparsedPublicKey::new(self.algorithm.facts().2, &self.point).verify(message, signature).is_ok()
     }
 }
 
@@ -145,10 +139,6 @@ impl PublicKey {
 pub struct TrustedKeys(BTreeMap<KeyId, PublicKey>);
 
 impl TrustedKeys {
-    pub fn new() -> TrustedKeys {
-        TrustedKeys::default()
-    }
-
     /// Adds every `PUBLIC KEY` of one PEM text, of which there must be one at least. On an error nothing of
     /// this text is added.
     pub fn add_pem(&mut self, pem: &str) -> Result<(), KeyError> {
@@ -214,7 +204,7 @@ mod tests {
         let other = data_encoding::BASE64.encode(other.spki());
         let pem =
             format!("# old and new\n{ED25519}-----BEGIN PUBLIC KEY-----\n{other}\n-----END PUBLIC KEY-----");
-        let mut keys = TrustedKeys::new();
+        let mut keys = TrustedKeys::default();
         [pem.as_str(), ED25519].into_iter().for_each(|pem| keys.add_pem(pem).unwrap());
         assert_eq!(keys.len(), 2);
         // As editors of other systems write it: a byte order mark, other line ends, spaces behind a line.
@@ -225,7 +215,7 @@ mod tests {
             format!("\u{feff}{tail}"),
             format!("\u{feff}{}", tail.replace('\n', " \r\n")),
         ] {
-            let mut keys = TrustedKeys::new();
+            let mut keys = TrustedKeys::default();
             keys.add_pem(&text).unwrap();
             assert_eq!(keys.len(), 2, "{text:?}");
         }
@@ -235,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_is_no_public_key_is_refused_and_leaves_the_set_alone() {
-        let mut keys = TrustedKeys::new();
+        let mut keys = TrustedKeys::default();
         let broken = format!("{ED25519}-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n");
         let expected = [("", KeyError::Pem), (PRIVATE, KeyError::Private), (&broken, KeyError::Kind)];
         for (pem, error) in expected {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{Algorithm, KeyId, PublicKey, TrustedKeys};
+use super::keys::{KeyId, PublicKey, TrustedKeys};
 use super::rules::{ManifestError, SIGNATURES_CAP, cap, is_word};
 
 /// The member `manifest.sig`.
@@ -29,7 +29,7 @@ pub struct Signature {
 impl Signature {
     /// Labels signature bytes with the key that made them.
     pub fn by(key: &PublicKey, bytes: Vec<u8>) -> Signature {
-        Signature { key_id: key.id(), algorithm: key.algorithm().to_string(), bytes }
+        Signature { key_id: key.id(), algorithm: key.algorithm().name().to_owned(), bytes }
     }
 }
 
@@ -60,13 +60,13 @@ impl SignatureList {
         manifest: &[u8],
         keys: &TrustedKeys,
         required: usize,
-    ) -> Result<BTreeSet<KeyId>, ManifestError> {
+    ) -> Result<BTreeSet<&KeyId>, ManifestError> {
         let (mut valid, mut unknown, mut wrong) = (BTreeSet::new(), 0_usize, 0_usize);
         for signature in &self.signatures {
             match keys.get(&signature.key_id) {
                 None => unknown = unknown.saturating_add(1),
                 Some(key) if signature.verifies(manifest, key) => {
-                    valid.insert(signature.key_id.clone());
+                    valid.insert(&signature.key_id);
                 }
                 Some(_) => wrong = wrong.saturating_add(1),
             }
@@ -80,8 +80,7 @@ impl SignatureList {
 
 impl Signature {
     fn verifies(&self, manifest: &[u8], key: &PublicKey) -> bool {
-        let algorithm: Algorithm = key.algorithm();
-        self.algorithm == algorithm.to_string() && key.verifies(manifest, &self.bytes)
+        self.algorithm == key.algorithm().name() && key.verifies(manifest, &self.bytes)
     }
 }
 

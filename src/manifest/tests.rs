@@ -23,7 +23,7 @@ fn a_signed_manifest_opens_and_knows_the_digest_of_its_exact_bytes() {
     let bytes = manifest();
     let opened = open(&bytes, &sign(&bytes, &[1]), &trust(1), 1).unwrap();
     assert_eq!(opened.digest(), Digest::of(&bytes));
-    assert_eq!((opened.compatible.as_str(), opened.body().image.size), ("board", 8192));
+    assert_eq!((opened.compatible.as_str(), opened.image.size), ("board", 8192));
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn without_a_valid_signature_nothing_opens() {
         (empty.to_vec(), trust(1), 1),
         (empty.to_vec(), trust(1), 0),
         (sign(&bytes, &[2]), trust(1), 1),
-        (sign(&bytes, &[1]), TrustedKeys::new(), 0),
+        (sign(&bytes, &[1]), TrustedKeys::default(), 0),
     ] {
         let error = open(&bytes, &signatures, &keys, required).unwrap_err();
         assert_eq!(code(error), Code::UntrustedSignature);
@@ -112,7 +112,7 @@ fn p256_takes_der_alone_and_under_its_own_name() {
     let pair = |kind| EcdsaKeyPair::from_pkcs8(kind, pkcs8.as_ref(), &random).unwrap();
     let (der, raw) = (pair(&ECDSA_P256_SHA256_ASN1_SIGNING), pair(&ECDSA_P256_SHA256_FIXED_SIGNING));
     let key = PublicKey::from_point(Algorithm::EcdsaP256Sha256, der.public_key().as_ref()).unwrap();
-    let mut keys = TrustedKeys::new();
+    let mut keys = TrustedKeys::default();
     keys.add(key.clone()).unwrap();
     let opens = |signature: Signature| {
         let list = SignatureList { signatures: vec![signature] };

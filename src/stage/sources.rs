@@ -1,7 +1,6 @@
 //! Where each chunk of the image comes from: found in the slots, without changing anything.
 
 pub mod chunks;
-pub mod cost;
 pub mod duplicates;
 pub mod maps;
 pub mod patch;

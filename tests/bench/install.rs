@@ -35,7 +35,7 @@ async fn install(arguments: &[String]) -> Result<()> {
         let [booted, target] = ["chunks.booted", "chunks.target"].map(|name| folder.join(name));
         Maps { booted, target }
     });
-    let mut keys = TrustedKeys::new();
+    let mut keys = TrustedKeys::default();
     keys.add_pem(&std::fs::read_to_string(key)?)?;
     let start = Instant::now();
     let trusted = Roots::with(ca.map(Path::to_owned));

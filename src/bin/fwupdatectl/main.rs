@@ -15,14 +15,10 @@ use std::process::ExitCode;
 use fwupdate::cli::usage;
 
 fn main() -> ExitCode {
-    #[cfg(feature = "pages")]
-    if matches!(fwupdate::pages::write::<args::Args>("8"), Ok(true)) {
-        return ExitCode::SUCCESS;
-    }
-    let args = match usage::read::<args::Args>() {
-        Ok(args) => args,
-        Err(code) => return code,
-    };
+    usage::start("8", perform)
+}
+
+fn perform(args: args::Args) -> ExitCode {
     let mut stdout = std::io::stdout();
     match run::run(&args, &mut stdout).and_then(|code| Ok(stdout.flush().map(|()| code)?)) {
         Ok(code) => code.into(),

@@ -73,8 +73,8 @@ pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -
     let index = bundle.index()?;
     check_end(&bundle)?;
     if image_digest(&bundle, &index)? != body.image.sha256 {
-        let message = "the whole image is not what was signed (its SHA-256 differs); build the bundle again";
-        return Err(files::in_file(path)(Failure::new(Code::DigestMismatch, message)));
+        let what = "the whole image is not what was signed (its SHA-256 differs); build the bundle again";
+        return Err(files::wrong(Code::DigestMismatch, path, what));
     }
     for number in 0..body.patches.len() {
         bundle.patch_index(number, &index)?;
@@ -97,7 +97,7 @@ pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -
 /// Unpacks every chunk against its digest; returns the digest of them all.
 fn image_digest(bundle: &BundleFile, index: &Index) -> Result<Digest> {
     let mut progress = ProgressLine::new("Verifying", bundle.body.image.size);
-    let (mut decoder, mut hash) = (Decoder::new(), sha2::Sha256::new());
+    let (mut decoder, mut hash) = (Decoder::default(), sha2::Sha256::new());
     let (mut block, mut group) = (Vec::new(), Vec::new());
     for chunk in index.iter() {
         progress.at(chunk.offset);
@@ -118,10 +118,8 @@ fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
     let base = ImageFile::open(path)?;
     let sha256 = files::digest(&base.file).map_err(files::at(path))?;
     let number = bundle.body.patches.iter().position(|patch| patch.base_sha256 == sha256);
-    let number = number.ok_or_else(|| {
-        let message = format!("{}: the bundle has no patch from this image ({sha256})", path.display());
-        Failure::new(Code::NotFound, message)
-    })?;
+    let what = format!("the bundle has no patch from this image ({sha256})");
+    let number = number.ok_or_else(|| files::wrong(Code::NotFound, path, what))?;
     let mut progress = ProgressLine::new("Verifying", bundle.body.image.size);
     for frame in bundle.patch_index(number, index)?.frames() {
         let (_, chunks): (Vec<_>, Vec<Chunk>) = frame.chunks(index).unzip();
@@ -134,7 +132,7 @@ fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
         let place = bundle.layout.patch_frame(number, &frame).unwrap_or_default();
         bundle.read_at(&mut bytes, place.start)?;
         let mut out = vec![0; chunks.iter().map(|chunk| chunk.length as usize).sum()];
-        let unpacked = Decoder::new().patch(&bytes, &prefix, &chunks, &mut out);
+        let unpacked = Decoder::default().patch(&bytes, &prefix, &chunks, &mut out);
         if good { unpacked } else { Err(bad) }.map_err(files::in_file(&bundle.path))?;
     }
     Ok(())
@@ -156,18 +154,16 @@ fn check_end(bundle: &BundleFile) -> Result<()> {
 /// Reads the trusted keys: every `*.pem` of a folder, or one file. A private key beside them, where `keygen`
 /// puts it, is passed over.
 fn load_trusted(path: &Path) -> Result<TrustedKeys> {
-    let mut trusted = TrustedKeys::new();
+    let mut trusted = TrustedKeys::default();
     for path in &key_files(path)? {
         match trusted.add_pem(&keys::read(path)?) {
             Ok(()) | Err(KeyError::Private) => {}
-            Err(error) => {
-                return Err(Failure::new(Code::MalformedRequest, format!("{}: {error}", path.display())));
-            }
+            Err(error) => return Err(files::wrong(Code::MalformedRequest, path, error)),
         }
     }
     if trusted.is_empty() {
-        let message = format!("{}: no public key (*.pem) is there; name their folder", path.display());
-        return Err(Failure::new(Code::NotFound, message));
+        let what = "no public key (*.pem) is there; name their folder";
+        return Err(files::wrong(Code::NotFound, path, what));
     }
     Ok(trusted)
 }

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use fwupdate::failure::{Code, Failure};
+use fwupdate::failure::Code;
 use fwupdate::manifest::BLOCK;
 
 use crate::files;
@@ -16,62 +16,61 @@ use crate::output::Result;
 /// Bytes that are looked at: the magic of btrfs is the last, behind 64 KiB.
 const HEAD: usize = 68 * 1024;
 
-/// Bytes at a place, and what they mean.
-type Magic = (usize, &'static [u8], &'static str);
+/// Bytes at a place, what they mean, and what to do about it.
+type Magic = (usize, &'static [u8], &'static str, &'static str);
+
+const PARTITION: &str = ": take the partition of the root file system";
+const UNPACK: &str = ": unpack it, a bundle is compressed anyway";
+const CONVERT: &str = ": convert it with `qemu-img convert -O raw`";
+const BLOCK_DEVICE: &str = ": a slot is a block device";
+const FILES: &str = ": a file system is made of its files";
 
 /// What is no file system.
 const FOREIGN: &[Magic] = &[
-    (512, b"EFI PART", "a whole disk with a GPT partition table: take the partition of the root file system"),
-    (
-        4096,
-        b"EFI PART",
-        "a whole disk with a GPT partition table: take the partition of the root file system",
-    ),
-    (0, b"\x3a\xff\x26\xed", "an Android sparse image: unpack it with simg2img"),
-    (0, b"\x1f\x8b\x08", "compressed with gzip: unpack it, a bundle is compressed anyway"),
-    (0, b"\xfd7zXZ\0", "compressed with xz: unpack it, a bundle is compressed anyway"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it, a bundle is compressed anyway"),
-    (4, b"1AY&SY", "compressed with bzip2: unpack it, a bundle is compressed anyway"),
-    (0, b"\x04\x22\x4d\x18", "compressed with lz4: unpack it, a bundle is compressed anyway"),
-    (0, b"\x02\x21\x4c\x18", "compressed with lz4: unpack it, a bundle is compressed anyway"),
-    (0, b"\x5d\0\0", "compressed with lzma: unpack it, a bundle is compressed anyway"),
-    (0, b"LZIP", "compressed with lzip: unpack it, a bundle is compressed anyway"),
-    (0, b"\x89LZO\0\r\n", "compressed with lzop: unpack it, a bundle is compressed anyway"),
-    (0, b"\x1f\x9d\x90", "compressed with compress: unpack it, a bundle is compressed anyway"),
-    (0, b"PK\x03\x04", "a zip archive: unpack it"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive: unpack it"),
-    (0, b"Rar!", "a rar archive: unpack it"),
-    (0, b"xar!", "a xar archive: unpack it"),
-    (0, b"MSCF", "a cabinet archive: unpack it"),
-    (0, b"!<arch>\n", "a package or an archive of ar"),
-    (0, b"\xed\xab\xee\xdb", "an rpm package"),
-    (0, b"070701", "a cpio archive: a file system is made of its files"),
-    (0, b"070702", "a cpio archive: a file system is made of its files"),
-    (0, b"070707", "a cpio archive: a file system is made of its files"),
-    (0, b"\xc7\x71", "a cpio archive: a file system is made of its files"),
-    (0, b"\x71\xc7", "a cpio archive: a file system is made of its files"),
-    (0, b"QFI\xfb", "a qcow2 disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (0, b"QED\0", "a qed disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (0, b"KDMV", "a vmdk disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (0, b"COWD", "a vmdk disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (
-        0,
-        b"# Disk DescriptorFile",
-        "a vmdk disk of a virtual machine: convert it with `qemu-img convert -O raw`",
-    ),
-    (0, b"conectix", "a vhd disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (0, b"vhdxfile", "a vhdx disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (64, b"\x7f\x10\xda\xbe", "a vdi disk of a virtual machine: convert it with `qemu-img convert -O raw`"),
-    (32769, b"CD001", "an ISO 9660 image, as for a CD: take the root file system in it"),
-    (0, b"\x7fELF", "an ELF program"),
-    (0, b"UBI#", "an image of UBI volumes for raw flash: a slot is a block device"),
-    (0, b"\x31\x18\x10\x06", "an image of UBIFS for raw flash: a slot is a block device"),
-    (0, b"\x85\x19\x03\x20", "an image of JFFS2 for raw flash: a slot is a block device"),
-    (0, b"ANDROID!", "an Android boot image"),
-    (0, b"\x27\x05\x19\x56", "a U-Boot image of a kernel or a RAM disk"),
-    (4086, b"SWAPSPACE2", "swap space"),
-    (0, b"%PDF-", "a PDF document"),
-    (0, b"\x89PNG\r\n", "a PNG picture"),
+    // Behind the first block, of either size.
+    (512, b"EFI PART", "a whole disk with a GPT partition table", PARTITION),
+    (4096, b"EFI PART", "a whole disk with a GPT partition table", PARTITION),
+    (0, b"\x3a\xff\x26\xed", "an Android sparse image", ": unpack it with simg2img"),
+    (0, b"\x1f\x8b\x08", "compressed with gzip", UNPACK),
+    (0, b"\xfd7zXZ\0", "compressed with xz", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
+    (4, b"1AY&SY", "compressed with bzip2", UNPACK),
+    (0, b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
+    (0, b"\x02\x21\x4c\x18", "compressed with lz4", UNPACK),
+    (0, b"\x5d\0\0", "compressed with lzma", UNPACK),
+    (0, b"LZIP", "compressed with lzip", UNPACK),
+    (0, b"\x89LZO\0\r\n", "compressed with lzop", UNPACK),
+    (0, b"\x1f\x9d\x90", "compressed with compress", UNPACK),
+    (0, b"PK\x03\x04", "a zip archive", ": unpack it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", ": unpack it"),
+    (0, b"Rar!", "a rar archive", ": unpack it"),
+    (0, b"xar!", "a xar archive", ": unpack it"),
+    (0, b"MSCF", "a cabinet archive", ": unpack it"),
+    (0, b"!<arch>\n", "a package or an archive of ar", ""),
+    (0, b"\xed\xab\xee\xdb", "an rpm package", ""),
+    (0, b"070701", "a cpio archive", FILES),
+    (0, b"070702", "a cpio archive", FILES),
+    (0, b"070707", "a cpio archive", FILES),
+    (0, b"\xc7\x71", "a cpio archive", FILES),
+    (0, b"\x71\xc7", "a cpio archive", FILES),
+    (0, b"QFI\xfb", "a qcow2 disk of a virtual machine", CONVERT),
+    (0, b"QED\0", "a qed disk of a virtual machine", CONVERT),
+    (0, b"KDMV", "a vmdk disk of a virtual machine", CONVERT),
+    (0, b"COWD", "a vmdk disk of a virtual machine", CONVERT),
+    (0, b"# Disk DescriptorFile", "a vmdk disk of a virtual machine", CONVERT),
+    (0, b"conectix", "a vhd disk of a virtual machine", CONVERT),
+    (0, b"vhdxfile", "a vhdx disk of a virtual machine", CONVERT),
+    (64, b"\x7f\x10\xda\xbe", "a vdi disk of a virtual machine", CONVERT),
+    (32769, b"CD001", "an ISO 9660 image, as for a CD", ": take the root file system in it"),
+    (0, b"\x7fELF", "an ELF program", ""),
+    (0, b"UBI#", "an image of UBI volumes for raw flash", BLOCK_DEVICE),
+    (0, b"\x31\x18\x10\x06", "an image of UBIFS for raw flash", BLOCK_DEVICE),
+    (0, b"\x85\x19\x03\x20", "an image of JFFS2 for raw flash", BLOCK_DEVICE),
+    (0, b"ANDROID!", "an Android boot image", ""),
+    (0, b"\x27\x05\x19\x56", "a U-Boot image of a kernel or a RAM disk", ""),
+    (4086, b"SWAPSPACE2", "swap space", ""),
+    (0, b"%PDF-", "a PDF document", ""),
+    (0, b"\x89PNG\r\n", "a PNG picture", ""),
 ];
 
 /// Where a file system notes its size: the magic and its place, and how the size is read.
@@ -90,19 +89,15 @@ const SIZED: &[Sized] = &[
 pub fn check(path: &Path) -> Result<()> {
     let file = files::open(path)?;
     let size = files::size(&file).map_err(files::at(path))?;
-    let refused = |what: String| {
-        let message = format!("{}: it is {what}; --any-content takes it all the same", path.display());
-        Err(Failure::new(Code::MalformedRequest, message))
-    };
+    let wrong = |what: String| Err(files::wrong(Code::MalformedRequest, path, what));
+    let refused = |what: String| wrong(format!("it is {what}; --any-content takes it all the same"));
     if size == 0 {
-        let message =
-            format!("{}: it is empty; an image is a positive multiple of {BLOCK} bytes", path.display());
-        return Err(Failure::new(Code::MalformedRequest, message));
+        return wrong(format!("it is empty; an image is a positive multiple of {BLOCK} bytes"));
     }
     let mut head = Vec::with_capacity(HEAD);
     (&file).take(HEAD as u64).read_to_end(&mut head).map_err(files::at(path))?;
-    if let Some(what) = foreign(&head) {
-        return refused(what.to_owned());
+    if let Some((what, advice)) = foreign(&head) {
+        return refused(format!("{what}{advice}"));
     }
     if let Some((what, whole)) = cut_short(&head, size) {
         return refused(format!("{what} of {whole} bytes of which only {size} are there: copy it again"));
@@ -115,17 +110,19 @@ pub fn check(path: &Path) -> Result<()> {
     }
 }
 
-fn foreign(head: &[u8]) -> Option<&'static str> {
-    if let Some(what) = tar(head) {
-        return Some(what);
+/// What it is, and what to do about it.
+fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    if let Some(told) = tar(head) {
+        return Some(told);
     }
     // A cut or mistaken start must not be taken for a file system: what is one has a mark of its own.
     if SIZED.iter().any(|(at, magic, ..)| has(head, *at, magic)) && !has(head, 512, b"EFI PART") {
         return None;
     }
-    let found = FOREIGN.iter().find(|(at, magic, _)| has(head, *at, magic)).map(|(.., what)| *what);
-    let mbr = "a whole disk with an MBR partition table: take the partition of the root file system";
-    found.or_else(|| has_partitions(head).then_some(mbr)).or_else(|| is_text(head).then_some("a text"))
+    let found = FOREIGN.iter().find(|(at, magic, ..)| has(head, *at, magic));
+    let mbr = || has_partitions(head).then_some(("a whole disk with an MBR partition table", PARTITION));
+    let text = || is_text(head).then_some(("a text", ""));
+    found.map(|(.., what, advice)| (*what, *advice)).or_else(mbr).or_else(text)
 }
 
 fn has(head: &[u8], at: usize, magic: &[u8]) -> bool {
@@ -133,7 +130,7 @@ fn has(head: &[u8], at: usize, magic: &[u8]) -> bool {
 }
 
 /// A tar, by the checksum of its first header, which old ones without a magic have, too. Among them bundles.
-fn tar(head: &[u8]) -> Option<&'static str> {
+fn tar(head: &[u8]) -> Option<(&'static str, &'static str)> {
     let header = head.get(..512)?;
     let field = std::str::from_utf8(header.get(148..156)?).ok()?;
     let wanted = u32::from_str_radix(field.trim_matches(['\0', ' ']), 8).ok()?;
@@ -142,8 +139,8 @@ fn tar(head: &[u8]) -> Option<&'static str> {
         return None;
     }
     Some(match header.starts_with(b"manifest.json\0") {
-        true => "a bundle already: it needs no packing, and the image in it is the member rootfs.zst",
-        false => "a tar archive: a file system is made of its files",
+        true => ("a bundle already", ": it needs no packing, and the image in it is the member rootfs.zst"),
+        false => ("a tar archive", FILES),
     })
 }
 
@@ -230,8 +227,8 @@ mod tests {
 
     #[test]
     fn each_magic_is_told_and_noise_passes() {
-        for (at, magic, what) in FOREIGN {
-            assert_eq!(foreign(&with(*at, magic)).map(|told| &told[..8]), Some(&what[..8]));
+        for (at, magic, what, _) in FOREIGN {
+            assert_eq!(foreign(&with(*at, magic)).map(|(told, _)| &told[..8]), Some(&what[..8]));
         }
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..50 {

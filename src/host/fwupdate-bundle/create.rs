@@ -99,13 +99,14 @@ fn as_request(error: ManifestError) -> Failure {
 
 /// Refuses before the long work what can't end well.
 fn check_files(options: &CreateOptions) -> Result<()> {
-    let refused = |message: String| Err(Failure::new(Code::MalformedRequest, message));
     if options.base.len() > PATCHES_CAP {
-        return refused(format!("--base is given {} times; the limit is {PATCHES_CAP}", options.base.len()));
+        let message = format!("--base is given {} times; the limit is {PATCHES_CAP}", options.base.len());
+        return Err(Failure::new(Code::MalformedRequest, message));
     }
     for base in &options.base {
         if held::is_bundle(base)? {
-            return refused(format!("{}: it is a bundle; --base needs the image in it", base.display()));
+            let what = "it is a bundle; --base needs the image in it";
+            return Err(files::wrong(Code::MalformedRequest, base, what));
         }
     }
     for image in options.base.iter().chain([&options.image]).filter(|_| !options.any_content) {
@@ -121,28 +122,26 @@ fn check_files(options: &CreateOptions) -> Result<()> {
 fn whole_blocks(path: &Path) -> Result<u64> {
     let size = files::size(&files::open(path)?).map_err(files::at(path))?;
     if size == 0 || size % u64::from(BLOCK) != 0 {
-        let message = format!(
-            "{}: its size of {size} bytes is no positive multiple of {BLOCK}; \
-             pad it with `truncate -s %{BLOCK}` or build it in whole blocks",
-            path.display()
+        let what = format!(
+            "its size of {size} bytes is no positive multiple of {BLOCK}; \
+             pad it with `truncate -s %{BLOCK}` or build it in whole blocks"
         );
-        return Err(Failure::new(Code::MalformedRequest, message));
+        return Err(files::wrong(Code::MalformedRequest, path, what));
     }
     Ok(size)
 }
 
 fn created(options: &CreateOptions) -> Result<OffsetDateTime> {
-    let given = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|_| options.created.is_none());
-    let epoch = given.map(|text| {
-        let seconds = text.trim().parse().ok();
-        seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok()).ok_or_else(|| {
-            Failure::new(
-                Code::MalformedRequest,
-                "SOURCE_DATE_EPOCH must be seconds since 1970; correct or unset it",
-            )
-        })
-    });
-    let time = options.created.map_or_else(|| epoch.unwrap_or_else(|| Ok(OffsetDateTime::now_utc())), Ok)?;
+    let time = match (options.created, std::env::var("SOURCE_DATE_EPOCH")) {
+        (Some(time), _) => time,
+        (None, Err(_)) => OffsetDateTime::now_utc(),
+        (None, Ok(text)) => {
+            let seconds = text.trim().parse().ok();
+            let time = seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+            let message = "SOURCE_DATE_EPOCH must be seconds since 1970; correct or unset it";
+            time.ok_or_else(|| Failure::new(Code::MalformedRequest, message))?
+        }
+    };
     // What is beyond all times in UTC is refused with all others that no bundle can have.
     let utc = time.checked_to_offset(time::UtcOffset::UTC).unwrap_or(time);
     Ok(utc.replace_nanosecond(0).unwrap_or(utc))
@@ -175,8 +174,8 @@ fn patches(options: &CreateOptions, body: &Body, packed: &Packed) -> Result<Vec<
         let frames = files::scratch(&options.output, "patch")?;
         let Some(patch) = patch::make(&target, base, options.level, frames)? else { continue };
         if patches.iter().any(|other| other.entry.base_sha256 == patch.entry.base_sha256) {
-            let message = format!("{}: this image is given twice; name each base once", base.display());
-            return Err(Failure::new(Code::MalformedRequest, message));
+            let what = "this image is given twice; name each base once";
+            return Err(files::wrong(Code::MalformedRequest, base, what));
         }
         patches.push(patch);
     }

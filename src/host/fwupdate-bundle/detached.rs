@@ -4,7 +4,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use fwupdate::bundle::MEMBERS;
-use fwupdate::failure::{Code, Failure};
+use fwupdate::failure::Code;
 use fwupdate::manifest::{Algorithm, Digest, PublicKey, Signature};
 use serde_json::json;
 
@@ -36,12 +36,8 @@ pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Output> 
     let key = keys::load_public(public_key)?;
     let bytes = files::read(signature, SIGNATURE_CAP)?;
     let bytes = accept(&key, &bundle.manifest, bytes).ok_or_else(|| {
-        let message = format!(
-            "{}: this is no signature of {} by that key; sign what `digest` gives for this very bundle",
-            signature.display(),
-            MEMBERS[0]
-        );
-        Failure::new(Code::UntrustedSignature, message)
+        let what = "this is no signature of manifest.json by that key; sign what `digest` gives for this very bundle";
+        files::wrong(Code::UntrustedSignature, signature, what)
     })?;
     let mut list = bundle.signature_list()?;
     list.signatures.retain(|other| other.key_id != key.id());

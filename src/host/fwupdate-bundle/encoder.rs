@@ -38,7 +38,11 @@ pub struct Encoder {
 
 impl Encoder {
     pub fn new(level: i32) -> Result<Encoder> {
-        Ok(Encoder { sequencer: Sequencer::new(level)?, decoder: Decoder::new(), context: DCtx::create() })
+        Ok(Encoder {
+            sequencer: Sequencer::new(level)?,
+            decoder: Decoder::default(),
+            context: DCtx::create(),
+        })
     }
 
     /// The group's blocks, in order; the first carries the header of the frame.

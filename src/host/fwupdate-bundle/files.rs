@@ -1,5 +1,6 @@
 //! Files for the commands: errors that name the path, and output that appears whole or not at all.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -11,6 +12,11 @@ use sha2::Digest as _;
 
 use crate::output::Result;
 
+/// What is wrong with the file at `path`.
+pub fn wrong(code: Code, path: &Path, what: impl Display) -> Failure {
+    Failure::new(code, format!("{}: {what}", path.display()))
+}
+
 /// Turns an I/O error at `path` into a failure.
 pub fn at(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
     move |error| {
@@ -19,7 +25,7 @@ pub fn at(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
             io::ErrorKind::PermissionDenied => Code::Forbidden,
             _ => Code::Internal,
         };
-        Failure::new(code, format!("{}: {error}", path.display()))
+        wrong(code, path, error)
     }
 }
 
@@ -27,7 +33,7 @@ pub fn at(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
 pub fn in_file<E: Into<Failure>>(path: &Path) -> impl Fn(E) -> Failure + '_ {
     move |error| {
         let Failure { code, message, evidence } = error.into();
-        Failure { code, message: format!("{}: {message}", path.display()), evidence }
+        Failure { evidence, ..wrong(code, path, message) }
     }
 }
 
@@ -36,7 +42,9 @@ pub fn in_file<E: Into<Failure>>(path: &Path) -> impl Fn(E) -> Failure + '_ {
 pub fn open(path: &Path) -> Result<File> {
     match kind(path).map_err(at(path))? {
         None | Some(BLOCK_DEVICE) => File::open(path).map_err(at(path)),
-        Some(what) => Err(misnamed(path, format!("it is {what}; name a file or a block device"))),
+        Some(what) => {
+            Err(wrong(Code::MalformedRequest, path, format!("it is {what}; name a file or a block device")))
+        }
     }
 }
 
@@ -59,19 +67,19 @@ fn kind(path: &Path) -> io::Result<Option<&'static str>> {
 /// that is no file.
 pub fn check_output<'a>(output: &Path, read: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
     if let Ok(Some(what)) = kind(output) {
-        return Err(misnamed(output, format!("it is {what}; name a file to write")));
+        return Err(wrong(Code::MalformedRequest, output, format!("it is {what}; name a file to write")));
     }
     let same = |read: &PathBuf| {
         output.canonicalize().is_ok_and(|output| read.canonicalize().is_ok_and(|r| r == output))
     };
     match read.into_iter().find(|read| same(read)) {
-        Some(read) => Err(misnamed(output, format!("it is {} itself; name another output", read.display()))),
+        Some(read) => Err(wrong(
+            Code::MalformedRequest,
+            output,
+            format!("it is {} itself; name another output", read.display()),
+        )),
         None => Ok(()),
     }
-}
-
-fn misnamed(path: &Path, what: String) -> Failure {
-    Failure::new(Code::MalformedRequest, format!("{}: {what}", path.display()))
 }
 
 /// Reads a file of at most `cap` bytes.
@@ -79,8 +87,8 @@ pub fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {
     let (mut bytes, file) = (Vec::new(), open(path)?);
     file.take(cap + 1).read_to_end(&mut bytes).map_err(at(path))?;
     if bytes.len() as u64 > cap {
-        let message = format!("{}: it has more than {cap} bytes; name the right file", path.display());
-        return Err(Failure::new(Code::TooLarge, message));
+        let what = format!("it has more than {cap} bytes; name the right file");
+        return Err(wrong(Code::TooLarge, path, what));
     }
     Ok(bytes)
 }

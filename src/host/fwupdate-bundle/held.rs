@@ -1,7 +1,7 @@
 //! What an old image holds: the digests of its chunks when it is cut by a new bundle's rules, as a device does.
 
 use std::collections::HashSet;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use fwupdate::bundle::ChunkDigest;
@@ -42,15 +42,19 @@ impl OldImage {
             Failure::new(Code::MalformedBundle, message)
         })?;
         let file = files::open(path)?;
-        let mut progress = ProgressLine::new("Reading", files::size(&file).map_err(files::at(path))?);
+        let size = files::size(&file).map_err(files::at(path))?;
+        if size % u64::from(BLOCK) != 0 {
+            let what = "its size is no multiple of 4096; name a whole image";
+            return Err(files::wrong(Code::Internal, path, what));
+        }
+        let mut progress = ProgressLine::new("Reading", size);
         let mut reader = BufReader::with_capacity(1 << 20, file);
-        let (mut chunks, mut block) = (HashSet::new(), [0; BLOCK as usize]);
-        let (mut hash, mut size) = (sha2::Sha256::new(), 0);
-        while fill(&mut reader, &mut block).map_err(files::at(path))? {
+        let (mut hash, mut chunks, mut block) = (sha2::Sha256::new(), HashSet::new(), [0; BLOCK as usize]);
+        for at in (0..size).step_by(BLOCK as usize) {
+            progress.at(at);
+            reader.read_exact(&mut block).map_err(files::at(path))?;
             hash.update(block);
             also(&block);
-            size += u64::from(BLOCK);
-            progress.at(size);
             cutter.push(&block, |chunk| {
                 chunks.insert(ChunkDigest::of(chunk));
             });
@@ -65,21 +69,4 @@ pub fn is_bundle(path: &Path) -> Result<bool> {
     let mut start = Vec::new();
     files::open(path)?.take(512).read_to_end(&mut start).map_err(files::at(path))?;
     Ok(start.starts_with(b"manifest.json\0") && start.get(257..262) == Some(b"ustar"))
-}
-
-/// Reads the next block; `false` at the end of the image.
-fn fill(reader: &mut impl Read, block: &mut [u8]) -> std::io::Result<bool> {
-    let mut have = 0;
-    while let Some(space) = block.get_mut(have..).filter(|space| !space.is_empty()) {
-        match reader.read(space) {
-            Ok(0) if have == 0 => return Ok(false),
-            Ok(0) => {
-                return Err(std::io::Error::other("its size is no multiple of 4096; name a whole image"));
-            }
-            Ok(read) => have += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(true)
 }

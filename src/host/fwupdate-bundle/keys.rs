@@ -32,9 +32,8 @@ pub fn generate(folder: &Path, kind: KeyKind) -> Result<Output> {
     let (secret, public) = (folder.join("release.key.pem"), folder.join("release.pub.pem"));
     for path in [&secret, &public] {
         if path.symlink_metadata().is_ok() {
-            let message =
-                format!("{}: it exists already; move it away or name another folder", path.display());
-            return Err(Failure::new(Code::MalformedRequest, message));
+            let what = "it exists already; move it away or name another folder";
+            return Err(files::wrong(Code::MalformedRequest, path, what));
         }
     }
     std::fs::create_dir_all(folder).map_err(files::at(folder))?;
@@ -136,6 +135,5 @@ pub fn read(path: &Path) -> Result<String> {
 
 /// Reads one public key file.
 pub fn load_public(path: &Path) -> Result<PublicKey> {
-    PublicKey::from_pem(&read(path)?)
-        .map_err(|error| Failure::new(Code::MalformedRequest, format!("{}: {error}", path.display())))
+    PublicKey::from_pem(&read(path)?).map_err(|error| files::wrong(Code::MalformedRequest, path, error))
 }

@@ -93,14 +93,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    #[cfg(feature = "pages")]
-    if matches!(fwupdate::pages::write::<Args>("1"), Ok(true)) {
-        return ExitCode::SUCCESS;
-    }
-    let args = match usage::read::<Args>() {
-        Ok(args) => args,
-        Err(code) => return code,
-    };
+    usage::start("1", perform)
+}
+
+fn perform(args: Args) -> ExitCode {
     if let Some(missing) = missing(&args.command) {
         tell(&Failure::new(Code::MalformedRequest, missing), args.json);
         return usage::USAGE.into();

@@ -139,7 +139,7 @@ fn write_all(
     ordered: &Receiver<Receiver<Result<Vec<EncodedChunk>>>>,
     out: &mut (dyn Write + Send),
 ) -> Result<(Vec<u8>, u64)> {
-    let (mut index, mut size) = (IndexWriter::new(), 0);
+    let (mut index, mut size) = (IndexWriter::default(), 0);
     for receiver in ordered {
         let broken = |_| Failure::new(Code::Internal, "a compressor broke down");
         for block in receiver.recv().map_err(broken)?? {

@@ -60,7 +60,7 @@ pub fn make(target: &NewImage<'_>, base: &Path, level: i32, mut frames: File) ->
     let similar = builder.finish();
     let plans = maker.plan(&held, &similar)?;
     let mut out = BufWriter::with_capacity(1 << 20, &mut frames);
-    let mut writer = PatchIndexWriter::new();
+    let mut writer = PatchIndexWriter::default();
     let (mut progress, mut size, mut count) = (ProgressLine::new("Patching", plans.len() as u64), 0, 0);
     let workers = thread::available_parallelism().map_or(1, usize::from);
     for (number, batch) in plans.chunks(workers).enumerate() {
@@ -204,12 +204,10 @@ impl Maker<'_> {
     /// Unpacks what was packed, as a device does.
     fn check(&self, bytes: &[u8], prefix: &[u8], chunks: &[Chunk], content: &[u8]) -> Result<()> {
         let mut out = vec![0; content.len()];
-        Decoder::new().patch(bytes, prefix, chunks, &mut out).map_err(|error| {
-            let message = format!(
-                "{}: a patch can't be unpacked ({error}); don't change the images while they are read",
-                self.image.path.display()
-            );
-            Failure::new(Code::Internal, message)
+        Decoder::default().patch(bytes, prefix, chunks, &mut out).map_err(|error| {
+            let what =
+                format!("a patch can't be unpacked ({error}); don't change the images while they are read");
+            files::wrong(Code::Internal, self.image.path, what)
         })
     }
 }

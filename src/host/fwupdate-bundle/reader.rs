@@ -31,8 +31,8 @@ impl BundleFile {
     /// Opens as a device does: the signatures come before the manifest's parser.
     pub fn open_trusted(path: &Path, keys: &TrustedKeys, required: usize) -> Result<BundleFile> {
         BundleFile::open_with(path, |head| {
-            let manifest = manifest::open(head.manifest, head.signatures, keys, required)?;
-            Ok(manifest.body().clone())
+            manifest::open(head.manifest, head.signatures, keys, required)
+                .map(|manifest| Body::clone(&manifest))
         })
     }
 

@@ -171,9 +171,9 @@ pub struct Update {
     #[arg(long, value_name = "URI")]
     uri: String,
     #[command(flatten)]
-    options: UpdateOptions,
+    pub options: UpdateOptions,
     #[command(flatten)]
-    pinning: Pinning,
+    pub pinning: Pinning,
 }
 
 /// How the manifest's digest is found, unless it is given.
@@ -188,15 +188,6 @@ pub struct Pinning {
 }
 
 impl Update {
-    /// The caller's id for the operation.
-    pub fn operation_id(&self) -> Option<&str> {
-        self.options.operation_id()
-    }
-
-    pub fn pinning(&self) -> &Pinning {
-        &self.pinning
-    }
-
     /// The method's payload.
     pub fn payload(&self) -> Map<String, Value> {
         let mut fields = self.options.fields();

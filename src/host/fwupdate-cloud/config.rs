@@ -4,7 +4,6 @@
 //! Reference: "Automatic device and module management", REST version 2021-04-12.
 
 mod counts;
-mod fields;
 
 use std::io::Write;
 use std::path::Path;
@@ -14,9 +13,9 @@ use fwupdate::uri::PackageUri;
 use serde_json::{Map, Value, json};
 
 use self::counts::follow;
-use self::fields::{REPORTED, SECTION, quoted, text, update};
 use crate::args::{Apply, Args, Config};
 use crate::error::Error;
+use crate::fields::{REPORTED, SECTION, quoted, text, update};
 use crate::output::print;
 use crate::pin;
 use crate::rollout::condition;

@@ -5,6 +5,8 @@ use std::io;
 use fwupdate::cli::usage;
 use serde_json::Value;
 
+use crate::fields::text;
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -30,12 +32,12 @@ impl Error {
     /// The hub's answer to a request that it did not fulfil: `status` and the body of the REST reference.
     pub fn of_hub(status: u16, body: &[u8]) -> Error {
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
-        let told = answer.get("Message").and_then(Value::as_str).unwrap_or_default();
+        let told = text(&answer, "/Message").unwrap_or_default();
         // Method calls nest their error as JSON within the message.
         let nested: Value = serde_json::from_str(told).unwrap_or_default();
         let number = nested.get("errorCode").and_then(Value::as_u64);
-        let text = nested.get("message").and_then(Value::as_str).unwrap_or(told);
         let silent = format!("status {status}, without a reason");
+        let text = text(&nested, "/message").unwrap_or(told);
         let text = if text.is_empty() { silent.as_str() } else { text };
         match (status, number) {
             (401 | 403, _) => Error::Refused {
@@ -61,10 +63,9 @@ impl Error {
 
     /// The gateway's answer to a direct method that it did not accept.
     pub fn of_gateway(status: i64, payload: &Value) -> Error {
-        let text = |pointer: &str| payload.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let code = text("/error/code").unwrap_or_else(|| "Internal".into());
-        let message =
-            text("/error/message").unwrap_or_else(|| format!("the gateway answers with status {status}"));
+        let code = text(payload, "/error/code").unwrap_or("Internal").to_owned();
+        let silent = || format!("the gateway answers with status {status}");
+        let message = text(payload, "/error/message").map_or_else(silent, str::to_owned);
         match status {
             400 => Error::Usage(format!("{code}: {message}")),
             409 | 412 => Error::Refused { code, message },
@@ -74,11 +75,10 @@ impl Error {
 
     /// How an operation ended: `fwupdate.last`, which is no success.
     pub fn of_outcome(last: &Value) -> Error {
-        let text = |pointer: &str| last.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let result = text("/result").unwrap_or_else(|| "unknown".into());
-        let code = text("/error/code").unwrap_or_else(|| "Internal".into());
-        let message = text("/error/message").unwrap_or_default();
-        Error::Failed { code, message: format!("the update ended as {result}: {message}") }
+        let result = text(last, "/result").unwrap_or("unknown");
+        let message = text(last, "/error/message").unwrap_or_default();
+        let code = text(last, "/error/code").unwrap_or("Internal");
+        Error::failed(code, format!("the update ended as {result}: {message}"))
     }
 
     /// What scripts see: 1 failed, 2 usage, 3 refused, 4 not reached.

@@ -6,6 +6,7 @@
 mod args;
 mod config;
 mod error;
+mod fields;
 mod output;
 mod patience;
 mod pin;
@@ -28,14 +29,10 @@ use crate::service::Service;
 use crate::watch::{DeviceWatch, Start};
 
 fn main() -> ExitCode {
-    #[cfg(feature = "pages")]
-    if matches!(fwupdate::pages::write::<Args>("1"), Ok(true)) {
-        return ExitCode::SUCCESS;
-    }
-    let args = match usage::read::<Args>() {
-        Ok(args) => args,
-        Err(code) => return code,
-    };
+    usage::start("1", start)
+}
+
+fn start(args: Args) -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe has seen enough.
@@ -73,7 +70,7 @@ async fn perform(args: &Args, service: &Service) -> Result<(), Error> {
 
 async fn invoke(args: &Args, service: &Service, invoke: &Invoke) -> Result<(), Error> {
     let mut payload = invoke.update.payload();
-    pin::add(args, invoke.update.pinning(), &mut payload).await?;
+    pin::add(args, &invoke.update.pinning, &mut payload).await?;
     let (connect, response) =
         (Duration::from_secs(invoke.connect_timeout), Duration::from_secs(invoke.response_timeout));
     let call = Value::Object(payload);
@@ -119,10 +116,10 @@ fn verdict(last: &Value) -> Result<(), Error> {
 
 async fn rollout(args: &Args, service: &Service, asked: &Rollout) -> Result<(), Error> {
     let made = || format!("fwupdate-{:016x}", fastrand::u64(..));
-    let id = asked.update.operation_id().map_or_else(made, str::to_owned);
+    let id = asked.update.options.operation_id().map_or_else(made, str::to_owned);
     check_job(&id)?;
     let mut payload = asked.update.payload();
-    pin::add(args, asked.update.pinning(), &mut payload).await?;
+    pin::add(args, &asked.update.pinning, &mut payload).await?;
     let job = service.order_job(&id, rollout::order(&id, asked, payload)).await?;
     if asked.watch {
         return rollout::follow(service, &id, args.json, &mut std::io::stdout()).await;
@@ -157,10 +154,6 @@ async fn twin(args: &Args, service: &Service, device: &str) -> Result<(), Error>
     let connection = twin.get("connectionState").and_then(Value::as_str).unwrap_or("unknown");
     let reported = twin.pointer("/properties/reported").unwrap_or(&Value::Null);
     let (name, connection) = (plain(device), plain(&connection.to_lowercase()));
-    let head = format!(
-        "{:<10}{name}, {connection}
-",
-        "Gateway"
-    );
+    let head = format!("{:<10}{name}, {connection}\n", "Gateway");
     output::print(args, &twin, &show::headed_status(&head, reported), &mut std::io::stdout())
 }

@@ -1,11 +1,43 @@
 //! A hub that cannot be reached for a moment is no reason to stop watching.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::service::Service;
 
 /// How long the hub may be out of reach, or a twin silent about the operation that is followed.
 pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// Between two looks: a hub answers 20 queries a minute, and each look costs two and a read of the job.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// A hub on this machine has no such limit.
+const LOCAL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Looks again and again, and shows each `line` that is new, until what was found `is_over`.
+pub async fn follow<T, F: Future<Output = Result<T, Error>>>(
+    service: &Service,
+    look: impl Fn() -> F,
+    line: impl Fn(&T) -> String,
+    is_over: impl Fn(&T) -> bool,
+    out: &mut impl Write,
+) -> Result<T, Error> {
+    let (mut shown, mut patience) = (String::new(), HubPatience::default());
+    loop {
+        if let Some(found) = patience.forgive(look().await)? {
+            let line = line(&found);
+            if line != shown {
+                writeln!(out, "{line}")?;
+                out.flush()?;
+                shown = line;
+            }
+            if is_over(&found) {
+                return Ok(found);
+            }
+        }
+        tokio::time::sleep(if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }).await;
+    }
+}
 
 /// Bridges failures to reach the hub, as long as they do not last.
 #[derive(Debug)]

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::time::Duration;
 
 use fwupdate::cli::plain::{self, plain};
 use serde_json::{Map, Value, json};
@@ -14,13 +13,9 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::args::Rollout;
 use crate::error::Error;
-use crate::patience::HubPatience;
+use crate::fields::{REPORTED, text};
+use crate::patience;
 use crate::service::Service;
-
-/// Between two looks: a hub answers 20 queries a minute, and each look costs two and a read of the job.
-const INTERVAL: Duration = Duration::from_secs(10);
-/// A hub on this machine has no such limit.
-const LOCAL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How one gateway stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,21 +74,10 @@ pub fn condition(query: &str) -> &str {
 
 /// Follows the job to its end, then its gateways to theirs. An error when any of them did not commit.
 pub async fn follow(service: &Service, id: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let (mut shown, mut patience) = (String::new(), HubPatience::default());
-    loop {
-        if let Some((status, summary)) = patience.forgive(look(service, id).await)? {
-            let line = summary.told(&status, json);
-            if line != shown {
-                writeln!(out, "{line}")?;
-                out.flush()?;
-                shown = line;
-            }
-            if is_over(&status) && summary.is_over() {
-                return summary.verdict(&status, json, out);
-            }
-        }
-        tokio::time::sleep(interval(service)).await;
-    }
+    let line = |(status, summary): &(String, Summary)| summary.told(status, json);
+    let is_over = |(status, summary): &(String, Summary)| is_over(status) && summary.is_over();
+    let (status, summary) = patience::follow(service, || look(service, id), line, is_over, out).await?;
+    summary.verdict(&status, json, out)
 }
 
 /// Shows how the job and its gateways stand now.
@@ -106,20 +90,14 @@ pub async fn show(service: &Service, id: &str, json: bool, out: &mut impl Write)
 /// The status of the job, and what is known of its gateways.
 async fn look(service: &Service, id: &str) -> Result<(String, Summary), Error> {
     let job = service.job(id).await?;
-    let status = job.get("status").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    let status = text(&job, "/status").unwrap_or("unknown").to_owned();
     let parts = format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{id}'");
     let (rows, twins) = (service.query(&parts).await?, service.query(&of_operation(id)).await?);
     Ok((status, Summary::of(&rows, &twins, id)))
 }
 
-/// The pause between two looks.
-pub fn interval(service: &Service) -> Duration {
-    if service.is_local() { LOCAL_INTERVAL } else { INTERVAL }
-}
-
 fn of_operation(id: &str) -> String {
-    let place = "properties.reported.fwupdate";
-    format!("SELECT * FROM devices WHERE {place}.operation.id = '{id}' OR {place}.last.id = '{id}'")
+    format!("SELECT * FROM devices WHERE {REPORTED}.operation.id = '{id}' OR {REPORTED}.last.id = '{id}'")
 }
 
 fn is_over(status: &str) -> bool {
@@ -128,13 +106,10 @@ fn is_over(status: &str) -> bool {
 
 impl Summary {
     fn of(rows: &[Value], twins: &[Value], id: &str) -> Summary {
-        let mut stands: BTreeMap<_, _> = rows
-            .iter()
-            .filter_map(|row| Some((row.get("deviceId")?.as_str()?.to_owned(), called(row))))
-            .collect();
+        let stand = |row| Some((text(row, "/deviceId")?.to_owned(), called(row)));
+        let mut stands: BTreeMap<_, _> = rows.iter().filter_map(stand).collect();
         for twin in twins {
-            let device = twin.get("deviceId").and_then(Value::as_str);
-            if let (Some(device), Some(stand)) = (device, reported(twin, id)) {
+            if let (Some(device), Some(stand)) = (text(twin, "/deviceId"), reported(twin, id)) {
                 stands.insert(device.to_owned(), stand);
             }
         }
@@ -168,14 +143,11 @@ impl Summary {
     }
 
     fn verdict(&self, status: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
-        let failed: Vec<_> = self
-            .stands
-            .iter()
-            .filter_map(|(device, stand)| match stand {
-                Stand::Failed(code) => Some((device, code)),
-                _ => None,
-            })
-            .collect();
+        let failed = |(device, stand)| match stand {
+            Stand::Failed(code) => Some((device, code)),
+            _ => None,
+        };
+        let failed: Vec<(&String, &String)> = self.stands.iter().filter_map(failed).collect();
         if !json {
             for (device, code) in &failed {
                 writeln!(out, "{}", plain(&format!("{device}: {code}")))?;
@@ -212,9 +184,9 @@ impl Stand {
 
 /// What the job knows of a gateway: `devices.jobs`.
 fn called(row: &Value) -> Stand {
-    let code = |pointer: &str| row.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let code = |pointer: &str| text(row, pointer).map(str::to_owned);
     let status = row.pointer("/outcome/deviceMethodResponse/status").and_then(Value::as_i64);
-    match (row.get("status").and_then(Value::as_str), status) {
+    match (text(row, "/status"), status) {
         (_, Some(200)) => Stand::Running("accepted".into()),
         (_, Some(status)) => {
             let told = code("/outcome/deviceMethodResponse/payload/error/code");
@@ -229,21 +201,18 @@ fn called(row: &Value) -> Stand {
 
 /// What the gateway itself reports of the operation.
 fn reported(twin: &Value, id: &str) -> Option<Stand> {
-    let text = |pointer: &str| twin.pointer(pointer).and_then(Value::as_str);
-    if text("/properties/reported/fwupdate/operation/id") == Some(id) {
-        let phase = text("/properties/reported/fwupdate/operation/phase").unwrap_or("running");
+    let told = twin.pointer("/properties/reported/fwupdate")?;
+    if text(told, "/operation/id") == Some(id) {
+        let phase = text(told, "/operation/phase").unwrap_or("running");
         return Some(Stand::Running(phase.to_owned()));
     }
-    if text("/properties/reported/fwupdate/last/id") != Some(id) {
-        return None;
-    }
-    match text("/properties/reported/fwupdate/last/result") {
-        Some("committed") => Some(Stand::Committed),
+    (text(told, "/last/id") == Some(id)).then(|| match text(told, "/last/result") {
+        Some("committed") => Stand::Committed,
         result => {
-            let code = text("/properties/reported/fwupdate/last/error/code").or(result);
-            Some(Stand::Failed(code.unwrap_or("unknown").to_owned()))
+            let code = text(told, "/last/error/code").or(result);
+            Stand::Failed(code.unwrap_or("unknown").to_owned())
         }
-    }
+    })
 }
 
 #[cfg(test)]

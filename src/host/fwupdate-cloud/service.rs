@@ -1,8 +1,10 @@
 //! IoT Hub's service REST, as far as this program needs it. Reference: "Azure IoT Hub service REST API",
 //! version 2021-04-12.
 
+use std::error::Error as StdError;
 use std::fs::File;
 use std::io::{self, Read};
+use std::iter::successors;
 use std::path::Path;
 use std::time::Duration;
 
@@ -235,14 +237,10 @@ impl Service {
     }
 
     fn unreachable(&self, why: &reqwest::Error) -> Error {
-        let mut cause: &dyn std::error::Error = why;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        Error::Unreachable(format!(
-            "{} cannot be reached ({cause}): check network, host name, and --ca",
-            self.host
-        ))
+        // The words around the first cause repeat the URL.
+        let cause = successors(Some(why as &dyn StdError), |cause| (*cause).source()).last().unwrap_or(why);
+        let host = &self.host;
+        Error::Unreachable(format!("{host} cannot be reached ({cause}): check network, host name, and --ca"))
     }
 }
 

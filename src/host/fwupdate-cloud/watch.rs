@@ -7,6 +7,7 @@ use fwupdate::cli::screen::{Screen, Style};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::fields::text;
 use crate::patience::LIMIT;
 use crate::service::Service;
 
@@ -64,12 +65,14 @@ impl DeviceWatch<'_> {
                             screen.draw(reported, remark(&twin), out)?;
                         }
                         OperationState::Absent if seen || quiet.elapsed() >= LIMIT => {
-                            return Err(lost(self.device, &followed));
+                            return Err(Error::failed("NotFound", lost(self.device, &followed)));
                         }
-                        OperationState::Absent if followed.is_empty() => return Err(nothing(self.device)),
+                        OperationState::Absent if followed.is_empty() => {
+                            return Err(Error::failed("NotFound", nothing(self.device)));
+                        }
                         // A report may be on its way: once more.
                         OperationState::Absent if self.start == Start::Found && looks > 0 => {
-                            return Err(unknown(self.device, &followed, reported));
+                            return Err(Error::failed("NotFound", unknown(self.device, &followed, reported)));
                         }
                         OperationState::Absent => looks += 1,
                     }
@@ -82,7 +85,7 @@ impl DeviceWatch<'_> {
 
 /// A gateway that is away reports nothing.
 fn remark(twin: &Value) -> &'static str {
-    match twin.get("connectionState").and_then(Value::as_str) {
+    match text(twin, "/connectionState") {
         Some("Disconnected") => " (not connected)",
         _ => "",
     }
@@ -90,14 +93,12 @@ fn remark(twin: &Value) -> &'static str {
 
 /// The operation that runs, else the one that ended last; empty when there is none.
 fn newest(reported: &Value) -> String {
-    let id = |place: &str| reported.pointer(place).and_then(Value::as_str).map(str::to_owned);
-    id("/fwupdate/operation/id").or_else(|| id("/fwupdate/last/id")).unwrap_or_default()
+    let id = text(reported, "/fwupdate/operation/id").or(text(reported, "/fwupdate/last/id"));
+    id.unwrap_or_default().to_owned()
 }
 
 fn state(reported: &Value, id: &str) -> OperationState {
-    let at = |place: &str| {
-        reported.pointer(place).filter(|found| found.get("id").and_then(Value::as_str) == Some(id))
-    };
+    let at = |place: &str| reported.pointer(place).filter(|found| text(found, "/id") == Some(id));
     match (at("/fwupdate/operation"), at("/fwupdate/last")) {
         (Some(_), _) => OperationState::Running,
         (None, Some(last)) => OperationState::Ended(last.clone()),
@@ -105,28 +106,21 @@ fn state(reported: &Value, id: &str) -> OperationState {
     }
 }
 
-fn lost(device: &str, id: &str) -> Error {
-    let message = format!(
+fn lost(device: &str, id: &str) -> String {
+    format!(
         "the twin of {device} no longer tells of operation {id}; look with `fwupdate-cloud twin {device}`"
-    );
-    Error::failed("NotFound", message)
+    )
 }
 
-fn unknown(device: &str, id: &str, reported: &Value) -> Error {
+fn unknown(device: &str, id: &str, reported: &Value) -> String {
     let newest = newest(reported);
     let known =
         if newest.is_empty() { "no operation".to_owned() } else { format!("operation {newest} alone") };
-    Error::failed(
-        "NotFound",
-        format!("{device} tells of {known}, not of {id}: check the id, or leave it out"),
-    )
+    format!("{device} tells of {known}, not of {id}: check the id, or leave it out")
 }
 
-fn nothing(device: &str) -> Error {
-    Error::failed(
-        "NotFound",
-        format!("{device} never reported an update: start one with `fwupdate-cloud invoke`"),
-    )
+fn nothing(device: &str) -> String {
+    format!("{device} never reported an update: start one with `fwupdate-cloud invoke`")
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub async fn bring(
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
     let (jobs, queue) = mpsc::channel(1);
-    let patcher = Patcher { shared: shared.clone(), sink: sink.clone(), decoder: Decoder::new() };
+    let patcher = Patcher { shared: shared.clone(), sink: sink.clone(), decoder: Decoder::default() };
     let patcher = tokio::task::spawn_blocking(move || patcher.run(queue));
     let fed = tokio::select! {
         fed = shared.index.reading(|index| feed(patch, bundle, shared, index, plan, &jobs)) => fed,

@@ -162,7 +162,7 @@ pub fn run(
     stop: &CancellationToken,
 ) -> Result<Missed, StageError> {
     writer::beside(shared, sink, stop, |writer| {
-        let (decoder, buffer) = (Decoder::new(), Buffer::new(shared.group));
+        let (decoder, buffer) = (Decoder::default(), Buffer::new(shared.group));
         let mut worker = Worker { shared, sink, writer, decoder, buffer, missed: Missed::default() };
         while let Some(group) = queue.blocking_recv() {
             worker.work(group)?;

@@ -56,7 +56,7 @@ static PUBLIC: LazyLock<PublicKey> =
     LazyLock::new(|| PublicKey::from_point(Algorithm::Ed25519, KEY.public_key().as_ref()).unwrap());
 
 static TRUST: LazyLock<TrustedKeys> = LazyLock::new(|| {
-    let mut keys = TrustedKeys::new();
+    let mut keys = TrustedKeys::default();
     keys.add(PUBLIC.clone()).unwrap();
     keys
 });

@@ -6,10 +6,10 @@ use std::io::Write;
 use fwupdate::cli::plain::{self, plain};
 use serde_json::{Value, json};
 
-use super::fields::{REPORTED, quoted, text, update};
 use crate::error::Error;
-use crate::patience::HubPatience;
-use crate::rollout::{condition, interval};
+use crate::fields::{REPORTED, quoted, text, update};
+use crate::patience;
+use crate::rollout::condition;
 use crate::service::Service;
 
 /// How the gateways stand towards a configuration.
@@ -28,21 +28,9 @@ pub async fn follow(service: &Service, found: &Value, json: bool, out: &mut impl
         Error::Usage(format!("{id} names no version of firmware, so there is nothing to watch"))
     })?;
     let target = text(found, "/targetCondition").map_or("*", condition);
-    let (mut shown, mut patience) = (String::new(), HubPatience::default());
-    loop {
-        if let Some(counts) = patience.forgive(Counts::ask(service, target, version).await)? {
-            let line = if json { plain::json(&counts.json(id)) } else { plain(&counts.line(id)) };
-            if line != shown {
-                writeln!(out, "{line}")?;
-                out.flush()?;
-                shown = line;
-            }
-            if counts.is_over() {
-                return counts.verdict(id);
-            }
-        }
-        tokio::time::sleep(interval(service)).await;
-    }
+    let line = |counts: &Counts| if json { plain::json(&counts.json(id)) } else { plain(&counts.line(id)) };
+    let ask = || Counts::ask(service, target, version);
+    patience::follow(service, ask, line, Counts::is_over, out).await?.verdict(id)
 }
 
 impl Counts {

@@ -20,7 +20,7 @@ fn content() -> Vec<u8> {
 const LENGTHS: [usize; 4] = [BLOCK, 2 * BLOCK, 4 * BLOCK, 5 * BLOCK];
 
 fn index() -> Vec<u8> {
-    let (content, mut at, mut writer) = (content(), 0, IndexWriter::new());
+    let (content, mut at, mut writer) = (content(), 0, IndexWriter::default());
     for (length, block) in LENGTHS.iter().zip(blocks()) {
         writer.push(*length as u32, block.len() as u32, ChunkDigest::of(&content[at..at + length]));
         at += length;
@@ -83,7 +83,7 @@ fn with_patch(mut body: Body, index: &[u8], payload: u64) -> Body {
 }
 
 fn patch_index() -> Vec<u8> {
-    let mut writer = PatchIndexWriter::new();
+    let mut writer = PatchIndexWriter::default();
     for (chunks, blocks) in [(0..1, 0..3), (2..4, 5..9)] {
         let prefix = PrefixDigest::of(b"prefix");
         let frame = PatchFrame { chunks: vec![chunks], blocks: vec![blocks], offset: 0, length: 100, prefix };
@@ -104,7 +104,7 @@ pub mod manifest {
 
     pub fn run(bytes: &[u8]) -> bool {
         let Ok(manifest) = signed::open(bytes, &sign(bytes), &TRUST, 1) else { return false };
-        let body = manifest.body();
+        let body: &Body = &manifest;
         // What is accepted can be written again, and is then accepted as the same.
         if let Ok(again) = body.to_bytes() {
             assert_eq!(Body::parse(&again).unwrap(), *body);
@@ -251,7 +251,7 @@ pub mod zstd_blocks {
         let (chunk, content) = (CHUNKS[usize::from(*which) % CHUNKS.len()], &*CONTENT);
         let own = chunk.offset as usize..(chunk.offset + u64::from(chunk.length)) as usize;
         let mut out = vec![0; own.len()];
-        let decoded = Decoder::new().decode(&[(chunk, block)], &content[..own.start], &mut out);
+        let decoded = Decoder::default().decode(&[(chunk, block)], &content[..own.start], &mut out);
         if decoded.is_ok() {
             assert_eq!(out, content[own]);
         }
@@ -274,7 +274,7 @@ pub mod zstd_patch {
     pub fn run(bytes: &[u8]) -> bool {
         let chunks = &CHUNKS[..2];
         let mut out = vec![0; 3 * BLOCK];
-        let decoded = Decoder::new().patch(bytes, &PREFIX, chunks, &mut out);
+        let decoded = Decoder::default().patch(bytes, &PREFIX, chunks, &mut out);
         if decoded.is_ok() {
             assert_eq!(out, CONTENT[..3 * BLOCK]);
         }

@@ -71,7 +71,7 @@ pub mod keys {
 
     pub fn run(bytes: &[u8]) -> bool {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
-        let mut keys = TrustedKeys::new();
+        let mut keys = TrustedKeys::default();
         if keys.add_pem(text).is_err() {
             return false;
         }

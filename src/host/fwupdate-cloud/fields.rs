@@ -1,4 +1,4 @@
-//! The places in a configuration and in a twin that matter here, and how they are named in queries.
+//! The places in a configuration, a twin and an answer that matter here, and how they are named in queries.
 
 use serde_json::Value;
 
