@@ -24,9 +24,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use chunk::{Chunk, ChunkDigest};
+pub use chunk::{Chunk, ChunkDigest, offset_of};
 pub use error::BundleError;
-pub use frame::{BLOCK_HEADER, Decoder, frame_bound, frame_header};
+pub use frame::{BLOCK_HEADER, Decoder, frame_bound, frame_header, verify};
 pub use frames::{OUTPUT_CAP, PREFIX_CAP, PatchFrame, PatchIndexWriter, PrefixDigest};
 pub use head::{HEAD_MAX, Head, head};
 pub use index::Index;

@@ -9,7 +9,6 @@
 //! In order: `open` (then plan), `Target::acquire`, `Bundle::index`, `stage`; and `read_back` again for a slot that
 //! waited.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,12 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Index;
 use crate::manifest::{Digest, Image};
-use apply::fetcher::transfer;
-use apply::patch;
+use apply::Apply;
 use buffer::Pool;
 use error::finished;
 use slot::frontier::Frontier;
-use slot::read_back::{compare, read_along, read_back_behind};
+use slot::read_back::{ReadBack, compare};
 use slot::withheld::{Sink, Withheld};
 use sources::chunks::{ChunkSource, Sources};
 use sources::maps;
@@ -112,10 +110,7 @@ pub async fn stage(
 ) -> Result<(), StageError> {
     let Staging { target, seed, maps, progress, cancel } = staging;
     let image = bundle.manifest().image.clone();
-    if image.size > target.capacity() {
-        let (path, capacity) = (target.path().to_owned(), target.capacity());
-        return Err(StageError::TooLarge { path, image: image.size, capacity });
-    }
+    target.check_size(image.size)?;
     let written = target.written();
     let shared = Shared {
         name: bundle.name().to_owned(),
@@ -124,9 +119,10 @@ pub async fn stage(
         group: image.chunking.group_max(),
         buffers: Pool::default(),
         progress: progress.clone(),
+        cancel: cancel.clone(),
     };
-    let (shared, target, maps, cancel) = (Arc::new(shared), target.clone(), maps.cloned(), cancel.clone());
-    let work = Arc::new(Blocking { shared, target, image, maps, cancel });
+    let (shared, target, maps) = (Arc::new(shared), target.clone(), maps.cloned());
+    let work = Arc::new(Blocking { shared, target, image, maps });
     let story = Story { bundle, work, booted_image: seed.and_then(|seed| seed.image) };
     story.run().await?;
     story.blocking(Blocking::remember).await?;
@@ -153,18 +149,19 @@ struct Story<'a> {
 impl Story<'_> {
     /// Survey, fetch, apply, read back.
     async fn run(&self) -> Result<(), StageError> {
-        let Blocking { shared, cancel, .. } = &*self.work;
+        let Story { bundle, work, booted_image } = self;
+        let shared = &work.shared;
         let found = self.blocking(Blocking::survey).await?;
-        let plan = RestorePlan::make(self.bundle, shared, found, self.booted_image, cancel).await?;
+        let plan = RestorePlan::make(bundle, shared, found, *booted_image).await?;
         self.announce(&plan)?;
         if plan.is_done() {
             return self.blocking(Blocking::confirm).await;
         }
         self.blocking(Blocking::invalidate).await?;
-        let sink = Arc::new(self.work.sink(self.bundle.workspace(), &plan)?);
+        let sink = Arc::new(work.sink(bundle.workspace(), &plan)?);
         let _behind = Behind(sink.clone());
         let follower = self.follow(&sink);
-        self.apply(&plan, &sink).await?;
+        Apply { bundle, shared, plan: &plan, sink: &sink }.run().await?;
         drop(plan);
         self.blocking(Blocking::clear_tail).await?;
         shared.progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, done: 0, ..*p });
@@ -175,26 +172,6 @@ impl Story<'_> {
         self.blocking(move |work| work.seal(&sink, found)).await
     }
 
-    /// Brings what the patch has, and then all else: also what the patch could not bring, within the budget.
-    async fn apply(&self, plan: &RestorePlan, sink: &Arc<Sink>) -> Result<(), StageError> {
-        let Blocking { shared, cancel, .. } = &*self.work;
-        if let Some(patch) = &plan.patch {
-            let frames = || shared.index.read(|index| plan.cost(index, self.bundle.layout()).frames);
-            let before = frames()?;
-            patch::bring(patch, self.bundle, shared, plan, sink, cancel).await?;
-            let still = self.work.unwritten(plan)?;
-            sink.frontier.keep(&still);
-            let (need, remote) = (frames()?, self.bundle.remote());
-            if need > before && remote.is_metered() {
-                remote.meter().afford(need)?;
-                let more = need.saturating_sub(before);
-                let add = |p: &mut Progress| p.expected_download = p.expected_download.saturating_add(more);
-                shared.progress.send_modify(add);
-            }
-        }
-        transfer(self.bundle, shared, plan, sink, cancel).await
-    }
-
     /// Reads back close behind the writing, if both go past the page cache: only then is it the medium that
     /// answers.
     fn follow(&self, sink: &Arc<Sink>) -> Option<impl Future<Output = Result<Digest, StageError>> + use<>> {
@@ -202,10 +179,7 @@ impl Story<'_> {
             return None;
         }
         let (sink, work) = (sink.clone(), self.work.clone());
-        let follower = tokio::task::spawn_blocking(move || {
-            let Blocking { shared, image, cancel, .. } = &*work;
-            read_along(&sink.withheld, &sink.target, image.size, &sink.frontier, &shared.progress, cancel)
-        });
+        let follower = tokio::task::spawn_blocking(move || work.reader(&sink.withheld).along(&sink.frontier));
         Some(finished(follower))
     }
 
@@ -221,15 +195,8 @@ impl Story<'_> {
         let downloaded = remote.meter().spent();
         let expected_download =
             if remote.is_metered() { downloaded.saturating_add(need) } else { downloaded };
-        let (step, total) = (Step::Writing, image.size);
-        shared.progress.send_replace(Progress {
-            step,
-            total,
-            done,
-            reused: done,
-            downloaded,
-            expected_download,
-        });
+        let (step, total, reused) = (Step::Writing, image.size, done);
+        shared.progress.send_replace(Progress { step, total, done, reused, downloaded, expected_download });
         remote.afford(need)
     }
 
@@ -258,12 +225,11 @@ struct Blocking {
     target: Target,
     image: Image,
     maps: Option<Maps>,
-    cancel: CancellationToken,
 }
 
 impl Blocking {
     fn survey(&self) -> Result<Sources, StageError> {
-        let Shared { index, seed, buffers, progress, .. } = &*self.shared;
+        let Shared { index, seed, buffers, progress, cancel, .. } = &*self.shared;
         let target = |buffer: &mut [u8], offset| self.target.read(buffer, offset);
         let survey = |index: &Index| {
             let survey = Survey {
@@ -275,7 +241,7 @@ impl Blocking {
                 maps: self.maps.as_ref(),
                 buffers,
                 progress,
-                cancel: &self.cancel,
+                cancel,
             };
             survey.run(THREADS)
         };
@@ -296,22 +262,19 @@ impl Blocking {
 
     fn sink(&self, workspace: &Workspace, plan: &RestorePlan) -> Result<Sink, StageError> {
         let withheld = Withheld::new(workspace, GUARD.min(self.image.size) as usize);
-        Ok(Sink { target: self.target.clone(), withheld, frontier: Frontier::new(self.unwritten(plan)?) })
+        let frontier = Frontier::new(self.shared.index.read(|index| plan.unwritten(index))?);
+        Ok(Sink { target: self.target.clone(), withheld, frontier })
     }
 
-    /// Offsets of the groups that are not in place.
-    fn unwritten(&self, plan: &RestorePlan) -> Result<BTreeSet<u64>, StageError> {
-        self.shared.index.read(|index| {
-            let missing = plan.chunks(index, |source| source != ChunkSource::InPlace);
-            missing.map(|(_, chunk)| chunk.group_offset).collect()
-        })
+    fn reader<'a>(&'a self, head: &'a Withheld) -> ReadBack<'a> {
+        let Shared { progress, cancel, .. } = &*self.shared;
+        ReadBack { head, target: &self.target, size: self.image.size, progress, cancel }
     }
 
     /// Everything was in place already: look at the medium all the same.
     fn confirm(&self) -> Result<(), StageError> {
         self.clear_tail()?;
-        let Image { size, sha256, .. } = self.image;
-        let verdict = read_back(&self.target, size, sha256, &self.shared.progress, &self.cancel);
+        let verdict = self.reader(&Withheld::none()).judge(self.image.sha256);
         if let Err(StageError::ReadBack { .. } | StageError::Slot { .. }) = verdict {
             // The reason that counts is the first.
             self.target.invalidate().ok();
@@ -335,15 +298,11 @@ impl Blocking {
     /// Reads the rest back, then writes the withheld bytes and reads those back too.
     /// `found` is the digest of the rest, if it was read back already.
     fn seal(&self, sink: &Sink, found: Option<Digest>) -> Result<(), StageError> {
-        let Image { size, sha256, .. } = self.image;
-        let progress = &self.shared.progress;
         match found {
-            Some(found) => compare(&self.target, found, sha256)?,
-            None => read_back_behind(&sink.withheld, &self.target, size, sha256, progress, &self.cancel)?,
+            Some(found) => compare(&self.target, found, self.image.sha256)?,
+            None => self.reader(&sink.withheld).judge(self.image.sha256)?,
         }
-        if self.cancel.is_cancelled() {
-            return Err(StageError::Cancelled);
-        }
+        self.shared.check_cancelled()?;
         let released = sink.release();
         if !matches!(released, Ok(true)) {
             self.target.invalidate().ok();
@@ -352,7 +311,7 @@ impl Blocking {
             let error = std::io::Error::other("it does not hold what was just written");
             return Err(self.target.failed(0, error));
         }
-        progress.send_modify(|p| p.done = p.total);
+        self.shared.progress.send_modify(|p| p.done = p.total);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! One chunk of an image: where it lies, where its compressed form lies, and the digest that it is known by.
 
-use crate::manifest::Digest;
+use crate::manifest::{BLOCK, Digest};
 
 /// One chunk of the image, in image order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,23 @@ pub struct Chunk {
     /// Length of that part, bytes.
     pub frame_length: u32,
     pub digest: ChunkDigest,
+}
+
+impl Chunk {
+    /// Where the chunk behind it begins.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(u64::from(self.length))
+    }
+
+    /// The block at which it begins; `None` if that has no 32-bit number.
+    pub fn block(&self) -> Option<u32> {
+        u32::try_from(self.offset / u64::from(BLOCK)).ok()
+    }
+}
+
+/// Where a block begins, bytes.
+pub fn offset_of(block: u32) -> u64 {
+    u64::from(block).saturating_mul(u64::from(BLOCK))
 }
 
 /// The first 16 bytes of a chunk's SHA-256: enough to find and to check a chunk by, since the image as a whole

@@ -104,7 +104,7 @@ fn unpack(frame: &[u8], prefix: &[u8], out: &mut [u8]) -> bool {
 }
 
 /// Compares the digests of chunks that lie one after the other in `content`.
-fn verify<'a>(chunks: impl IntoIterator<Item = &'a Chunk>, content: &[u8]) -> Result<(), BundleError> {
+pub fn verify<'a>(chunks: impl IntoIterator<Item = &'a Chunk>, content: &[u8]) -> Result<(), BundleError> {
     let mut rest = content;
     for chunk in chunks {
         let (own, after) = rest.split_at((chunk.length as usize).min(rest.len()));

@@ -72,8 +72,7 @@ impl Index {
     pub fn position(&self, offset: u64) -> usize {
         let first =
             self.marks.partition_point(|sums| sums.offset <= offset).saturating_sub(1).saturating_mul(STRIDE);
-        let before = |chunk: &Chunk| chunk.offset.saturating_add(u64::from(chunk.length)) <= offset;
-        first.saturating_add(self.from(first).take_while(before).count())
+        first.saturating_add(self.from(first).take_while(|chunk| chunk.end() <= offset).count())
     }
 
     /// The chunks from `position` on.

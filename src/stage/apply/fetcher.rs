@@ -8,19 +8,15 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Index, LONGEST, Run};
+use crate::stage::apply::Apply;
 use crate::stage::apply::unpack::{self, Arrivals, Group, Missed, PackedChunk, Part};
 use crate::stage::download::frames::Frames;
 use crate::stage::download::insist::Wrong;
-use crate::stage::download::open::Bundle;
-use crate::stage::error::StageError;
-use crate::stage::error::finished;
-use crate::stage::slot::withheld::Sink;
+use crate::stage::error::{StageError, finished};
 use crate::stage::sources::chunks::ChunkSource;
 use crate::stage::sources::plan::RestorePlan;
-use crate::stage::sources::shared::Shared;
 
 /// Range requests in flight at most: hides the round trips of many small ones.
 const IN_FLIGHT: usize = 4;
@@ -30,92 +26,80 @@ const WINDOW: usize = 2 * LONGEST as usize;
 /// Groups that may wait for the thread; they hold no more than the window lets in.
 const QUEUE: usize = 1;
 
-/// Brings all chunks that are not in place to `sink`.
-///
-/// Chunks that the seed or the target lost since the survey are set to `Fetch` in `plan` and fetched then, as are those
-/// that came and were not what was signed: for a while, from whatever servers there are.
-pub async fn transfer(
-    bundle: &Bundle,
-    shared: &Arc<Shared>,
-    plan: &RestorePlan,
-    sink: &Arc<Sink>,
-    cancel: &CancellationToken,
-) -> Result<(), StageError> {
-    let (mut wrong, mut least, mut lost) = (Wrong::new(bundle.remote()), usize::MAX, false);
-    loop {
-        let missed = shared.index.reading(|index| pass(bundle, shared, index, plan, sink, cancel)).await??;
-        let Some(first) = missed.chunks.first() else { return Ok(()) };
-        // By half, so that no server can draw this out with one right chunk at a time.
-        if missed.chunks.len() <= least / 2 {
-            least = missed.chunks.len();
-            wrong.is_less();
-        }
-        match missed.wrong {
-            Some(error) => tokio::select! {
-                again = wrong.again(error) => again?,
-                () = cancel.cancelled() => return Err(StageError::Cancelled),
-            },
-            // Only what is in place was not fetched.
-            None if lost => {
-                let error = std::io::Error::other("what was right before can't be read any more");
-                let offset = shared.index.read(|index| index.get(*first).map(|chunk| chunk.offset))?;
-                return Err(sink.target.failed(offset.unwrap_or_default(), error));
+impl Apply<'_> {
+    /// Brings all chunks that are not in place to the sink.
+    ///
+    /// Chunks that the seed or the target lost since the survey are set to `Fetch` in the plan and fetched then, as are
+    /// those that came and were not what was signed: for a while, from whatever servers there are.
+    pub(super) async fn transfer(&self) -> Result<(), StageError> {
+        let Apply { bundle, shared, plan, sink } = self;
+        let (mut wrong, mut least, mut lost) = (Wrong::new(bundle.remote()), usize::MAX, false);
+        loop {
+            let missed = shared.index.reading(|index| self.pass(index)).await??;
+            let Some(first) = missed.chunks.first() else { return Ok(()) };
+            // By half, so that no server can draw this out with one right chunk at a time.
+            if missed.chunks.len() <= least / 2 {
+                least = missed.chunks.len();
+                wrong.is_less();
             }
-            None => lost = true,
-        }
-        // The pass brought all others to their places.
-        plan.replace(|_| true, ChunkSource::InPlace);
-        plan.set(missed.chunks, ChunkSource::Fetch);
-        let more = shared.index.read(|index| plan.cost(index, bundle.layout()))?.frames;
-        bundle.remote().afford(more)?;
-        if bundle.remote().is_metered() {
-            shared.progress.send_modify(|p| p.expected_download = p.expected_download.saturating_add(more));
+            match missed.wrong {
+                Some(error) => tokio::select! {
+                    again = wrong.again(error) => again?,
+                    () = shared.cancel.cancelled() => return Err(StageError::Cancelled),
+                },
+                // Only what is in place was not fetched.
+                None if lost => {
+                    let error = std::io::Error::other("what was right before can't be read any more");
+                    let offset = shared.index.read(|index| index.get(*first).map(|chunk| chunk.offset))?;
+                    return Err(sink.target.failed(offset.unwrap_or_default(), error));
+                }
+                None => lost = true,
+            }
+            // The pass brought all others to their places.
+            plan.replace(|_| true, ChunkSource::InPlace);
+            plan.set(missed.chunks, ChunkSource::Fetch);
+            let more = self.frames()?;
+            self.afford(more, more)?;
         }
     }
-}
 
-/// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
-/// others of their group.
-async fn pass(
-    bundle: &Bundle,
-    shared: &Arc<Shared>,
-    index: &Index,
-    plan: &RestorePlan,
-    sink: &Arc<Sink>,
-    cancel: &CancellationToken,
-) -> Result<Missed, StageError> {
-    let stop = cancel.child_token();
-    let (jobs, queue) = mpsc::channel(QUEUE);
-    let worker = {
-        let (shared, sink, stop) = (shared.clone(), sink.clone(), stop.clone());
-        tokio::task::spawn_blocking(move || {
-            unpack::run(&shared, &sink, queue, &stop).inspect_err(|_| stop.cancel())
-        })
-    };
-    let (lines, coming) = mpsc::unbounded_channel();
-    let fetch = Fetch { bundle, shared, index, plan, window: Arc::new(Semaphore::new(WINDOW)) };
-    let mut delivery =
-        Delivery { index, plan, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
-    let fed = async {
-        let local = feed(index, plan, &jobs, |group| !group.is_fetched() && !group.has_duplicates());
-        tokio::try_join!(local, fetch.run(lines), delivery.run())?;
-        // Now the worker has had every original. A group of the network's needs no such care: it comes in the order of
-        // the image, and originals that are fetched lie further ahead.
-        feed(index, plan, &jobs, |group| !group.is_fetched() && group.has_duplicates()).await
-    };
-    let fed = tokio::select! {
-        fed = fed => fed,
-        () = stop.cancelled() => Err(StageError::Cancelled),
-    };
-    if fed.is_err() {
-        // What has come was paid for. A worker that is gone had an error of its own.
-        delivery.run().await.ok();
+    /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
+    /// others of their group.
+    async fn pass(&self, index: &Index) -> Result<Missed, StageError> {
+        let Apply { shared, plan, sink, .. } = *self;
+        let stop = shared.cancel.child_token();
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let worker = {
+            let (shared, sink, stop) = (shared.clone(), sink.clone(), stop.clone());
+            tokio::task::spawn_blocking(move || {
+                unpack::run(&shared, &sink, queue, &stop).inspect_err(|_| stop.cancel())
+            })
+        };
+        let (lines, coming) = mpsc::unbounded_channel();
+        let fetch = Fetch { apply: self, index, window: Arc::new(Semaphore::new(WINDOW)) };
+        let mut delivery =
+            Delivery { index, plan, jobs: &jobs, lines: coming, line: None, batch: None, open: None };
+        let fed = async {
+            let local = feed(index, plan, &jobs, |group| !group.is_fetched() && !group.has_duplicates());
+            tokio::try_join!(local, fetch.run(lines), delivery.run())?;
+            // Now the worker has had every original. A group of the network's needs no such care: it comes in the order of
+            // the image, and originals that are fetched lie further ahead.
+            feed(index, plan, &jobs, |group| !group.is_fetched() && group.has_duplicates()).await
+        };
+        let fed = tokio::select! {
+            fed = fed => fed,
+            () = stop.cancelled() => Err(StageError::Cancelled),
+        };
+        if fed.is_err() {
+            // What has come was paid for. A worker that is gone had an error of its own.
+            delivery.run().await.ok();
+        }
+        drop(delivery);
+        drop(jobs);
+        // The worker's error is the reason, and the feeder's then only its consequence.
+        let missed = finished(worker).await?;
+        fed.map(|()| missed)
     }
-    drop(delivery);
-    drop(jobs);
-    // The worker's error is the reason, and the feeder's then only its consequence.
-    let missed = finished(worker).await?;
-    fed.map(|()| missed)
 }
 
 /// Queues those groups that `belong`, if there is something to do for them.
@@ -147,10 +131,8 @@ type Arriving = mpsc::UnboundedReceiver<Batch>;
 
 /// What the requests share.
 struct Fetch<'a> {
-    bundle: &'a Bundle,
-    shared: &'a Shared,
+    apply: &'a Apply<'a>,
     index: &'a Index,
-    plan: &'a RestorePlan,
     window: Arc<Semaphore>,
 }
 
@@ -158,7 +140,7 @@ impl Fetch<'_> {
     /// Makes all requests, a few at a time, and hands out a line for each, in order.
     async fn run(&self, lines: mpsc::UnboundedSender<Arriving>) -> Result<(), StageError> {
         let mut fetches = FuturesUnordered::new();
-        for run in self.plan.requests(self.index, self.bundle.layout()) {
+        for run in self.apply.plan.requests(self.index, self.apply.bundle.layout()) {
             // Admitted one after the other, so that the first is never kept waiting by a later one.
             let length = run.span.end.saturating_sub(run.span.start).min(WINDOW as u64);
             let mut room = std::pin::pin!(self.window.clone().acquire_many_owned(length as u32));
@@ -185,20 +167,20 @@ impl Fetch<'_> {
         mut room: OwnedSemaphorePermit,
         line: mpsc::UnboundedSender<Batch>,
     ) -> Result<(), StageError> {
-        let mut frames = Frames::new(self.bundle.remote(), run.span);
+        let Apply { bundle, shared, .. } = self.apply;
+        let mut frames = Frames::new(bundle.remote(), run.span);
         let (mut batch, mut group) = (Batch::new(), None);
         let first = run.chunks.first().map_or(0, |first| *first as usize);
         let mut chunks = (first..).zip(self.index.from(first));
         for position in run.chunks {
             let position = position as usize;
             let Some((_, chunk)) = chunks.find(|(number, _)| *number == position) else { break };
-            let place = self.bundle.layout().frame(&chunk);
+            let place = bundle.layout().frame(&chunk);
             // What is here goes on its way before anything is waited for.
             if group.replace(chunk.group_offset) != Some(chunk.group_offset) || !frames.has(place.end) {
                 send(&line, &mut batch);
             }
-            let told = |spent| self.shared.progress.send_modify(|p| p.downloaded = spent);
-            let bytes = frames.take(place, told).await?;
+            let bytes = frames.take(place, |spent| shared.downloaded(spent)).await?;
             let room = room.split(bytes.len()).ok_or_else(stopped)?;
             batch.push(PackedChunk { position, bytes, _room: room });
         }
@@ -274,12 +256,15 @@ fn stopped() -> StageError {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::stage::buffer::Pool;
     use crate::stage::slot::frontier::Frontier;
-    use crate::stage::slot::withheld::Withheld;
+    use crate::stage::slot::withheld::{Sink, Withheld};
     use crate::stage::sources::chunks::Sources;
     use crate::stage::sources::seed::Seed;
+    use crate::stage::sources::shared::Shared;
     use crate::stage::testing::*;
 
     #[tokio::test]
@@ -299,6 +284,7 @@ mod tests {
                 group: bundle.manifest().image.chunking.group_max(),
                 buffers: Pool::default(),
                 progress: bench.progress.clone(),
+                cancel: CancellationToken::new(),
             });
             // As if all of it had been there, but for one chunk that even the seed's end is too near for.
             let sources = Sources::new(index.read(Index::len).unwrap());
@@ -307,8 +293,8 @@ mod tests {
             plan.set([1], ChunkSource::Seed(511));
             let sink =
                 Sink { target: bench.target(), withheld: Withheld::none(), frontier: Frontier::default() };
-            let cancel = CancellationToken::new();
-            let done = transfer(&bundle, &shared, &plan, &Arc::new(sink), &cancel).await;
+            let apply = Apply { bundle: &bundle, shared: &shared, plan: &plan, sink: &Arc::new(sink) };
+            let done = apply.transfer().await;
             match ends_well {
                 true => assert!(done.is_ok() && bench.written() == bench.image),
                 false => assert!(matches!(done, Err(StageError::Budget { .. }))),

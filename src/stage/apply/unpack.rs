@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{Chunk, ChunkDigest, Decoder, Index};
+use crate::bundle::{Chunk, Decoder, Index, offset_of, verify};
 use crate::manifest::BLOCK;
 use crate::stage::apply::writer::{self, Writer};
 use crate::stage::buffer::{Buffer, PIECE};
@@ -247,17 +247,13 @@ impl Worker<'_> {
             }
             ChunkSource::Seed(block) => {
                 let seed = self.shared.seed.as_ref();
-                let read =
-                    seed.map(|seed| seed.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK))));
-                matches!(read, Some(Ok(()))) && are_right(run, rest)
+                seed.is_some_and(|seed| seed.read(rest, offset_of(*block)).is_ok()) && are_right(run, rest)
             }
             ChunkSource::Duplicate(block) => {
-                let read = self.sink.read(rest, u64::from(*block).saturating_mul(u64::from(BLOCK)));
-                read.is_ok() && are_right(run, rest)
+                self.sink.read(rest, offset_of(*block)).is_ok() && are_right(run, rest)
             }
             ChunkSource::InPlace => {
-                let read = self.sink.read(rest, chunk.offset).is_ok();
-                read && self.shared.index.has(chunk, rest)
+                self.sink.read(rest, chunk.offset).is_ok() && self.shared.index.has(chunk, rest)
             }
         })
     }
@@ -298,10 +294,5 @@ impl Worker<'_> {
 
 /// Whether `content` is that of the parts, one behind the other.
 fn are_right(parts: &[Part], content: &[u8]) -> bool {
-    let mut left = content;
-    parts.iter().all(|part| {
-        let (own, after) = left.split_at((part.chunk.length as usize).min(left.len()));
-        left = after;
-        ChunkDigest::of(own) == part.chunk.digest
-    })
+    verify(parts.iter().map(|part| &part.chunk), content).is_ok()
 }

@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::manifest::Digest;
 use crate::stage::buffer::{Buffer, PIECE, pieces};
 use crate::stage::error::StageError;
-use crate::stage::progress::Progress;
-use crate::stage::progress::Step;
+use crate::stage::progress::{Progress, Step};
 use crate::stage::slot::frontier::Frontier;
 use crate::stage::slot::target::Target;
 use crate::stage::slot::withheld::Withheld;
@@ -26,30 +25,70 @@ pub fn read_back(
     progress: &watch::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), StageError> {
-    read_back_behind(&Withheld::none(), target, size, sha256, progress, cancel)
+    ReadBack { head: &Withheld::none(), target, size, progress, cancel }.judge(sha256)
 }
 
-/// The same for a target whose first bytes are still withheld.
-pub fn read_back_behind(
-    head: &Withheld,
-    target: &Target,
-    size: u64,
-    sha256: Digest,
-    progress: &watch::Sender<Progress>,
-    cancel: &CancellationToken,
-) -> Result<(), StageError> {
-    if size > target.capacity() {
-        return Err(StageError::TooLarge {
-            path: target.path().to_owned(),
-            image: size,
-            capacity: target.capacity(),
-        });
+/// A target that is read back, whose first bytes may be withheld.
+pub struct ReadBack<'a> {
+    pub head: &'a Withheld,
+    pub target: &'a Target,
+    pub size: u64,
+    pub progress: &'a watch::Sender<Progress>,
+    pub cancel: &'a CancellationToken,
+}
+
+impl ReadBack<'_> {
+    /// Reads all of it, and compares the digest.
+    pub fn judge(&self, sha256: Digest) -> Result<(), StageError> {
+        let (target, size) = (self.target, self.size);
+        target.check_size(size)?;
+        target.sync()?;
+        target.forget(0, size)?;
+        self.progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, total: size, done: 0, ..*p });
+        compare(target, self.along(&Frontier::default())?, sha256)
     }
-    target.sync()?;
-    target.forget(0, size)?;
-    progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, total: size, done: 0, ..*p });
-    let found = read_along(head, target, size, &Frontier::default(), progress, cancel)?;
-    compare(target, found, sha256)
+
+    /// Hashes the withheld bytes and then the target from there on, as far as `frontier` has come. Progress is told
+    /// once the step is `ReadingBack`.
+    pub fn along(&self, frontier: &Frontier) -> Result<Digest, StageError> {
+        let &ReadBack { head, target, size, progress, cancel } = self;
+        // Two pieces are in memory: one that is read and one that is hashed.
+        let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(0);
+        let (empty, emptied) = mpsc::channel::<Buffer>();
+        let start = head.len() as u64;
+        frontier.wait(start)?;
+        let mut hash = head.hash()?;
+        std::thread::scope(|scope| {
+            let hasher = scope.spawn(move || {
+                let mut at = start;
+                for (buffer, length) in filled {
+                    hash.update(buffer.first(length));
+                    at = at.saturating_add(length as u64);
+                    progress.send_if_modified(|p| {
+                        let tell = p.step == Step::ReadingBack;
+                        p.done = if tell { at } else { p.done };
+                        tell
+                    });
+                    // The reader may be done and gone.
+                    empty.send(buffer).ok();
+                }
+                Digest(hash.finalize().into())
+            });
+            for (at, length) in pieces(start, size.saturating_sub(start)) {
+                if cancel.is_cancelled() {
+                    return Err(StageError::Cancelled);
+                }
+                frontier.wait(at.saturating_add(length as u64))?;
+                let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(PIECE));
+                target.read(buffer.first_mut(length), at)?;
+                if full.send((buffer, length)).is_err() {
+                    break;
+                }
+            }
+            drop(full);
+            hasher.join().map_err(|_| StageError::Thread("the hasher panicked".into()))
+        })
+    }
 }
 
 pub fn compare(target: &Target, found: Digest, expected: Digest) -> Result<(), StageError> {
@@ -57,52 +96,4 @@ pub fn compare(target: &Target, found: Digest, expected: Digest) -> Result<(), S
         true => Ok(()),
         false => Err(StageError::ReadBack { path: target.path().to_owned(), found, expected }),
     }
-}
-
-/// Hashes `head` and then the target from there to `size`, as far as `frontier` has come. Progress is told
-/// once the step is `ReadingBack`.
-pub fn read_along(
-    head: &Withheld,
-    target: &Target,
-    size: u64,
-    frontier: &Frontier,
-    progress: &watch::Sender<Progress>,
-    cancel: &CancellationToken,
-) -> Result<Digest, StageError> {
-    // Two pieces are in memory: one that is read and one that is hashed.
-    let (full, filled) = mpsc::sync_channel::<(Buffer, usize)>(0);
-    let (empty, emptied) = mpsc::channel::<Buffer>();
-    let start = head.len() as u64;
-    frontier.wait(start)?;
-    let mut hash = head.hash()?;
-    std::thread::scope(|scope| {
-        let hasher = scope.spawn(move || {
-            let mut at = start;
-            for (buffer, length) in filled {
-                hash.update(buffer.first(length));
-                at = at.saturating_add(length as u64);
-                progress.send_if_modified(|p| {
-                    let tell = p.step == Step::ReadingBack;
-                    p.done = if tell { at } else { p.done };
-                    tell
-                });
-                // The reader may be done and gone.
-                empty.send(buffer).ok();
-            }
-            Digest(hash.finalize().into())
-        });
-        for (at, length) in pieces(start, size.saturating_sub(start)) {
-            if cancel.is_cancelled() {
-                return Err(StageError::Cancelled);
-            }
-            frontier.wait(at.saturating_add(length as u64))?;
-            let mut buffer = emptied.try_recv().unwrap_or_else(|_| Buffer::new(PIECE));
-            target.read(buffer.first_mut(length), at)?;
-            if full.send((buffer, length)).is_err() {
-                break;
-            }
-        }
-        drop(full);
-        hasher.join().map_err(|_| StageError::Thread("the hasher panicked".into()))
-    })
 }

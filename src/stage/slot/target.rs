@@ -98,6 +98,14 @@ impl Target {
         self.device.capacity
     }
 
+    /// Whether an image of so many bytes fits.
+    pub(in crate::stage) fn check_size(&self, image: u64) -> Result<(), StageError> {
+        match (self.capacity(), self.path().to_owned()) {
+            (capacity, path) if image > capacity => Err(StageError::TooLarge { path, image, capacity }),
+            _ => Ok(()),
+        }
+    }
+
     pub fn identity(&self) -> Identity {
         self.device.identity
     }

@@ -2,7 +2,6 @@
 //! new image wants it, and what the image has twice need be fetched only once.
 
 use crate::bundle::{Chunk, ChunkDigest, GAP, Index};
-use crate::manifest::BLOCK;
 use crate::stage::sources::chunks::{ChunkSource, Sources};
 
 /// Some chunks of an image, in the order of their digests: eight bytes a chunk, for as long as one step takes.
@@ -73,8 +72,7 @@ fn share(same: &[(ChunkDigest, usize)], index: &Index, sources: &Sources) {
     let positions = || same.iter().map(|(_, position)| *position);
     let in_place = positions().find(|position| sources.get(*position) == Some(ChunkSource::InPlace));
     let Some(original) = in_place.or(positions().next()) else { return };
-    let block = index.get(original).and_then(|chunk| chunk.offset.checked_div(u64::from(BLOCK)));
-    let Some(block) = block.and_then(|block| u32::try_from(block).ok()) else { return };
+    let Some(block) = index.get(original).and_then(|chunk| chunk.block()) else { return };
     let others = positions().filter(|position| *position != original);
     sources.set(
         others.filter(|position| sources.get(*position) == Some(ChunkSource::Fetch)),
@@ -128,9 +126,7 @@ mod tests {
             let same = |other: &Chunk| other.digest == chunk.digest && u64::from(chunk.frame_length) > GAP;
             index.iter().enumerate().filter(|(_, other)| same(other)).map(|(n, _)| n).collect::<Vec<_>>()
         };
-        let block = |position| {
-            ChunkSource::Duplicate((index.get(position).unwrap().offset / u64::from(BLOCK)) as u32)
-        };
+        let block = |position| ChunkSource::Duplicate(index.get(position).unwrap().block().unwrap());
         let sources = Sources::new(index.len());
         // The second of one pair is in place already.
         let pair = twins(&index.get(3).unwrap());

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::bundle::{ChunkDigest, Index};
 use crate::durable;
-use crate::manifest::{BLOCK, Chunking, INDEX_CAP};
+use crate::manifest::{Chunking, INDEX_CAP};
 
 const MAGIC: &str = "fwupdate-chunks 1";
 const RECORD: usize = 20;
@@ -72,8 +72,7 @@ fn first_line(rules: &Chunking) -> String {
 pub(in crate::stage) fn keep(path: &Path, index: &Index, rules: &Chunking) {
     let draft = Draft::new(path, rules);
     for chunk in index.iter().filter(|chunk| !index.is_zero(chunk)) {
-        let block = chunk.offset.checked_div(u64::from(BLOCK)).and_then(|block| u32::try_from(block).ok());
-        block.into_iter().for_each(|block| draft.note(chunk.digest, block));
+        chunk.block().into_iter().for_each(|block| draft.note(chunk.digest, block));
     }
     draft.finish();
 }

@@ -6,11 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
-use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{Index, Layout, PREFIX_CAP, PatchFrame, PatchIndex, PrefixDigest, join};
+use crate::bundle::{Index, Layout, PREFIX_CAP, PatchFrame, PatchIndex, PrefixDigest, join, offset_of};
 use crate::manifest::{self, BLOCK, Digest};
-use crate::stage::buffer::{Buffer, PIECE, Pool};
+use crate::stage::buffer::{Buffer, PIECE};
 use crate::stage::download::open::Bundle;
 use crate::stage::error::{StageError, finished};
 use crate::stage::parallel::in_parallel;
@@ -26,7 +25,7 @@ const READERS: usize = 4;
 pub struct UsablePatch {
     /// Its number in the manifest, from 0.
     pub number: usize,
-    index: PatchIndex,
+    pub index: PatchIndex,
 }
 
 impl UsablePatch {
@@ -37,31 +36,25 @@ impl UsablePatch {
         shared: &Arc<Shared>,
         image: Option<Digest>,
         sources: Sources,
-        cancel: &CancellationToken,
     ) -> Result<(Sources, Option<UsablePatch>), StageError> {
         let missing = shared.index.read(|index| missing(index, &sources))?;
         if bundle.manifest().patches.is_empty() || missing == 0 {
             return Ok((sources, None));
         }
-        let Some(number) = number(bundle, shared, image, cancel).await? else { return Ok((sources, None)) };
+        let Some(number) = number(bundle, shared, image).await? else { return Ok((sources, None)) };
         let Some(span) = span(bundle.layout(), number, missing) else { return Ok((sources, None)) };
         let remote = bundle.remote();
         remote.afford(length(&span))?;
         let index = tokio::select! {
             index = remote.insist(|| read_index(bundle, shared, number, span.clone())) => index?,
-            () = cancel.cancelled() => return Err(StageError::Cancelled),
+            () = shared.cancel.cancelled() => return Err(StageError::Cancelled),
         };
-        let patch = UsablePatch::new(number, index);
-        let (shared, cancel) = (shared.clone(), cancel.clone());
+        let (patch, shared) = (UsablePatch { number, index }, shared.clone());
         let surveyed = tokio::task::spawn_blocking(move || {
-            patch.survey(&shared, &sources, &cancel)?;
+            patch.survey(&shared, &sources)?;
             Ok((sources, Some(patch)))
         });
         finished(surveyed).await
-    }
-
-    pub fn new(number: usize, index: PatchIndex) -> UsablePatch {
-        UsablePatch { number, index }
     }
 
     /// Takes the frames that pay and that the device `can` unpack: their chunks get the source `Patch`.
@@ -80,18 +73,13 @@ impl UsablePatch {
     }
 
     /// Takes what the seed has the prefix for.
-    fn survey(
-        &self,
-        shared: &Shared,
-        sources: &Sources,
-        cancel: &CancellationToken,
-    ) -> Result<(), StageError> {
+    fn survey(&self, shared: &Shared, sources: &Sources) -> Result<(), StageError> {
         let Some(seed) = &shared.seed else { return Ok(()) };
         let mut buffer = Buffer::new(PREFIX_CAP);
-        let mut can =
-            |frame: &PatchFrame| !cancel.is_cancelled() && prefix(seed, frame, &mut buffer).is_some();
-        shared.index.read(|index| self.take(index, sources, &mut can))?;
-        if cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+        let can =
+            |frame: &PatchFrame| !shared.cancel.is_cancelled() && prefix(seed, frame, &mut buffer).is_some();
+        shared.index.read(|index| self.take(index, sources, can))?;
+        shared.check_cancelled()
     }
 
     /// The frames that bring something, joined to requests.
@@ -148,7 +136,7 @@ pub fn prefix<'a>(seed: &Seed, frame: &PatchFrame, buffer: &'a mut Buffer) -> Op
     for range in &frame.blocks {
         let length = range.len().saturating_mul(BLOCK as usize);
         let (own, after) = rest.split_at_mut_checked(length)?;
-        reads.push((own, u64::from(range.start).saturating_mul(u64::from(BLOCK))));
+        reads.push((own, offset_of(range.start)));
         rest = after;
     }
     let read = |part: &mut [(&mut [u8], u64)]| part.iter_mut().all(|(own, at)| seed.read(own, *at).is_ok());
@@ -162,42 +150,33 @@ async fn number(
     bundle: &Bundle,
     shared: &Arc<Shared>,
     image: Option<Digest>,
-    cancel: &CancellationToken,
 ) -> Result<Option<usize>, StageError> {
     let patches = &bundle.manifest().patches;
     if let Some(image) = image {
         return Ok(patches.iter().position(|patch| patch.base_sha256 == image));
     }
-    let (patches, shared, cancel) = (patches.clone(), shared.clone(), cancel.clone());
+    let (patches, shared) = (patches.clone(), shared.clone());
     let identified = tokio::task::spawn_blocking(move || {
         let Some(seed) = &shared.seed else { return Ok(None) };
-        let found = identify(seed, &patches, &shared.buffers, &cancel);
-        if cancel.is_cancelled() {
-            return Err(StageError::Cancelled);
-        }
-        Ok(found
-            .inspect_err(|error| tracing::warn!("the booted slot can't be read: {error}"))
-            .unwrap_or(None))
+        let found = identify(seed, &patches, &shared);
+        shared.check_cancelled()?;
+        let told = found.inspect_err(|error| tracing::warn!("the booted slot can't be read: {error}"));
+        Ok(told.unwrap_or(None))
     });
     finished(identified).await
 }
 
 /// Hashes the seed from its start, and asks at the size of each old image.
-fn identify(
-    seed: &Seed,
-    patches: &[manifest::Patch],
-    buffers: &Pool,
-    cancel: &CancellationToken,
-) -> io::Result<Option<usize>> {
+fn identify(seed: &Seed, patches: &[manifest::Patch], shared: &Shared) -> io::Result<Option<usize>> {
     let mut order: Vec<_> = patches.iter().enumerate().collect();
     order.sort_by_key(|(_, patch)| patch.base_size);
-    let (mut hash, mut at, mut buffer) = (Sha256::new(), 0, buffers.take());
+    let (mut hash, mut at, mut buffer) = (Sha256::new(), 0, shared.buffers.take());
     let mut found = None;
     for (number, patch) in order {
         if patch.base_size > seed.size() {
             break;
         }
-        while at < patch.base_size && !cancel.is_cancelled() {
+        while at < patch.base_size && !shared.cancel.is_cancelled() {
             let part = buffer.first_mut(patch.base_size.saturating_sub(at).min(PIECE as u64) as usize);
             seed.read(part, at)?;
             hash.update(&*part);
@@ -208,6 +187,6 @@ fn identify(
             found = Some(number);
         }
     }
-    buffers.give(buffer);
+    shared.buffers.give(buffer);
     Ok(found)
 }

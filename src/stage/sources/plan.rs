@@ -1,10 +1,9 @@
 //! The restore plan: where each chunk of the image will come from, and what that costs. It is made before anything changes,
 //! shown and checked against the budget, and then carried out; its cost can be told without carrying it out.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::Arc;
-
-use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Chunk, Index, Layout, PatchIndex};
 use crate::manifest::Digest;
@@ -59,10 +58,15 @@ impl RestorePlan {
         shared: &Arc<Shared>,
         found: Sources,
         booted: Option<Digest>,
-        cancel: &CancellationToken,
     ) -> Result<RestorePlan, StageError> {
-        let (sources, patch) = UsablePatch::find(bundle, shared, booted, found, cancel).await?;
+        let (sources, patch) = UsablePatch::find(bundle, shared, booted, found).await?;
         Ok(RestorePlan { sources, patch })
+    }
+
+    /// Offsets of the groups that are not in place.
+    pub fn unwritten(&self, index: &Index) -> BTreeSet<u64> {
+        let missing = self.chunks(index, |source| source != ChunkSource::InPlace);
+        missing.map(|(_, chunk)| chunk.group_offset).collect()
     }
 
     /// Bytes that will be fetched from here on: of the patch's frames, and of plain frames.
@@ -90,7 +94,10 @@ pub fn cost<E>(
     find_duplicates(index, &sources);
     let missing = patch::missing(index, &sources);
     let span = number.and_then(|number| Some((number, patch::span(layout, number, missing)?)));
-    let patch = span.as_ref().map(|(number, _)| Ok(UsablePatch::new(*number, read(*number)?))).transpose()?;
+    let patch = span
+        .as_ref()
+        .map(|(number, _)| Ok(UsablePatch { number: *number, index: read(*number)? }))
+        .transpose()?;
     if let Some(patch) = &patch {
         patch.take(index, &sources, |_| true);
     }

@@ -9,13 +9,12 @@ use std::ops::Range;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{Chunk, Index};
-use crate::manifest::{BLOCK, CHUNK_CAP, Chunking};
+use crate::bundle::{Chunk, Index, offset_of};
+use crate::manifest::{CHUNK_CAP, Chunking};
 use crate::stage::buffer::{Buffer, Pool};
 use crate::stage::error::StageError;
 use crate::stage::parallel::{in_parallel, split};
-use crate::stage::progress::Progress;
-use crate::stage::progress::Step;
+use crate::stage::progress::{Progress, Step};
 use crate::stage::sources::chunks::{ChunkSource, Sources};
 use crate::stage::sources::duplicates::{ByDigest, find_duplicates};
 use crate::stage::sources::maps::{self, Draft, Maps};
@@ -62,9 +61,7 @@ impl Searched<'_> {
     fn place(self, chunk: &Chunk, source: ChunkSource) -> Option<u64> {
         match (self, source) {
             (Searched::Target(_), ChunkSource::InPlace) => Some(chunk.offset),
-            (Searched::Seed(_), ChunkSource::Seed(block)) => {
-                Some(u64::from(block).saturating_mul(u64::from(BLOCK)))
-            }
+            (Searched::Seed(_), ChunkSource::Seed(block)) => Some(offset_of(block)),
             _ => None,
         }
     }
@@ -132,15 +129,12 @@ impl Survey<'_> {
         let from = |position| (position..).zip(self.index.from(position)).peekable();
         let (mut chunks, mut latest) = (from(0), None);
         maps::read(&maps.target, self.chunking, |digest, block| {
-            let place = u64::from(block).saturating_mul(u64::from(BLOCK));
+            let place = offset_of(block);
             // Maps are in order, but for that of a scan, which several threads made.
             if chunks.peek().is_none_or(|(_, chunk)| chunk.offset > place) {
                 chunks = from(self.index.position(place));
             }
-            while chunks
-                .next_if(|(_, chunk)| chunk.offset.saturating_add(u64::from(chunk.length)) <= place)
-                .is_some()
-            {}
+            while chunks.next_if(|(_, chunk)| chunk.end() <= place).is_some() {}
             let Some((position, chunk)) = chunks.peek() else { return };
             let source = match (chunk.offset, chunk.digest) == (place, digest) {
                 true => ChunkSource::InPlace,

@@ -22,13 +22,13 @@ fn unsealed(image: &[u8], slot: &Path) -> Blocking {
     std::fs::write(slot, bytes).unwrap();
     let index = Arc::new(Index::parse(parts.index, &image_of).unwrap().into());
     let progress = watch::Sender::default();
-    let shared = Shared { name: "b".into(), index, seed: None, group: 0, buffers: Pool::default(), progress };
+    let (buffers, cancel) = (Pool::default(), CancellationToken::new());
+    let shared = Shared { name: "b".into(), index, seed: None, group: 0, buffers, progress, cancel };
     Blocking {
         shared: Arc::new(shared),
         target: Target::acquire(slot, &[]).unwrap(),
         image: image_of,
         maps: None,
-        cancel: CancellationToken::new(),
     }
 }
 
@@ -51,7 +51,7 @@ fn the_first_mib_is_written_only_when_all_the_rest_reads_back() {
     drop(staging);
 
     let staging = unsealed(&image, &slot);
-    staging.cancel.cancel();
+    staging.shared.cancel.cancel();
     assert!(matches!(seal(&staging, first), Err(StageError::Cancelled)));
     assert!(staging.target.is_invalid().unwrap());
     drop(staging);
