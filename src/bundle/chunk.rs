@@ -26,7 +26,7 @@ impl Chunk {
 
     /// The block at which it begins; `None` if that has no 32-bit number.
     pub fn block(&self) -> Option<u32> {
-        u32::try_from(self.offset / u64::from(BLOCK)).ok()
+        u32::try_from(self.offset.checked_div(u64::from(BLOCK))?).ok()
     }
 }
 

@@ -40,7 +40,7 @@ const BEFORE_BODY: u64 = 2 * HEAD_MAX as u64 + 1024;
 /// An idle connection is closed after this.
 const IDLE: Duration = Duration::from_secs(60);
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type HttpClient = Client<Connector, Empty<Bytes>>;
 
 /// A client without any connection.

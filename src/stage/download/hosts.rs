@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
 use crate::config::Proxy;
@@ -33,10 +33,7 @@ impl Pattern {
         let text = text.trim().to_ascii_lowercase();
         let (name, port) = split_port(&text);
         let (name, below) = name.strip_prefix("*.").map_or((name, false), |suffix| (suffix, true));
-        let name = name.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
-        // An address has many spellings.
-        let host = name.parse::<IpAddr>().map_or_else(|_| name.to_owned(), |address| address.to_string());
-        Pattern { host, below, port }
+        Pattern { host: plain(name), below, port }
     }
 
     fn names(&self, host: &str) -> bool {
@@ -73,26 +70,24 @@ impl Hosts {
             return Err(format!("its scheme is {}, and only https is fetched", url.scheme()));
         }
         let host = url.host().ok_or("it names no host")?;
-        let (name, port) = (plain(&host), url.port_or_known_default());
+        let (name, port) = (plain(&host.to_string()), url.port_or_known_default());
         let listed = |p: &Pattern| p.names(&name) && p.port.is_none_or(|wanted| Some(wanted) == port);
         let open = self.patterns.is_empty() && self.networks.is_empty();
-        if !open && !self.patterns.iter().any(listed) && !self.has(&host) {
+        if !open
+            && !self.patterns.iter().any(listed)
+            && !address(&host).is_some_and(|at| self.has_address(at))
+        {
             return Err(format!("{name} is not in trust.allowed_hosts"));
         }
-        let address = match &host {
+        let refused = match address(&host) {
+            Some(address) => is_private(address) && !self.has_address(address),
             // The resolver lets the proxy's name lead anywhere; a download gets no part of that.
-            Host::Domain(_) if self.is_proxy(&name) && !self.names_exactly(&name) => {
-                let tunnelled = self.proxy.to(&name, port.unwrap_or_default()).is_some();
-                return if tunnelled { Ok(()) } else { Err(Refused { host: name }.to_string()) };
-            }
-            Host::Domain(_) => return Ok(()),
-            Host::Ipv4(address) => IpAddr::V4(*address),
-            Host::Ipv6(address) => IpAddr::V6(*address),
+            None => self.is_proxy(&name) && self.proxy.to(&name, port.unwrap_or_default()).is_none(),
         };
-        if is_private(address) && !self.names_exactly(&name) && !self.has(&host) {
-            return Err(Refused { host: name }.to_string());
+        match refused && !self.names_exactly(&name) {
+            true => Err(Refused { host: name }.to_string()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Resolves a name or an address as the system does, and drops the addresses that may not be reached.
@@ -101,8 +96,7 @@ impl Hosts {
         host: &str,
         port: u16,
     ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
-        let name = host.trim_end_matches('.').to_ascii_lowercase();
-        let name = name.parse::<IpAddr>().map_or(name, |address| address.to_string());
+        let name = plain(host);
         let found = tokio::net::lookup_host((host, port)).await;
         let found = found.map_err(|error| format!("its name leads to no address: {error}"))?;
         let trusted = self.names_exactly(&name) || self.is_proxy(&name);
@@ -111,15 +105,7 @@ impl Hosts {
         if addresses.is_empty() { Err(Refused { host: name }.into()) } else { Ok(addresses) }
     }
 
-    /// Whether the list has this address, if it is one, by a block of addresses.
-    fn has(&self, host: &Host<&str>) -> bool {
-        match host {
-            Host::Domain(_) => false,
-            Host::Ipv4(address) => self.has_address(IpAddr::V4(*address)),
-            Host::Ipv6(address) => self.has_address(IpAddr::V6(*address)),
-        }
-    }
-
+    /// Whether the list has this address by a block of addresses.
     fn has_address(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address))
     }
@@ -135,76 +121,72 @@ impl Hosts {
     }
 }
 
-fn plain(host: &Host<&str>) -> String {
+fn address(host: &Host<&str>) -> Option<IpAddr> {
     match host {
-        Host::Domain(name) => name.trim_end_matches('.').to_ascii_lowercase(),
-        Host::Ipv4(address) => address.to_string(),
-        Host::Ipv6(address) => address.to_string(),
+        Host::Domain(_) => None,
+        Host::Ipv4(address) => Some(IpAddr::V4(*address)),
+        Host::Ipv6(address) => Some(IpAddr::V6(*address)),
     }
+}
+
+/// One spelling of a name or an address.
+fn plain(host: &str) -> String {
+    let name = host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
+    name.parse::<IpAddr>().map_or(name, |address| address.to_string())
 }
 
 /// Addresses that are not of the public internet: this machine, its links and networks, groups, and what is set apart for
 /// tests and documents (IANA's registries of special-purpose addresses), also when an IPv6 address wraps them.
 fn is_private(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => is_among(&V4_PRIVATE, v4.octets()),
+        IpAddr::V4(v4) => V4_PRIVATE.iter().any(|net| net.contains(&v4)),
         IpAddr::V6(v6) => match wrapped_v4(v6) {
             Some(v4) => is_private(IpAddr::V4(v4)),
-            None => !is_among(&V6_PUBLIC, v6.octets()) || is_among(&V6_PRIVATE, v6.octets()),
+            None => !V6_PUBLIC.contains(&v6) || V6_PRIVATE.iter().any(|net| net.contains(&v6)),
         },
     }
 }
 
-/// Each as its first address and the number of leading bits that count.
-const V4_PRIVATE: [([u8; 4], u32); 14] = [
-    ([0, 0, 0, 0], 8),
-    ([10, 0, 0, 0], 8),
-    ([100, 64, 0, 0], 10),
-    ([127, 0, 0, 0], 8),
-    ([169, 254, 0, 0], 16),
-    ([172, 16, 0, 0], 12),
-    ([192, 0, 0, 0], 24),
-    ([192, 0, 2, 0], 24),
-    ([192, 88, 99, 0], 24),
-    ([192, 168, 0, 0], 16),
-    ([198, 18, 0, 0], 15),
-    ([198, 51, 100, 0], 24),
-    ([203, 0, 113, 0], 24),
+const V4_PRIVATE: [Ipv4Net; 14] = [
+    v4(0, 0, 0, 0, 8),
+    v4(10, 0, 0, 0, 8),
+    v4(100, 64, 0, 0, 10),
+    v4(127, 0, 0, 0, 8),
+    v4(169, 254, 0, 0, 16),
+    v4(172, 16, 0, 0, 12),
+    v4(192, 0, 0, 0, 24),
+    v4(192, 0, 2, 0, 24),
+    v4(192, 88, 99, 0, 24),
+    v4(192, 168, 0, 0, 16),
+    v4(198, 18, 0, 0, 15),
+    v4(198, 51, 100, 0, 24),
+    v4(203, 0, 113, 0, 24),
     // Groups, the reserved block above them, and broadcast.
-    ([224, 0, 0, 0], 3),
+    v4(224, 0, 0, 0, 3),
 ];
 
 /// All that was ever given out (RFC 4291, 2.4): unique local, link-local, site-local, groups, loopback, local NAT64 and
 /// unassigned blocks are not in it.
-const V6_PUBLIC: [([u8; 16], u32); 1] = [(first([0x20, 0, 0, 0, 0, 0]), 3)];
+const V6_PUBLIC: Ipv6Net = v6(0x2000, 0, 3);
 
 /// Set apart in it.
-const V6_PRIVATE: [([u8; 16], u32); 5] = [
+const V6_PRIVATE: [Ipv6Net; 5] = [
     // Teredo, and all protocol assignments beside it, the benchmark's and ORCHID's among them.
-    (first([0x20, 0x01, 0, 0, 0, 0]), 23),
-    (first([0x20, 0x01, 0x0d, 0xb8, 0, 0]), 32),
+    v6(0x2001, 0, 23),
+    v6(0x2001, 0xdb8, 32),
     // 6to4: its addresses wrap an IPv4 address, which a relay anywhere would unwrap.
-    (first([0x20, 0x02, 0, 0, 0, 0]), 16),
+    v6(0x2002, 0, 16),
     // The former 6bone, and the other block for documents.
-    (first([0x3f, 0xfe, 0, 0, 0, 0]), 16),
-    (first([0x3f, 0xff, 0, 0, 0, 0]), 20),
+    v6(0x3ffe, 0, 16),
+    v6(0x3fff, 0, 20),
 ];
 
-/// An address that begins with these bytes.
-const fn first([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
-    [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+const fn v4(a: u8, b: u8, c: u8, d: u8, bits: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), bits)
 }
 
-/// Whether `address` begins with as many bits of one of the blocks as count.
-fn is_among<const N: usize>(blocks: &[([u8; N], u32)], address: [u8; N]) -> bool {
-    blocks.iter().any(|(block, bits)| {
-        let different = address.iter().zip(block).position(|(one, other)| one != other);
-        let bit = |at: usize| {
-            let pair = address.get(at).zip(block.get(at));
-            pair.map_or(0, |(one, other)| (one ^ other).leading_zeros())
-        };
-        different.is_none_or(|at| (at as u32).saturating_mul(8).saturating_add(bit(at)) >= *bits)
-    })
+const fn v6(first: u16, second: u16, bits: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(first, second, 0, 0, 0, 0, 0, 0), bits)
 }
 
 /// The IPv4 address that an address means: inside `::ffff:a.b.c.d`, or NAT64's `64:ff9b::a.b.c.d` (RFC 4291, RFC 6052).

@@ -22,7 +22,7 @@ use crate::manifest::Digest;
 use crate::reach::Memory;
 use crate::stage::download::answer::{Content, HttpAnswer, Trouble, Version, judge, passing};
 use crate::stage::download::budget::Meter;
-use crate::stage::download::connect::{self, HttpClient};
+use crate::stage::download::connect::{self, BoxError, HttpClient};
 use crate::stage::download::doubt::Patience;
 use crate::stage::download::hosts::Refused;
 use crate::stage::download::http::Http;
@@ -64,6 +64,7 @@ impl fmt::Debug for Web {
 }
 
 /// A client whose connections are alive as far as is known.
+#[derive(Clone)]
 struct Connections {
     client: HttpClient,
     /// Counts the clients.
@@ -81,14 +82,6 @@ pub struct Seen {
     pub unguarded: bool,
 }
 
-/// Which client is asked, and how it sees the network.
-#[derive(Clone)]
-struct Asked {
-    client: HttpClient,
-    number: u64,
-    route: Option<Route>,
-}
-
 /// A range as it is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -102,11 +95,8 @@ impl Web {
     pub fn new(http: Http, url: Url, meter: Arc<Meter>) -> Web {
         let (seen, head) = (Mutex::default(), Mutex::default());
         let memory = Memory::default();
-        let line = Mutex::new(Connections {
-            client: connect::client(&http, meter.clone(), memory.clone()),
-            number: 0,
-            route: None,
-        });
+        let client = connect::client(&http, meter.clone(), memory.clone());
+        let line = Mutex::new(Connections { client, number: 0, route: None });
         let least = meter.least(http.download.min_rate);
         let patience = Patience::new(http.download.patience, least);
         let (renewal, renewals, size) = Default::default();
@@ -217,26 +207,19 @@ impl Web {
     }
 
     async fn send(&self, url: &Url, seen: &Seen, wanted: Wanted) -> Result<HttpAnswer, Trouble> {
-        let asked = {
-            let line = self.line();
-            Asked { client: line.client.clone(), number: line.number, route: line.route }
-        };
+        let asked = self.line().clone();
         let request = request(url, seen, wanted).map_err(|error| {
             Trouble::Final(StageError::Download { url: shown(url), reason: error.to_string() })
         })?;
-        match self.patiently(asked.route, asked.client.request(request)).await? {
-            Ok(response) => {
-                let answer = HttpAnswer::new(response, self.meter.clone());
-                let mut line = self.line();
-                if line.number == asked.number {
-                    let remote = answer.count().and_then(|count| count.remote);
-                    line.route = remote.and_then(Route::to);
-                }
-                drop(line);
-                Ok(answer)
-            }
-            Err(error) => Err(self.connect_trouble(url, seen, &error)),
+        let response = self.patiently(asked.route, asked.client.request(request)).await?;
+        let response = response.map_err(|error| self.connect_trouble(url, seen, &error))?;
+        let answer = HttpAnswer::new(response, self.meter.clone());
+        let mut line = self.line();
+        if line.number == asked.number {
+            line.route = answer.count().and_then(|count| count.remote).and_then(Route::to);
         }
+        drop(line);
+        Ok(answer)
     }
 
     /// A connection that failed is tried again, unless it never may or, for all that is known, never can succeed.
@@ -301,11 +284,7 @@ impl Web {
     }
 }
 
-fn request(
-    url: &Url,
-    seen: &Seen,
-    wanted: Wanted,
-) -> Result<Request<Empty<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+fn request(url: &Url, seen: &Seen, wanted: Wanted) -> Result<Request<Empty<Bytes>>, BoxError> {
     let mut plain = url.clone();
     plain.set_fragment(None);
     // A URL that had a host has a place for these.
