@@ -143,11 +143,11 @@ impl Summary {
     }
 
     fn verdict(&self, status: &str, json: bool, out: &mut impl Write) -> Result<(), Error> {
-        let failed = |(device, stand)| match stand {
+        let failed = self.stands.iter().filter_map(|(device, stand)| match stand {
             Stand::Failed(code) => Some((device, code)),
             _ => None,
-        };
-        let failed: Vec<(&String, &String)> = self.stands.iter().filter_map(failed).collect();
+        });
+        let failed: Vec<_> = failed.collect();
         if !json {
             for (device, code) in &failed {
                 writeln!(out, "{}", plain(&format!("{device}: {code}")))?;
