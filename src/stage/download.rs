@@ -5,6 +5,7 @@ pub mod answer;
 pub mod budget;
 pub mod connect;
 pub mod doubt;
+pub mod expiry;
 pub mod frames;
 pub mod hosts;
 pub mod http;

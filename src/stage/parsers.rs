@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::clock::Clock;
 use crate::manifest::Chunking;
-use crate::stage::download::answer;
+use crate::stage::download::{answer, expiry};
 use crate::stage::sources::maps;
 
 /// Header lines of an answer to a request for a range.
@@ -25,7 +25,7 @@ pub fn headers(lines: &str) -> bool {
         "https://host/fw?X-Amz-Date=20260101T000000Z&X-Amz-Expires=9",
     ];
     for link in links.iter().filter_map(|link| Url::parse(link).ok()) {
-        tracing::trace!(expired = ?answer::expired(&link, &headers, &Clock::default()));
+        tracing::trace!(expired = ?expiry::expired(&link, &headers, &Clock::default()));
     }
     answer::retry_after(&headers).is_some() || range.is_some()
 }
