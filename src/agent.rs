@@ -179,11 +179,15 @@ impl Agent {
                 self.gateway.denied.send_replace(None);
                 self.gateway.cloud.send_replace(true);
             }
-            hub::HubEvent::ClockChanged => self.follow_clock().await,
+            hub::HubEvent::ClockChanged => {
+                self.follow_clock().await;
+                self.note_denial().await;
+            }
             hub::HubEvent::Disconnected { reason, denied } => {
                 self.gateway.denied.send_replace(denied.then(|| reason.clone()));
                 self.no_session = Some(reason);
                 self.gateway.cloud.send_replace(false);
+                self.note_denial().await;
             }
             hub::HubEvent::Method(call) => self.method(call).await,
             hub::HubEvent::Desired(properties) => self.section = Some(Section::of(&properties)),
@@ -192,6 +196,13 @@ impl Agent {
                     self.apply(Event::Acknowledged).await;
                 }
             }
+        }
+    }
+
+    /// The hub refuses this slot: that may tell what it had against the image before.
+    async fn note_denial(&mut self) {
+        if self.gateway.denial().is_some() && self.ledger.record().unreported > 0 {
+            self.apply(Event::Denied).await;
         }
     }
 }

@@ -28,7 +28,9 @@ pub struct LifecycleEvent {
 
 /// The events that lead from `before` to `after`, in their order. `now` dates the phases; outcomes carry their time.
 pub fn between(before: &Record, after: &Record, now: OffsetDateTime) -> Vec<LifecycleEvent> {
-    let fresh = after.history.iter().take_while(|last| Some(*last) != before.last());
+    // The reason of the newest may have become clearer meanwhile.
+    let known = before.last().map(|last| (&last.id, last.finished_at));
+    let fresh = after.history.iter().take_while(|last| Some((&last.id, last.finished_at)) != known);
     let mut events: Vec<LifecycleEvent> = fresh.map(ended).collect();
     events.reverse();
     let Some(operation) = after.phase.operation() else { return events };

@@ -120,7 +120,7 @@ fn above_floor(image: &ImageInfo, device: &Device<'_>) -> Result<(), Failure> {
     }
     let message = format!(
         "security version {} is below this gateway's floor {}, which no flag lowers; build the bundle with \
-         --security-version {} or higher",
+         --security-version {} or higher (fwupdatectl doctor says where the floor comes from)",
         image.security_version, device.floor, device.floor
     );
     Err(Failure::new(Code::Downgrade, message))

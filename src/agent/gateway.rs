@@ -70,6 +70,11 @@ impl Gateway {
         }
     }
 
+    /// Why the hub refuses this gateway, while it does. By a clock that may be wrong good credentials are refused, too.
+    pub fn denial(&self) -> Option<String> {
+        self.denied.borrow().clone().filter(|_| !self.clock.wants_time())
+    }
+
     pub(super) fn slots(&self) -> [(Slot, PathBuf); 2] {
         [Slot::A, Slot::B].map(|slot| (slot, self.device(slot)))
     }

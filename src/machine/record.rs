@@ -18,6 +18,9 @@ pub const RECORD_VERSION: u32 = 1;
 /// How many ended operations `history` keeps.
 pub(super) const HISTORY: usize = 16;
 
+/// The check of a trial by which the hub's refusal of an image leads back: doctor's question `hub`.
+pub(super) const HUB_CHECK: &str = "next-update: hub";
+
 /// How many digests the quarantine keeps; the oldest goes first.
 pub(super) const QUARANTINE: usize = 16;
 
@@ -235,6 +238,29 @@ impl Record {
         if let Some(desired) = &mut self.desired {
             desired.superseded();
         }
+    }
+
+    /// The hub refuses the old slot too. If it was the hub's word that led back here, and there was no session since, the
+    /// device itself is refused: that says nothing of the image.
+    pub(super) fn absolve(&mut self) {
+        let by_hub = |failure: &Failure| {
+            failure.evidence.as_ref().is_some_and(|evidence| evidence.check.as_deref() == Some(HUB_CHECK))
+        };
+        let untold = self.unreported > 0 && self.phase.is_idle();
+        let Some(last) = self.history.first_mut().filter(|_| untold) else { return };
+        let Some(error) = last.error.as_mut().filter(|error| by_hub(error)) else { return };
+        let newest = self.quarantine.first();
+        if !newest
+            .is_some_and(|entry| by_hub(&entry.failure) && last.to_version.as_ref() == Some(&entry.version))
+        {
+            return;
+        }
+        self.quarantine.remove(0);
+        error.message = format!(
+            "the hub refuses this device itself, also in the old slot: see that it exists there and is enabled, then \
+             install the image again; on its trial {}",
+            error.message
+        );
     }
 
     /// Remembers that `plan`'s image failed. `refused` false only marks it.

@@ -22,6 +22,7 @@ pub fn step(record: &Record, boot: &Boot, event: Event) -> Step {
         Event::Abandoned(failure) if record.phase.can_cancel() => ended_before_arming(record, boot, failure),
         Event::SaveFailed(failure) => save_failed(record, boot, failure),
         Event::Acknowledged => with(record, |next| next.unreported = next.unreported.saturating_sub(1)),
+        Event::Denied => with(record, Record::absolve),
         event => advanced(record, boot, event),
     }
 }

@@ -3,8 +3,9 @@
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use super::record::HUB_CHECK;
 use super::*;
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Evidence, Failure};
 use crate::slot::{BootEnv, Slot};
 
 mod explorer;
@@ -221,4 +222,39 @@ fn a_trial_cannot_have_begun_in_the_time_to_come() {
     let record = Record { phase: Phase::Trying { plan: plan(), trial }, ..record() };
     let (_, effect) = step(&record, &boot(Slot::B, plan().env_armed()), Event::Started);
     assert!(matches!(effect, Some(Effect::Check(_, Trial { since: 9, .. }))), "{effect:?}");
+}
+
+/// The image was rolled back by the hub's word, and the old slot runs.
+fn refused_by_the_hub() -> Record {
+    let evidence = Evidence { check: Some(HUB_CHECK.into()), ..Evidence::default() };
+    let failure = Failure::new(Code::HealthCheckFailed, "the hub refused it").with(evidence);
+    let trial = Trial { boot_id: BootId("b1".into()), since: 0, boots: 1, connected: true };
+    let trying = Record { phase: Phase::Trying { plan: plan(), trial }, ..record() };
+    let (back, _) = step(&trying, &boot(Slot::B, plan().env_armed()), Event::Failed(failure));
+    let (ended, _) = step(&back, &boot(Slot::A, plan().env_before()), Event::Started);
+    assert!(ended.phase.is_idle() && ended.quarantine.len() == 1 && ended.unreported == 1, "{ended:?}");
+    ended
+}
+
+#[test]
+fn a_hub_that_refuses_the_old_slot_too_has_nothing_against_the_image() {
+    let ended = refused_by_the_hub();
+    let in_old_slot = boot(Slot::A, plan().env_before());
+    let (absolved, effect) = step(&ended, &in_old_slot, Event::Denied);
+    assert!(absolved.quarantine.is_empty() && effect.is_none());
+    let told = |record: &Record| record.told().unwrap().error.clone().unwrap();
+    assert!(told(&absolved).message.contains("refuses this device itself"), "{:?}", told(&absolved));
+    assert!(told(&absolved).message.contains("the hub refused it"));
+    assert_eq!(told(&absolved).code, Code::HealthCheckFailed, "it is told so to the section already");
+    assert_eq!(step(&absolved, &in_old_slot, Event::Denied).0, absolved, "once");
+
+    // The hub knew the outcome, so there was a session; or another check failed; or something runs.
+    let acknowledged = Record { unreported: 0, ..ended.clone() };
+    let mut other = ended.clone();
+    other.history[0].error.as_mut().unwrap().evidence.as_mut().unwrap().check = Some("app".into());
+    let operation = Operation::default();
+    let busy = Record { phase: Phase::Opening { operation }, ..ended.clone() };
+    for kept in [acknowledged, other, busy] {
+        assert_eq!(step(&kept, &in_old_slot, Event::Denied).0, kept);
+    }
 }

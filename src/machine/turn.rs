@@ -93,6 +93,8 @@ pub enum Event {
     SaveFailed(Failure),
     /// The hub holds the outcome that `Record::told` gave.
     Acknowledged,
+    /// The hub refuses the credentials of the slot that runs, by a clock that is right.
+    Denied,
 }
 
 /// Something to do; idempotent, and performed only after the record was saved.

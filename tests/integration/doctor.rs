@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
+use fwupdate::store::Store;
 use fwupdate_hub::firmware::Slot;
 use serde_json::{Value, json};
 
 use crate::devices::{self, Mount};
-use crate::harness::{DEVICE, LIMIT, Setup, World};
+use crate::harness::{DEVICE, LIMIT, Setup, Spec, World};
 
 /// Status and message of a finding; panics without it.
 fn finding(doctor: &Value, check: &str) -> (String, String) {
@@ -205,4 +206,31 @@ async fn a_state_folder_in_memory_is_found_before_an_update_loses_it() {
     let (status, message) = finding(&doctor(&mut world).await, "state medium");
     assert!(status == "failed" && message.contains("lies in memory"), "{message}");
     world.finish().await;
+}
+
+/// By a forged or damaged record, or by a release that was numbered by mistake.
+#[tokio::test]
+async fn a_floor_that_no_image_accounts_for_is_named_with_the_way_out() {
+    let mut world = World::new().await;
+    world.gateway.shut_down().await.unwrap();
+    let state = world.gateway.dir().join("state");
+    let mut store = Store::open(&state).unwrap();
+    let mut record = store.load::<Value>().unwrap().unwrap();
+    record["floor"] = json!(u64::MAX);
+    (0..2).for_each(|_| store.save(&record).unwrap());
+    drop(store);
+    let (status, message) = finding(&offline(&world).1, "security floor");
+    assert!(status == "failed" && message.contains(&u64::MAX.to_string()), "{message}");
+    assert!(message.contains(&state.display().to_string()) && message.contains("record.0"), "{message}");
+    // What it says.
+    for name in ["record.0", "record.1"] {
+        fs::remove_file(state.join(name)).unwrap();
+    }
+    starts(&mut world).await;
+    assert_eq!(finding(&doctor(&mut world).await, "security floor").0, "ok");
+    let next = world.make(Spec { create: &["--security-version", "3"], ..Spec::default() });
+    assert_eq!(world.install(&next).await["result"], "committed");
+    let (status, message) = finding(&doctor(&mut world).await, "security floor");
+    assert!(status == "ok" && message.contains("--security-version 3 or a higher"), "{message}");
+    world.finish_disturbed().await;
 }

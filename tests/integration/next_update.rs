@@ -6,7 +6,7 @@ use std::fs;
 use fwupdate_hub::firmware::Slot;
 use serde_json::{Value, json};
 
-use crate::harness::{LIMIT, Release, Spec, World};
+use crate::harness::{LIMIT, Release, Setup, Spec, World};
 
 /// The gateway's own settings with these replacements, and a verdict that falls soon.
 fn settings(world: &World, changes: &[(&str, &str)]) -> String {
@@ -168,6 +168,29 @@ async fn a_hub_that_refuses_the_old_slot_too_or_is_not_there_says_nothing_agains
     let output = world.ctl(&["install", next.bundle.to_str().unwrap(), "--wait"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(world.booted(), Slot::A);
+    world.finish_disturbed().await;
+}
+
+/// Disabled at the hub in the middle of a trial: the old slot is refused as well.
+#[tokio::test]
+async fn a_device_that_its_hub_refuses_altogether_says_nothing_against_its_image() {
+    let settings = "[cloud]\nreconnect_longest = \"2s\"\n[health]\ndeadline = \"8s\"\n".to_owned();
+    let mut world = World::with(Setup { settings, ..Setup::default() }).await;
+    let release = world.release("2.0.0");
+    let id = world.update(json!({"fwPackageUri": release.url})).await;
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.hub.faults().mqtt(|faults| faults.refuse_connects = u64::MAX);
+    world.gateway.reboot().await.unwrap();
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.gateway.reboot().await.unwrap();
+    world.doctor_says("quarantine", "empty").await;
+    assert_eq!(world.booted(), Slot::A);
+    world.hub.faults().clear();
+    let last = world.outcome(&id).await;
+    let told = (&last["result"], &last["error"]["evidence"]["check"]);
+    assert_eq!(told, (&"rolledBack".into(), &"next-update: hub".into()), "{last}");
+    assert!(last["error"]["message"].as_str().unwrap().contains("refuses this device itself"), "{last}");
+    assert_eq!(world.install(&release).await["result"], "committed");
     world.finish_disturbed().await;
 }
 

@@ -70,9 +70,9 @@ pub(super) fn session(subject: &Subject) -> Option<Answer> {
     Some(Answer::doubt(OPEN, doubt))
 }
 
-/// Why the hub refuses this image. By a clock that may be wrong good credentials are refused, too.
+/// Why the hub refuses this image.
 fn denied(subject: &Subject) -> Option<String> {
-    let why = subject.gateway.denied.borrow().clone().filter(|_| !subject.gateway.clock.wants_time())?;
+    let why = subject.gateway.denial()?;
     Some(format!("{why}; the old slot had a session: what outlives both slots belongs into the state folder"))
 }
 

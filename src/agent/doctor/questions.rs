@@ -48,6 +48,7 @@ pub const QUESTIONS: &[Question] = &[
     question("signing keys", Weight::Vital, trust::keys),
     question("board", Weight::Vital, trust::board),
     question("security version", Weight::Vital, trust::security_version),
+    question("security floor", Weight::Advice, trust::floor),
     question("downloads", Weight::Vital, trust::downloads),
     question("package host", Weight::Vital, trust::package_host),
     question("hub settings", Weight::Compared, cloud::settings),

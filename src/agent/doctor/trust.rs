@@ -56,6 +56,23 @@ pub(super) fn security_version(subject: &Subject) -> Option<Answer> {
     Some(Answer::of("not above the bundle's own", (claimed <= signed).then_some(()).ok_or(why)))
 }
 
+/// Below the floor nothing is installed, for good: one that no image here accounts for would end updating.
+pub(super) fn floor(subject: &Subject) -> Option<Answer> {
+    let (record, dir) = (&subject.record, subject.gateway.settings.state.dir.display());
+    let images = [&record.slots.a.image, &record.slots.b.image].into_iter().flatten();
+    let numbers = images.map(|image| image.security_version);
+    let known = numbers.chain([subject.gateway.os_release().security_version]).max().unwrap_or_default();
+    let floor = record.floor;
+    let why = format!(
+        "the record says that nothing below security version {floor} may be installed, and neither slot's image has that \
+         number: give releases --security-version {floor} or a higher one; if you never made such a release, the \
+         record was damaged or forged, so find out who writes to {dir}, stop the agent, delete record.0 and record.1 \
+         there (history and quarantine go with them), and start it again"
+    );
+    let good = format!("{}: releases need --security-version {0} or a higher one", known.max(floor));
+    Some(Answer::of(&good, (floor <= known).then_some(()).ok_or(why)))
+}
+
 pub(super) fn downloads(subject: &Subject) -> Option<Answer> {
     let http = subject.gateway.http();
     Some(Answer::of("the download settings can be used", http.map(drop).map_err(|failure| failure.message)))
