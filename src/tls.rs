@@ -4,6 +4,7 @@
 //! whose real-time clock lost its battery would otherwise call every certificate "not yet valid" and never
 //! update again.
 
+mod kind;
 mod pem;
 mod proof;
 mod verdict;
@@ -13,13 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::WantsClientCert;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{PrivateKeyDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ConfigBuilder};
 
 pub use self::pem::TlsError;
-use self::pem::{certificates, read, roots};
+use self::pem::roots;
 pub use self::proof::Proof;
 pub use self::verdict::{Verdict, own_certificate};
 use crate::clock::Clock;
@@ -49,13 +49,11 @@ fn with_identity(
     certificate: &Path,
     key: &Path,
 ) -> Result<ClientConfig, TlsError> {
-    let chain = certificates(certificate)?;
-    let private = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|_| TlsError::NoKey { path: key.to_path_buf() })?;
-    builder.with_client_auth_cert(chain, private).map_err(|source| TlsError::Identity {
-        certificate: certificate.to_path_buf(),
-        key: key.to_path_buf(),
-        source,
+    let made = builder.with_client_auth_cert(pem::chain(certificate)?, pem::key(key)?);
+    let (certificate, key) = (certificate.to_path_buf(), key.to_path_buf());
+    made.map_err(|source| match source {
+        rustls::Error::InconsistentKeys(_) => TlsError::Strangers { certificate, key },
+        source => TlsError::Identity { certificate, key, source },
     })
 }
 
@@ -110,7 +108,7 @@ mod tests {
         let error =
             client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &other)), &clock)
                 .unwrap_err();
-        assert!(matches!(error, TlsError::Identity { .. }), "{error}");
+        assert!(matches!(error, TlsError::Strangers { .. }), "{error}");
         let error = client_config(
             &Roots::with(Some(certificate.clone())),
             Some((&certificate, &certificate)),

@@ -31,6 +31,10 @@ done
 if [ "${1:-}" != demo ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
     missing+=(python3-venv)
 fi
+# Azure's front in tests/integration/front.py: Debian's python3 with Debian's OpenSSL.
+if [ "${1:-}" != demo ] && ! /usr/bin/python3 -c 'import OpenSSL' 2>/dev/null; then
+    missing+=(python3-openssl)
+fi
 # Both of one release: Debian's emulator and a newer qemu-img exclude each other.
 if [ "${1:-}" = vm ] && ! { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null; then
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")

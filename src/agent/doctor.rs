@@ -27,7 +27,7 @@ use self::subject::Answer;
 pub use self::subject::{Live, OnTrial, Subject};
 
 /// What `--check-config` asks beyond the settings themselves: of the machine that they are checked on.
-const OF_SETTINGS: [&str; 4] = ["slot sizes", "read-only media", "state medium", "dead-man"];
+const OF_SETTINGS: [&str; 5] = ["slot sizes", "read-only media", "hub settings", "state medium", "dead-man"];
 
 /// The faults and doubts that settings have on this machine, before any agent runs; true for a fault.
 pub fn config_doubts(settings: crate::config::Settings) -> Vec<(bool, String)> {

@@ -9,7 +9,7 @@ use super::dps;
 use super::error::{ConfigError, Warning};
 use super::files::others_can_read;
 use super::fragments::Environment;
-use super::hub::{Auth, Cloud, Place, Reconnect, Roots, Seat};
+use super::hub::{Auth, Cloud, Place, Reconnect, Roots, Seat, Transport};
 use super::inputs::Inputs;
 use super::kinds::{DAY, expected_span};
 use super::proxy::Proxy;
@@ -36,6 +36,14 @@ pub fn cloud(
         }
         (None, None) => return no_place(inputs),
     };
+    if matches!((&auth, transport), (Auth::X509 { .. }, Transport::WebSocket)) {
+        return Err(ConfigError::Conflict(format!(
+            "{} in {} is \"websocket\", where Azure asks for a certificate by a renegotiation of TLS, which this agent \
+             does not do; with certificates leave it at \"mqtt\" (port 8883), or log in with a key",
+            row::transport.path,
+            inputs.file(row::transport.path)
+        )));
+    }
     let secrets = secrets(&auth, warnings);
     Ok(Some(Cloud {
         place,

@@ -108,7 +108,8 @@ section! {
         /// The port is 443 unless another is given. More in
         /// [Where nothing sets the clock](#where-nothing-sets-the-clock).
         time_server: TimeServerName = "auto";
-        /// `"mqtt"` (MQTT over TLS), or `"websocket"` (the same over port 443, where firewalls allow nothing else).
+        /// `"mqtt"` (MQTT over TLS), or `"websocket"` (the same over port 443, where firewalls allow nothing else; with keys
+        /// alone, for Azure asks for certificates there by a renegotiation, which the agent does not do).
         transport: TransportName = "mqtt";
         /// An HTTP proxy (CONNECT) for the hub, the provisioning service and downloads; otherwise `HTTPS_PROXY` of the
         /// environment counts. `"none"`: no proxy. It is `"http://[user:password@]host[:port]"`, with user and password

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use rumqttc::{EventLoop, Outgoing, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
+use rumqttc::{EventLoop, Packet, Publish, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -244,7 +244,7 @@ impl Connection {
             let done = session.is_idle() && told;
             return Ok((done || now >= by).then_some(SessionEnd::Stopped));
         }
-        if !session.is_subscribed() && now >= session.handshake_by() {
+        if session.is_silent(now) {
             return Err(HubError::Silent { address: session.contact.address.clone() });
         }
         let quiet = session.is_idle() && !self.twin.is_busy();
@@ -261,9 +261,11 @@ impl Connection {
         let wake = session.wake_at(now, self.twin.wake_at(now));
         tokio::select! {
             packet = packets.next() => match packet {
-                Some(Ok(rumqttc::Event::Incoming(packet))) => self.packet(session, packet).map_err(SessionEnd::Lost)?,
-                Some(Ok(rumqttc::Event::Outgoing(Outgoing::Publish(packet)))) => session.left(packet),
-                Some(Ok(rumqttc::Event::Outgoing(_))) => {}
+                Some(Ok(rumqttc::Event::Incoming(packet))) => {
+                    session.heard();
+                    self.packet(session, packet).map_err(SessionEnd::Lost)?;
+                }
+                Some(Ok(rumqttc::Event::Outgoing(what))) => session.sent(&what),
                 Some(Err(error)) => return Err(SessionEnd::Lost(HubError::of(error, &session.contact, session.accepted, &self.clock))),
                 None => return Err(SessionEnd::Stopped),
             },
@@ -346,6 +348,9 @@ impl Connection {
                 }
             }
             Some(TopicMessage::Desired { version }) => self.twin.announced(version),
+            None if topics::is_for_application(&message.topic) => {
+                session.leave_to_application(&message.topic)?
+            }
             None => tracing::warn!("ignored a message on a topic that is not known: {:.100}", message.topic),
         }
         Ok(())

@@ -18,8 +18,9 @@ use crate::tls;
 
 /// A twin of 32 KB desired and 32 KB reported properties may be far longer as JSON text; methods carry 128 KB.
 const PACKET_LIMIT: usize = 512 * 1024;
-/// Where IoT Hub and the provisioning service speak MQTT over WebSocket.
-const WEBSOCKET_PATH: &str = "/$iothub/websocket";
+/// Where IoT Hub and the provisioning service speak MQTT over WebSocket. Without this query they ask for a certificate
+/// by a renegotiation of TLS 1.2, which rustls does not do; the settings admit no certificates on this way.
+const WEBSOCKET_PATH: &str = "/$iothub/websocket?iothub-no-client-cert=true";
 
 /// What the CONNECT of a session carries, and where it goes.
 pub(super) struct Connect<'a> {
@@ -59,6 +60,7 @@ pub(super) async fn dial(
     options.set_clean_session(false);
     options.set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
     options.set_keep_alive(cloud.keep_alive);
+    options.set_manual_acks(true);
     options.set_proxy(proxy);
     Ok((options, contact, relay))
 }

@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
-use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, QoS};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, PubAck,
+    QoS, Request,
+};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -17,6 +20,8 @@ use crate::config::Seat;
 
 /// For TCP, TLS and CONNACK together, and again for the subscriptions.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(30);
+/// For the answer to a ping, or half the keep-alive if that is shorter.
+const PONG_WITHIN: Duration = Duration::from_secs(30);
 /// For the last report, and again for the DISCONNECT, when a session is ended by us.
 pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Requests to the MQTT client that may wait; ours are few, so more means that the hub stopped acknowledging.
@@ -47,6 +52,11 @@ pub(super) struct Session {
     /// The packet id of the telemetry under way.
     telemetry: Option<u16>,
     started: Instant,
+    pong_within: Duration,
+    /// When the answer to a ping is overdue.
+    pong_by: Option<Instant>,
+    /// An application's old subscription was ended.
+    left_to_application: bool,
     /// The token's life, if there is a token.
     token: Option<Duration>,
 }
@@ -59,6 +69,7 @@ impl Session {
         contact: Contact,
         token: Option<Duration>,
     ) -> (Session, EventLoop) {
+        let pong_within = PONG_WITHIN.min(options.keep_alive().div_f64(2.0));
         let (client, eventloop) = new_client(options);
         let (calls, answers) = mpsc::unbounded_channel();
         let session = Session {
@@ -74,6 +85,9 @@ impl Session {
             queued: VecDeque::new(),
             telemetry: None,
             started: Instant::now(),
+            pong_within,
+            pong_by: None,
+            left_to_application: false,
             token,
         };
         (session, eventloop)
@@ -92,6 +106,27 @@ impl Session {
     /// Connecting and subscribing have the same time each.
     pub fn handshake_by(&self) -> Instant {
         clock::after(self.started, HANDSHAKE_WITHIN.saturating_mul(2))
+    }
+
+    /// Something of ours left.
+    pub fn sent(&mut self, what: &Outgoing) {
+        match what {
+            Outgoing::Publish(packet) => self.left(*packet),
+            // The client itself would give up no sooner than when the next ping is due.
+            Outgoing::PingReq => self.pong_by = Some(clock::after(Instant::now(), self.pong_within)),
+            _ => {}
+        }
+    }
+
+    /// The hub is there: something came from it.
+    pub fn heard(&mut self) {
+        self.pong_by = None;
+    }
+
+    /// The hub left a ping, or the handshake, without an answer.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        let handshake = (!self.is_subscribed()).then(|| self.handshake_by());
+        [handshake, self.pong_by].into_iter().flatten().any(|by| now >= by)
     }
 
     /// When the token should be renewed if nothing is under way, and when it must be.
@@ -115,7 +150,7 @@ impl Session {
     pub fn wake_at(&self, now: Instant, twin: Option<Instant>) -> Instant {
         let handshake = (!self.is_subscribed()).then(|| self.handshake_by());
         let renewal = self.renewal().map(|(at, by)| if now < at { at } else { by });
-        let times = [twin, handshake, renewal, self.closing];
+        let times = [twin, handshake, renewal, self.closing, self.pong_by];
         times.into_iter().flatten().min().unwrap_or_else(|| clock::after(now, Duration::from_secs(3600)))
     }
 
@@ -128,8 +163,19 @@ impl Session {
         queued
     }
 
+    /// An application that had this identity subscribed to this once, and the hub remembers it. Without the
+    /// subscription its messages wait in the hub until it is there again.
+    pub fn leave_to_application(&mut self, topic: &str) -> Result<(), HubError> {
+        if !std::mem::replace(&mut self.left_to_application, true) {
+            tracing::warn!("left to the application that has this identity: a message on {topic:.100}");
+            let queued = self.client.try_unsubscribe(topics::of_application(&self.seat));
+            queued.map_err(|_| self.stuck())?;
+        }
+        Ok(())
+    }
+
     /// A message left with this packet id: messages leave in the order in which they were queued.
-    pub fn left(&mut self, packet: u16) {
+    fn left(&mut self, packet: u16) {
         if self.queued.pop_front() == Some(true) {
             self.telemetry = Some(packet);
         }
@@ -178,74 +224,29 @@ pub(super) async fn say_goodbye(client: &AsyncClient, packets: &mut (impl Packet
 /// The event loop as a stream: the poll that is under way survives when `next` is cancelled.
 pub(super) fn packets(eventloop: EventLoop) -> impl Packets {
     stream::unfold(eventloop, |mut eventloop| async move {
-        let result = eventloop.poll().await;
+        let result = acknowledged(&mut eventloop).await;
         Some((result, eventloop))
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hub::method::MethodCall;
-    use serde_json::json;
-
-    fn session(life: Option<Duration>) -> Session {
-        connected(life).0
-    }
-
-    fn connected(life: Option<Duration>) -> (Session, EventLoop) {
-        let (host, device_id) = ("hub".to_owned(), "dev-1".to_owned());
-        let seat = Seat { host, gateway: None, device_id, module_id: None };
-        let contact = Contact { address: "localhost:1".into(), identity: "dev-1".into(), remote: None };
-        Session::new(MqttOptions::new("dev-1", "localhost", 1), seat, contact, life)
-    }
-
-    #[test]
-    fn a_renewal_waits_for_a_quiet_moment_but_not_until_the_token_ends() {
-        let hour = session(Some(Duration::from_secs(3600)));
-        let after = |seconds| hour.started + Duration::from_secs(seconds);
-        assert!(!hour.must_renew(after(3000), true));
-        assert!(hour.must_renew(after(3061), true));
-        assert!(!hour.must_renew(after(3061), false));
-        assert!(hour.must_renew(after(3421), false));
-        assert!(!session(None).must_renew(after(1_000_000), true));
-    }
-
-    #[test]
-    fn it_wakes_for_the_nearest_deadline_and_never_in_the_past() {
-        let mut session = session(Some(Duration::from_secs(3600)));
-        let start = session.started;
-        assert_eq!(session.wake_at(start, None), session.handshake_by());
-        session.subscribed = topics::SUBSCRIPTIONS.len();
-        let (at, by) = session.renewal().unwrap();
-        assert_eq!(session.wake_at(start, None), at);
-        assert_eq!(session.wake_at(at, None), by);
-        let soon = start + Duration::from_secs(1);
-        assert_eq!(session.wake_at(start, Some(soon)), soon);
-    }
-
-    #[test]
-    fn only_the_acknowledgement_of_telemetry_counts_as_one() {
-        // Its event loop is there, or nothing could be queued.
-        let (mut session, _events) = connected(None);
-        for telemetry in [false, true, false] {
-            assert!(session.publish("t".into(), Vec::new(), telemetry));
+/// The next event. A message for us is acknowledged; one for an application is not, or the hub would take it for
+/// delivered: the client, which makes no difference, leaves it to us.
+async fn acknowledged(eventloop: &mut EventLoop) -> Result<Event, ConnectionError> {
+    let event = eventloop.poll().await?;
+    let Event::Incoming(Packet::Publish(message)) = &event else { return Ok(event) };
+    if message.qos == QoS::AtLeastOnce && !topics::is_for_application(&message.topic) {
+        let answer = Request::PubAck(PubAck::new(message.pkid));
+        let answer = eventloop.state.handle_outgoing_packet(answer)?;
+        if let (Some(answer), Some(network)) = (answer, &mut eventloop.network) {
+            let sent = async {
+                network.write(answer).await?;
+                network.flush().await
+            };
+            timeout(HANDSHAKE_WITHIN, sent).await.map_err(|_| ConnectionError::FlushTimeout)??;
         }
-        (1..4).for_each(|packet| session.left(packet));
-        assert!(!session.acknowledges_telemetry(1) && !session.acknowledges_telemetry(3));
-        assert!(session.acknowledges_telemetry(2) && !session.acknowledges_telemetry(2));
     }
-
-    #[test]
-    fn it_is_idle_when_every_call_was_answered_and_every_answer_sent() {
-        let mut session = session(None);
-        assert!(session.is_idle());
-        let call = MethodCall::new("m".into(), "1", b"", session.calls.clone());
-        assert!(!session.is_idle());
-        call.respond(200, json!({}));
-        assert!(!session.is_idle());
-        let reply = session.answers.try_recv().unwrap();
-        assert!(session.is_idle());
-        session.reply(reply);
-    }
+    Ok(event)
 }
+
+#[cfg(test)]
+mod tests;

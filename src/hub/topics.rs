@@ -5,6 +5,8 @@
 
 use percent_encoding::percent_decode_str;
 
+use crate::config::Seat;
+
 /// Everything that the agent needs to hear, and no more: the hub allows five subscriptions.
 pub(super) const SUBSCRIPTIONS: [&str; 3] =
     ["$iothub/methods/POST/#", "$iothub/twin/res/#", "$iothub/twin/PATCH/properties/desired/#"];
@@ -35,6 +37,19 @@ pub(super) fn parse(topic: &str) -> Option<TopicMessage<'_>> {
         .then(|| property("$version")?.parse().ok())
         .flatten()
         .map(|version| TopicMessage::Desired { version })
+}
+
+/// Whether a message is meant for an application: the agent subscribes to nothing of this kind.
+pub(super) fn is_for_application(topic: &str) -> bool {
+    topic.starts_with("devices/")
+}
+
+/// What the SDKs subscribe to for an application: cloud-to-device messages, or a module's inputs.
+pub(super) fn of_application(seat: &Seat) -> String {
+    match &seat.module_id {
+        Some(module) => format!("devices/{}/modules/{module}/inputs/#", seat.device_id),
+        None => format!("devices/{}/messages/devicebound/#", seat.device_id),
+    }
 }
 
 /// Where a method's answer goes.

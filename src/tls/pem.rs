@@ -4,14 +4,17 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::kind;
 use crate::config::{Roots, open_regular};
 use crate::failure::{Code, Failure};
 
 /// No bundle of roots in use comes near it.
 pub const PEM_LIMIT: u64 = 4 << 20;
+/// Characters of a PEM label that are shown.
+const LABEL: usize = 40;
 
 /// Why no TLS settings could be made.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +26,20 @@ pub enum TlsError {
     #[error("{path} holds no PEM certificate that can be used: check its content")]
     NoCertificate { path: PathBuf },
     #[error(
-        "{path} holds no PEM private key that can be used: it must be PKCS#8, PKCS#1 or SEC1, unencrypted"
+        "{path} holds no private key that can be used but {found}: it must be PEM, and PKCS#8, PKCS#1 or SEC1"
     )]
-    NoKey { path: PathBuf },
+    NoKey { path: PathBuf, found: String },
+    #[error(
+        "{path} holds an encrypted private key, whose password nobody enters here: keep it decrypted (`openssl pkey \
+         -in KEY -out NEW`), for the user fwupdate alone"
+    )]
+    Encrypted { path: PathBuf },
+    #[error("{path} {what}")]
+    Unusable { path: PathBuf, what: String },
+    #[error(
+        "the key in {key} is not that of the certificate in {certificate}: put there two that were made for each other"
+    )]
+    Strangers { certificate: PathBuf, key: PathBuf },
     #[error("no trusted root certificate was found: install ca-certificates or set cloud.ca_file")]
     NoRoots,
     #[error("{certificate} and {key} cannot be used together ({source}): check that they are a pair")]
@@ -67,6 +81,40 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
         Ok(list) if !list.is_empty() => Ok(list),
         _ => Err(TlsError::NoCertificate { path: path.to_path_buf() }),
     }
+}
+
+/// A device's certificate chain: the first is the device's own, and one that can be used.
+pub fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain = certificates(path)?;
+    match chain.first().and_then(|own| kind::fault_of_certificate(own)) {
+        Some(what) => Err(TlsError::Unusable { path: path.to_path_buf(), what }),
+        None => Ok(chain),
+    }
+}
+
+/// A private key that can be used.
+pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let bytes = read(path)?;
+    let path = path.to_path_buf();
+    match PrivateKeyDer::from_pem_slice(&bytes) {
+        Ok(key) => match kind::fault_of_key(&key) {
+            Some(what) => Err(TlsError::Unusable { path, what }),
+            None => Ok(key),
+        },
+        Err(_) => Err(no_key(path, &String::from_utf8_lossy(&bytes))),
+    }
+}
+
+fn no_key(path: PathBuf, text: &str) -> TlsError {
+    let label = |line: &str| Some(line.trim().strip_prefix("-----BEGIN ")?.strip_suffix("-----")?.to_owned());
+    let labels: Vec<String> = text.lines().filter_map(label).collect();
+    if labels.iter().any(|label| label.starts_with("ENCRYPTED")) || text.contains("Proc-Type: 4,ENCRYPTED") {
+        return TlsError::Encrypted { path };
+    }
+    let found = labels.first().map_or("no PEM".to_owned(), |label| {
+        label.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(LABEL).collect()
+    });
+    TlsError::NoKey { path, found }
 }
 
 pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -8,6 +8,7 @@ use rustls::{AlertDescription, CertificateError};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::kind;
 use crate::clock::{Clock, TimeOrigin};
 
 /// Names of a certificate that a message shows, and characters of each: the other side chose them.
@@ -95,13 +96,32 @@ fn timeless(fault: &CertificateError) -> (String, &'static str) {
         ),
         BadSignature => (
             "is not signed by the authority that it names".to_owned(),
-            "cloud.ca_file may hold an older certificate of that authority: renew it",
+            "cloud.ca_file may hold an older certificate of that authority, or one of an RSA key of fewer than 2048 bits, \
+             which is not believed: renew it",
+        ),
+        UnsupportedSignatureAlgorithmContext { signature_algorithm_id, .. } => (
+            match kind::algorithm(signature_algorithm_id) {
+                Some(name) => format!("is signed with {name}, which is not believed any more"),
+                None => "is signed in a way that is not known here".to_owned(),
+            },
+            "have it signed with SHA-256",
+        ),
+        UnsupportedSignatureAlgorithmForPublicKeyContext { public_key_algorithm_id, .. } => (
+            format!(
+                "is signed by a key on the curve {}, which cannot be used",
+                kind::algorithm(public_key_algorithm_id).unwrap_or("of a name that is not known here")
+            ),
+            "have it issued by an authority with an RSA key, or with one on P-256 or P-384",
         ),
         Revoked => ("is revoked".to_owned(), "have the server's certificate issued anew"),
         other => match format!("{other:?}") {
             text if text.contains("CaUsedAsEndEntity") => (
                 "is an authority's own, which no server may show".to_owned(),
                 "have a certificate for the server issued by that authority",
+            ),
+            text if text.contains("UnsupportedCertVersion") => (
+                "is of X.509 version 1, which no server may show".to_owned(),
+                "have it issued anew as version 3",
             ),
             text => {
                 (format!("cannot be used ({})", clean(&text)), "have the server's certificate issued anew")
@@ -153,7 +173,7 @@ mod tests {
     use super::*;
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier;
-    use rustls::pki_types::ServerName;
+    use rustls::pki_types::{CertificateDer, ServerName};
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -171,17 +191,17 @@ mod tests {
         judged(leaf.der(), authority.der())
     }
 
-    fn judged(
-        leaf: &rustls::pki_types::CertificateDer<'_>,
-        root: &rustls::pki_types::CertificateDer<'_>,
-    ) -> String {
+    fn judged(leaf: &CertificateDer<'_>, root: &CertificateDer<'_>) -> String {
+        judged_at(UnixTime::since_unix_epoch(Duration::from_secs(1_780_000_000)), leaf, root)
+    }
+
+    fn judged_at(now: UnixTime, leaf: &CertificateDer<'_>, root: &CertificateDer<'_>) -> String {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(root.clone().into_owned()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_780_000_000));
         match verifier.verify_server_cert(leaf, &[], &name, &[], now) {
             Err(rustls::Error::InvalidCertificate(fault)) => {
                 Verdict::new(&fault, &Clock::new(Some("/nowhere".into()))).to_string()
@@ -233,6 +253,37 @@ mod tests {
         let authority = pair("own", rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
         let own = judged(authority.der(), authority.der());
         assert!(own.starts_with("is an authority's own, which no server may show: "), "{own}");
+    }
+
+    /// A certificate that `openssl` makes from these arguments, and that vouches for itself.
+    fn by_openssl(commands: &[&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        for command in commands {
+            let mut openssl = std::process::Command::new("openssl");
+            let output = openssl.current_dir(dir.path()).args(command.split(' ')).output().unwrap();
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let read = |name: &str| super::super::pem::certificates(&dir.path().join(name)).unwrap().remove(0);
+        judged_at(UnixTime::now(), &read("leaf.pem"), &read("root.pem"))
+    }
+
+    #[test]
+    fn old_versions_weak_signatures_and_curves_that_are_missing_are_named() {
+        let root = "req -x509 -nodes -keyout root.key -out root.pem -days 9999 -subj /CN=root";
+        let request = "req -new -newkey rsa:2048 -nodes -keyout leaf.key -out leaf.req -subj /CN=localhost";
+        let issue = "x509 -req -in leaf.req -CA root.pem -CAkey root.key -days 9999 -out leaf.pem";
+        let rsa = format!("{root} -newkey rsa:2048");
+        let first = by_openssl(&[&rsa, request, issue]);
+        assert!(first.starts_with("is of X.509 version 1"), "{first}");
+        let named = format!("{request} -addext subjectAltName=DNS:localhost");
+        let issue = format!("{issue} -copy_extensions copy");
+        let weak = by_openssl(&[&rsa, &named, &format!("{issue} -sha1")]);
+        assert!(weak.starts_with("is signed with SHA-1"), "{weak}");
+        let curve = format!("{root} -newkey ec -pkeyopt ec_paramgen_curve:P-521");
+        let curve = by_openssl(&[&curve, &named, &issue]);
+        assert!(curve.starts_with("is signed by a key on the curve P-521"), "{curve}");
+        let short = by_openssl(&[&format!("{root} -newkey rsa:1024"), &named, &issue]);
+        assert!(short.contains("fewer than 2048 bits"), "{short}");
     }
 
     #[test]

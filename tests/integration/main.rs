@@ -27,6 +27,8 @@ mod doctor;
 mod environment;
 /// Each fault of the way to the hub, in each phase of an update.
 mod faults;
+/// Azure's own front: OpenSSL, the suites that IoT Hub kept, and a certificate asked for by renegotiation.
+mod front;
 /// A hub, a gateway and releases for one test. Start reading here.
 mod harness;
 /// The rules of the house: imports, opening words, documented codes.

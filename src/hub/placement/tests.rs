@@ -3,8 +3,10 @@
 use std::fs;
 
 use super::*;
+use crate::hub::connection::testing::Agent;
 use crate::hub::dps::ANSWERS;
-use crate::hub::testing::{Peer, Server, soon};
+use crate::hub::testing::{Pair, Peer, Server, soon};
+use crate::reach::testing::with_two_addresses;
 use rumqttc::{ConnectReturnCode, Packet, QoS, SubAck, SubscribeReasonCode};
 use serde_json::json;
 use std::sync::LazyLock;
@@ -96,6 +98,30 @@ async fn what_was_assigned_is_remembered_for_this_registration_alone() {
         fs::write(&dps.cache, damaged).unwrap();
         assert_eq!(recall(&dps), None, "{damaged}");
     }
+}
+
+#[test]
+fn a_hub_that_is_assigned_by_its_name_for_tls_1_3_is_followed() {
+    const NAME: &str = "myhub.device.azure-devices.net";
+    with_two_addresses(NAME, || async {
+        // No other name leads anywhere here.
+        let service = Server::at("127.0.0.1:0", &Pair::new("127.0.0.1", 2020), &[]).await;
+        // Speaks nothing but TLS 1.3.
+        let server = Server::at("127.0.0.2:0", &Pair::new(NAME, 2020), &[]).await;
+        let both = [&service, &server].map(|server| fs::read(server.path("ca.pem")).unwrap()).concat();
+        fs::write(service.path("ca.pem"), both).unwrap();
+        let (cloud, dps) = cloud(&service);
+        let place = Place::Assigned(Dps { endpoint: "127.0.0.1".into(), ..dps });
+        let mut agent = Agent::start(Cloud { place, port: server.port(), ..cloud }, json!({}));
+        assign(&service, NAME).await;
+        let mut hub = server.accept().await;
+        let connect = hub.welcome(&json!({"desired": {}, "reported": {}})).await;
+        let login = connect.login.unwrap();
+        assert!(login.username.starts_with(&format!("{NAME}/gw-1/?api-version=")), "{}", login.username);
+        let resource = format!("SharedAccessSignature sr={NAME}%2Fdevices%2Fgw-1&");
+        assert!(login.password.starts_with(&resource), "{}", login.password);
+        agent.connected().await;
+    });
 }
 
 #[tokio::test]

@@ -53,11 +53,11 @@ fn a_place_is_assigned_by_the_provisioning_service_with_each_kind_of_proof() {
     let derived = "P4yD1adlb/skpShoR3oqOHhOqP16AazHzZOycGLCitk=";
     assert!(matches!(&group.auth, Auth::SharedKey(key) if key.expose() == derived));
 
-    let files = "[cloud]\ncertificate_file = \"/c\"\nkey_file = \"/k\"\ntransport = \"websocket\"";
+    let files = "[cloud]\ncertificate_file = \"/c\"\nkey_file = \"/k\"";
     let x509 = cloud(&format!("{files}\n{DPS}\nport = 9443\npayload = '{{\"site\": \"Berlin\"}}'"));
     assert!(matches!(&x509.auth, Auth::X509 { .. }));
     let Place::Assigned(dps) = &x509.place else { panic!("{:?}", x509.place) };
-    assert_eq!((dps.port, x509.port), (9443, 443));
+    assert_eq!((dps.port, x509.port), (9443, 8883));
     assert_eq!(dps.payload, Some(serde_json::json!({"site": "Berlin"})));
 }
 
@@ -164,7 +164,7 @@ fn a_proxy_s_login_is_kept_out_of_messages() {
 
 #[test]
 fn rendered_settings_of_a_provisioned_gateway_load_again_to_the_same() {
-    let files = "[cloud]\ncertificate_file = \"/c\"\nkey_file = \"/k\"\ntransport = \"websocket\"\n\
+    let files = "[cloud]\ncertificate_file = \"/c\"\nkey_file = \"/k\"\n\
                  proxy = \"http://proxy:3128\"\nno_proxy = [\"a.b:1\", \"*\"]";
     let settings = with(&format!("{files}\n{DPS}\npayload = '{{\"a\": 1}}'")).load().unwrap().settings;
     let machine = Machine::new();
@@ -261,6 +261,20 @@ fn the_hub_by_certificate() {
     let twice = format!("[cloud]\nconnection_string = \"{CONNECTION}\"\nconnection_string_file = \"/x\"");
     assert!(with(&twice).error().contains("keep one"));
     assert!(with("[cloud]\nconnection_string = 5").error().contains("cloud.connection_string"));
+}
+
+#[test]
+fn certificates_over_websocket_are_refused_with_the_reason_at_the_hub_and_at_the_service() {
+    let x509 = "connection_string = \"HostName=h;DeviceId=gw;x509=true\"";
+    let files = "certificate_file = \"/c.pem\"\nkey_file = \"/k.pem\"\ntransport = \"websocket\"";
+    for way in [format!("[cloud]\n{files}\n{x509}"), format!("[cloud]\n{files}\n{DPS}")] {
+        let error = with(&way).error();
+        for word in ["cloud.transport", "fwupdate.toml", "renegotiation", "\"mqtt\"", "key"] {
+            assert!(error.contains(word), "{error}");
+        }
+    }
+    let key = with(&format!("[cloud]\nconnection_string = \"{CONNECTION}\"\ntransport = \"websocket\""));
+    assert_eq!(key.load().unwrap().settings.cloud.unwrap().port, 443);
 }
 
 #[test]
