@@ -29,6 +29,8 @@ pub enum ConfigError {
     Awaited { file: PathBuf, key: String, problem: String },
     #[error("settings are missing: {}{}", missing.join("; "), hints(warnings))]
     Missing { missing: Vec<&'static str>, warnings: Vec<Warning> },
+    #[error("the settings layers cannot be merged: {0}; check the files one by one")]
+    Merge(#[from] config::ConfigError),
 }
 
 impl ConfigError {

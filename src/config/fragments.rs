@@ -140,8 +140,6 @@ impl FragmentCheck<'_> {
                 let (expected, found) = (format!("a section ([{path}])"), other.type_str().to_owned());
                 return Err(ConfigError::Value { key: path, file, expected, found });
             }
-            // A date is the text that it is written as.
-            Value::Datetime(date) => self.kept.push((path, date.to_string().into())),
             value => self.kept.push((path, value)),
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use config::ValueKind;
 use ipnet::IpNet;
 use serde_json::Value as Json;
 use toml::Value;
@@ -20,10 +21,10 @@ pub trait Kind {
     const IS_SECRET: bool = false;
 
     /// `None`: it is something else than [`Kind::expected`].
-    fn read(found: &Value) -> Option<Self::Value>;
+    fn read(found: &ValueKind) -> Option<Self::Value>;
 
     /// What should stand in the place of `found`.
-    fn expected(found: &Value) -> String;
+    fn expected(found: &ValueKind) -> String;
 
     /// As it is read again; `None`: it is not set.
     fn show(value: &Self::Value) -> Option<Value>;
@@ -46,12 +47,12 @@ macro_rules! kinds {
 
             $(const IS_SECRET: bool = $is_secret;)?
 
-            fn read(found: &Value) -> Option<$value> {
-                let read: fn(&Value) -> Option<$value> = $read;
+            fn read(found: &ValueKind) -> Option<$value> {
+                let read: fn(&ValueKind) -> Option<$value> = $read;
                 read(found)
             }
 
-            fn expected(_: &Value) -> String {
+            fn expected(_: &ValueKind) -> String {
                 $expected.to_owned()
             }
 
@@ -69,7 +70,7 @@ kinds! {
     Hidden[true]: String, "a text that is not empty", text, |_| "***".into();
     Absolute: PathBuf, "an absolute path",
         |found| text(found).map(PathBuf::from).filter(|path| path.is_absolute()), |path| path.display().to_string().into();
-    Flag: bool, "true or false", Value::as_bool, |flag| (*flag).into();
+    Flag: bool, "true or false", flag, |flag| (*flag).into();
     /// A number of bytes; a rate may end in `/s`.
     Bytes: u64, "bytes above zero: an integer, or a text such as \"512KiB\"", bytes, |bytes| integer(*bytes);
     Texts: Vec<String>, "a list of texts that are not empty", |found| items(found, text), |texts| texts.clone().into();
@@ -101,11 +102,11 @@ impl<K: Kind> Kind for Option<K> {
 
     const IS_SECRET: bool = K::IS_SECRET;
 
-    fn read(found: &Value) -> Option<Self::Value> {
+    fn read(found: &ValueKind) -> Option<Self::Value> {
         K::read(found).map(Some)
     }
 
-    fn expected(found: &Value) -> String {
+    fn expected(found: &ValueKind) -> String {
         K::expected(found)
     }
 
@@ -125,12 +126,12 @@ pub struct Number<T, const MIN: u16, const MAX: u16>(T);
 impl<T: Copy + TryFrom<u16> + TryInto<u64>, const MIN: u16, const MAX: u16> Kind for Number<T, MIN, MAX> {
     type Value = T;
 
-    fn read(found: &Value) -> Option<T> {
-        let number = u16::try_from(found.as_integer()?).ok().filter(|number| (MIN..=MAX).contains(number))?;
+    fn read(found: &ValueKind) -> Option<T> {
+        let number = u16::try_from(whole(found)?).ok().filter(|number| (MIN..=MAX).contains(number))?;
         T::try_from(number).ok()
     }
 
-    fn expected(_: &Value) -> String {
+    fn expected(_: &ValueKind) -> String {
         format!("an integer from {MIN} to {MAX}")
     }
 
@@ -152,20 +153,24 @@ pub struct Span<const MIN: u64, const MAX: u64>;
 impl<const MIN: u64, const MAX: u64> Kind for Span<MIN, MAX> {
     type Value = Duration;
 
-    fn read(found: &Value) -> Option<Duration> {
-        let span = match found {
-            Value::Integer(seconds) => Duration::from_secs(u64::try_from(*seconds).ok()?),
-            found => units::duration(found.as_str()?)?,
-        };
-        (Duration::from_millis(MIN)..=Duration::from_millis(MAX)).contains(&span).then_some(span)
+    fn read(found: &ValueKind) -> Option<Duration> {
+        span(found).filter(|span| (Duration::from_millis(MIN)..=Duration::from_millis(MAX)).contains(span))
     }
 
-    fn expected(_: &Value) -> String {
+    fn expected(_: &ValueKind) -> String {
         expected_span(Duration::from_millis(MIN), Duration::from_millis(MAX))
     }
 
     fn show(span: &Duration) -> Option<Value> {
         Some(units::show_duration(*span).into())
+    }
+}
+
+/// A duration of any length.
+pub fn span(found: &ValueKind) -> Option<Duration> {
+    match found {
+        ValueKind::I64(seconds) => u64::try_from(*seconds).ok().map(Duration::from_secs),
+        found => units::duration(string(found)?),
     }
 }
 
@@ -181,15 +186,15 @@ pub struct SlotDevice;
 impl Kind for SlotDevice {
     type Value = String;
 
-    fn read(found: &Value) -> Option<String> {
+    fn read(found: &ValueKind) -> Option<String> {
         let device = text(found).filter(|device| !is_of_file_system(device))?;
         let label = ["PARTLABEL=", "PARTUUID="].iter().find_map(|prefix| device.strip_prefix(prefix));
         let is_one = label.map_or(device.starts_with('/'), |name| !name.is_empty() && !name.contains('/'));
         is_one.then_some(device)
     }
 
-    fn expected(found: &Value) -> String {
-        match found.as_str() {
+    fn expected(found: &ValueKind) -> String {
+        match string(found) {
             Some(device) if is_of_file_system(device) => {
                 "PARTUUID=ID or PARTLABEL=NAME, which are the partition's (`blkid` shows them), for UUID and LABEL are the \
                  file system's and go with each update"
@@ -211,20 +216,44 @@ fn is_of_file_system(device: &str) -> bool {
     names.iter().any(|name| device.starts_with(name))
 }
 
-fn text(found: &Value) -> Option<String> {
-    found.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned)
+fn string(found: &ValueKind) -> Option<&str> {
+    match found {
+        ValueKind::String(text) => Some(text),
+        _ => None,
+    }
 }
 
-fn items<T>(found: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    found.as_array()?.iter().map(read).collect()
+fn text(found: &ValueKind) -> Option<String> {
+    string(found).filter(|text| !text.trim().is_empty()).map(str::to_owned)
 }
 
-fn bytes(found: &Value) -> Option<u64> {
+fn flag(found: &ValueKind) -> Option<bool> {
+    match found {
+        ValueKind::Boolean(flag) => Some(*flag),
+        _ => None,
+    }
+}
+
+fn whole(found: &ValueKind) -> Option<i64> {
+    match found {
+        ValueKind::I64(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn items<T>(found: &ValueKind, read: impl Fn(&ValueKind) -> Option<T>) -> Option<Vec<T>> {
+    match found {
+        ValueKind::Array(items) => items.iter().map(|item| read(&item.kind)).collect(),
+        _ => None,
+    }
+}
+
+fn bytes(found: &ValueKind) -> Option<u64> {
     let bytes = match found {
-        Value::Integer(number) => u64::try_from(*number).ok()?,
-        found => found.as_str().and_then(|text| units::size(text.strip_suffix("/s").unwrap_or(text)))?,
+        ValueKind::I64(number) => u64::try_from(*number).ok(),
+        found => string(found).and_then(|text| units::size(text.strip_suffix("/s").unwrap_or(text))),
     };
-    (bytes > 0).then_some(bytes)
+    bytes.filter(|bytes| *bytes > 0)
 }
 
 /// TOML's integers are signed; a larger one can't have been read.
@@ -233,13 +262,13 @@ fn integer(number: u64) -> Value {
 }
 
 /// The provisioning service takes no larger one.
-fn json_object(found: &Value) -> Option<Json> {
+fn json_object(found: &ValueKind) -> Option<Json> {
     let text = text(found).filter(|text| text.len() <= 64 * 1024)?;
     serde_json::from_str(&text).ok().filter(Json::is_object)
 }
 
-fn transport(found: &Value) -> Option<Transport> {
-    match found.as_str()? {
+fn transport(found: &ValueKind) -> Option<Transport> {
+    match string(found)? {
         "mqtt" => Some(Transport::Mqtt),
         "websocket" => Some(Transport::WebSocket),
         _ => None,

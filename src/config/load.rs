@@ -30,7 +30,7 @@ pub fn load(options: &Options) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
     let fragments = system_layers(options, &mut warnings)?;
     // The device's own layer lies where the layers below it say.
-    let state = Inputs::merge(&fragments).get(&State::dir)?;
+    let state = Inputs::merge(&fragments)?.get(&State::dir)?;
     let own = own_layer(&state.join("conf.d"), &mut warnings);
     let read = fragments.iter().skip(1).chain(&own);
     let sources = read.map(|fragment| PathBuf::from(&fragment.origin)).collect();
@@ -70,7 +70,7 @@ fn with_own_layer(
 ) -> Result<Settings, ConfigError> {
     let attempt = |own: &[&Fragment]| -> Result<(Settings, Vec<Warning>), ConfigError> {
         let mut said = warnings.clone();
-        let inputs = Inputs::merge(below.iter().chain(own.iter().copied()));
+        let inputs = Inputs::merge(below.iter().chain(own.iter().copied()))?;
         settings(&inputs, environment, &mut said).map(|settings| (settings, said))
     };
     let mut kept: Vec<&Fragment> = own.iter().collect();
@@ -113,8 +113,7 @@ pub struct RootSettings {
 /// `<state>/conf.d` nor files that other settings name count.
 pub fn load_board(options: &Options) -> Result<RootSettings, ConfigError> {
     let mut warnings = Vec::new();
-    let fragments = system_layers(options, &mut warnings)?;
-    let inputs = Inputs::merge(&fragments);
+    let inputs = Inputs::merge(&system_layers(options, &mut warnings)?)?;
     require(&inputs, &warnings)?;
     Ok(RootSettings {
         slots: slots(&inputs)?,
