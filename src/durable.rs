@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc::O_NONBLOCK;
 
 /// Up to `size` bytes at `offset`: fewer where the file ends.
 pub fn read(file: &File, offset: u64, size: usize) -> io::Result<Vec<u8>> {
@@ -40,10 +41,10 @@ pub fn holds(file: &File, offset: u64, bytes: &[u8]) -> io::Result<bool> {
     Ok(read(file, offset, bytes.len())? == bytes)
 }
 
-/// An empty file beside `path`, whose content will be put in its place.
+/// An empty file beside `path`, whose content will be put in its place; a pipe that lies there is not waited for.
 pub fn draft(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).open(beside(path))
+    options.custom_flags(O_NONBLOCK).write(true).create(true).truncate(true).mode(0o600).open(beside(path))
 }
 
 /// Puts the draft in the place of `path`: it holds the old content or the new, whenever the power fails.

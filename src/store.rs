@@ -17,6 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::stored::{CAPACITY, CopyState, StoredCopy};
+use crate::config::open_regular;
 use crate::device::remedy;
 use crate::durable;
 use crate::failure::{Code, Failure};
@@ -150,7 +151,7 @@ impl Store {
 
     fn read(&self, index: usize) -> Result<CopyState, StoreError> {
         let path = self.path(index);
-        let file = match File::open(&path) {
+        let file = match open_regular(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(CopyState::Blank),
             other => other.map_err(failed("open", &path))?,
         };
@@ -175,7 +176,8 @@ fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
 /// need no room.
 fn preallocate(path: &Path) -> Result<bool, StoreError> {
     let length = match fs::metadata(path) {
-        Ok(meta) => meta.len(),
+        Ok(meta) if meta.is_file() => meta.len(),
+        Ok(_) => return Err(failed("write", path)(io::Error::other("it is no regular file; remove it"))),
         Err(error) if error.kind() == ErrorKind::NotFound => 0,
         Err(error) => return Err(failed("examine", path)(error)),
     };

@@ -4,7 +4,6 @@
 //! not matter to gateways that have a place. It is asked again when the hub refuses the gateway or cannot be reached
 //! for long, with pauses of its own: a fleet that is refused must not become a storm on the service.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use super::error::HubError;
 use super::{identity, provision};
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
-use crate::config::{Cloud, Dps, Place, Seat};
+use crate::config::{Cloud, Dps, Place, Seat, open_regular};
 use crate::durable;
 use crate::reach::Memory;
 
@@ -223,7 +222,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 /// What was assigned before; whatever is wrong with the file, the service can be asked again.
 fn recall(dps: &Dps) -> Option<Seat> {
     let mut text = String::new();
-    File::open(&dps.cache).ok()?.take(CACHE_LIMIT).read_to_string(&mut text).ok()?;
+    open_regular(&dps.cache).ok()?.take(CACHE_LIMIT).read_to_string(&mut text).ok()?;
     let cache: Cache = serde_json::from_str(&text).ok()?;
     let seat = cache.seat();
     (seat.is_plausible() && cache == Cache::new(dps, &seat)).then_some(seat)

@@ -33,6 +33,27 @@ fn a_fresh_folder_holds_no_record_and_two_files_of_full_size() {
     }
 }
 
+/// A process that was taken over may leave anything in its folder, for every agent after it to find.
+#[test]
+fn a_pipe_in_the_place_of_a_copy_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().to_owned();
+    NAMES
+        .iter()
+        .for_each(|name| nix::unistd::mkfifo(&state.join(name), nix::sys::stat::Mode::S_IRWXU).unwrap());
+    let (told, tells) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut store = Store::open(&state).unwrap();
+        told.send(store.load::<Value>().unwrap_err()).unwrap();
+        told.send(store.save(&record(1)).unwrap_err()).unwrap();
+        told.send(Store::peek::<Value>(&state).unwrap_err())
+    });
+    for _ in 0..3 {
+        let error = tells.recv_timeout(std::time::Duration::from_secs(60)).unwrap().to_string();
+        assert!(error.contains("record.0: it is no regular file") || error.contains("record.1"), "{error}");
+    }
+}
+
 #[test]
 fn the_last_record_is_found_again_and_the_files_never_grow() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 //! settings are wrong, which is when a doctor is needed.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use serde_json::{Value, json};
 use super::questions::document;
 use super::subject::Subject;
 use crate::agent::gateway::Gateway;
-use crate::config::{self, Options, Settings};
+use crate::config::{self, Options, Settings, open_regular};
 use crate::machine::Record;
 use crate::store::Store;
 
 /// In the runtime folder: the sentence with which the agent ended last.
 const LAST_ERROR: &str = "last-error";
 /// Longest sentence that is kept or repeated, bytes.
-const LIMIT: usize = 2048;
+const LIMIT: u64 = 2048;
 
 /// Examines the gateway while no agent runs. Blocks, and changes nothing.
 pub fn examine(options: &Options) -> Value {
@@ -57,7 +58,7 @@ pub fn note_end(run: &Path, why: Option<&str>) {
     let path = run.join(LAST_ERROR);
     let noted = match why {
         Some(why) => {
-            let short: String = why.chars().take(LIMIT / 4).collect();
+            let short: String = why.chars().take(LIMIT as usize / 4).collect();
             fs::create_dir_all(run).and_then(|()| fs::write(&path, short))
         }
         None if !path.exists() => Ok(()),
@@ -69,8 +70,9 @@ pub fn note_end(run: &Path, why: Option<&str>) {
 }
 
 fn last_error(run: &Path) -> Option<String> {
-    let bytes = fs::read(run.join(LAST_ERROR)).ok()?;
-    let text = String::from_utf8_lossy(bytes.get(..LIMIT.min(bytes.len()))?).trim().to_owned();
+    let mut bytes = Vec::new();
+    open_regular(&run.join(LAST_ERROR)).ok()?.take(LIMIT).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
     (!text.is_empty()).then_some(text)
 }
 

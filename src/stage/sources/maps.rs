@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::bundle::{ChunkDigest, Index};
+use crate::config::open_regular;
 use crate::durable;
 use crate::manifest::{Chunking, INDEX_CAP};
 
@@ -29,7 +30,7 @@ pub struct Maps {
 /// Tells `note` of each chunk of the map at `path`: `true` if there is a whole one for these rules.
 pub(in crate::stage) fn read(path: &Path, rules: &Chunking, mut note: impl FnMut(ChunkDigest, u32)) -> bool {
     let mut read = || -> io::Result<bool> {
-        let file = File::open(path)?;
+        let file = open_regular(path)?;
         let length = file.metadata()?.len();
         let mut reader = BufReader::new(file);
         let mut line = String::new();
