@@ -16,6 +16,7 @@ use fwupdate::clock;
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
 use fwupdate::failure::Code;
 use fwupdate::fault;
+use nix::sys::stat::fstat;
 use nix::unistd::Group;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -202,12 +203,21 @@ fn checked(loaded: &Loaded, settings: &str, warnings: &[(bool, String)]) -> serd
     json!({"sources": loaded.sources, "settings": settings, "warnings": warnings})
 }
 
+/// Whether systemd connected this very program to the journal (systemd.exec(5), JOURNAL_STREAM): the variable is handed on
+/// to children whose stderr leads elsewhere.
+fn stderr_is_the_journal() -> bool {
+    let named = |stream: String| {
+        fstat(std::io::stderr()).is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+    };
+    std::env::var("JOURNAL_STREAM").is_ok_and(named)
+}
+
 /// The journal with its fields when systemd started this program, plain lines otherwise.
 fn start_logging() -> anyhow::Result<()> {
     let wanted = std::env::var_os("FWUPDATE_LOG");
     let (filter, complaint) = log::filter(wanted.as_deref().map(OsStr::to_string_lossy).as_deref());
     let registry = tracing_subscriber::registry().with(filter);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
+    if stderr_is_the_journal() {
         let journal = tracing_journald::layer().context("the journal cannot be reached")?;
         registry.with(journal.with_field_prefix(None)).try_init()?;
     } else {

@@ -55,6 +55,11 @@ async fn an_update_is_invoked_watched_and_shown() {
     for line in out(&failed).lines() {
         serde_json::from_str::<Value>(line).unwrap();
     }
+    // Calling again starts nothing, and says so.
+    let again = ["invoke", DEVICE, "--uri", &bad.url, "--operation-id", "mine"];
+    let again = cloud(&mut world, &again).await;
+    assert_eq!(again.status.code(), Some(1), "{}", out(&again));
+    assert!(out(&again).contains("rolledBack"), "{}", out(&again));
     // Watching afterwards tells the same outcome.
     let watched = cloud(&mut world, &["watch", DEVICE, "--operation-id", "mine"]).await;
     assert_eq!(watched.status.code(), Some(1));

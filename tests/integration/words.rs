@@ -222,6 +222,19 @@ async fn no_log_level_hides_why_the_agent_does_not_start() {
     world.finish().await;
 }
 
+/// Whatever systemd starts hands JOURNAL_STREAM on to its children, whose stderr may lead elsewhere by then.
+#[tokio::test]
+async fn a_variable_left_by_another_unit_sends_no_word_astray() {
+    let world = World::with(Setup { on: false, ..Setup::default() }).await;
+    let file = world.scratch().join("bad.toml");
+    fs::write(&file, "compatible = 7\n").unwrap();
+    let mut agent = Command::new(AGENT);
+    let output = agent.arg("--config").arg(&file).env("JOURNAL_STREAM", "9:12345").output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{}", err(&output));
+    assert!(err(&output).contains("settings are missing"), "{}", err(&output));
+    world.finish().await;
+}
+
 /// The generator runs early in boot, where its words stand in the kernel's log.
 #[test]
 fn the_generator_s_errors_read_like_all_others() {

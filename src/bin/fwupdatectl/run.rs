@@ -58,6 +58,13 @@ fn act(
     answer: &Value,
     out: &mut impl Write,
 ) -> Result<u8, Error> {
+    let style = Style::of(args.json, io::stdout().is_terminal());
+    let wanted = if matches!(args.command, Command::Cancel(_)) { "cancelled" } else { "committed" };
+    if let Some(last) = answer.get("last") {
+        // The operation of this id ended before the call, which began nothing.
+        Screen::new(style).finish(last, out)?;
+        return verdict(last, wanted);
+    }
     let id = answer.get("operationId").and_then(Value::as_str);
     if !follow.wait {
         let name = id.map(|id| format!(" (operation {})", plain::plain(id))).unwrap_or_default();
@@ -65,21 +72,9 @@ fn act(
         out.write_all(text.as_bytes())?;
         return Ok(0);
     }
-    let style = Style::of(args.json, io::stdout().is_terminal());
-    let wanted = if matches!(args.command, Command::Cancel(_)) { "cancelled" } else { "committed" };
-    let last = match answer.get("last") {
-        // The operation of this id ended before the call.
-        Some(last) => {
-            Screen::new(style).finish(last, out)?;
-            last.clone()
-        }
-        None => {
-            let id = id.ok_or(Error::NothingToWaitFor)?;
-            let watch = wait::OperationWatch { socket: &args.socket, id, style, patience: wait::PATIENCE };
-            watch.until_done(client, out)?
-        }
-    };
-    verdict(&last, wanted)
+    let id = id.ok_or(Error::NothingToWaitFor)?;
+    let watch = wait::OperationWatch { socket: &args.socket, id, style, patience: wait::PATIENCE };
+    verdict(&watch.until_done(client, out)?, wanted)
 }
 
 /// Success when the operation came to what was wanted.

@@ -78,13 +78,13 @@ async fn invoke(args: &Args, service: &Service, invoke: &Invoke) -> Result<(), E
     if answer.status != 200 {
         return Err(Error::of_gateway(answer.status, &answer.payload));
     }
+    if let Some(last) = answer.payload.get("last") {
+        // The operation of this id ended before the call, which began nothing.
+        Screen::new(style(args)).finish(last, &mut std::io::stdout())?;
+        return verdict(last);
+    }
     let id = answer.payload.get("operationId").and_then(Value::as_str).map(str::to_owned);
     if invoke.watch {
-        if let Some(last) = answer.payload.get("last") {
-            // The operation of this id ended before the call.
-            Screen::new(style(args)).finish(last, &mut std::io::stdout())?;
-            return verdict(last);
-        }
         let id = id.ok_or_else(|| Error::failed("Internal", "the gateway names no operation to watch"))?;
         return follow(args, service, &invoke.device, Some(id), Start::Awaited).await;
     }

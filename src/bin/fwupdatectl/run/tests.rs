@@ -216,6 +216,8 @@ fn an_operation_that_ended_before_the_call_is_not_waited_for() {
     let (code, out, error) = ctl("install https://h/x --operation-id op-0 --wait", script);
     assert_eq!((code, out.as_str()), (1, "Result    cancelled: to 2\n"), "{error:?}");
     assert_eq!(ctl("cancel --operation-id op-0 --wait", script).0, 0);
+    let (code, out, error) = ctl("install https://h/x --operation-id op-0", script);
+    assert_eq!((code, out.as_str()), (1, "Result    cancelled: to 2\n"), "nothing was accepted: {error:?}");
 }
 
 #[test]
