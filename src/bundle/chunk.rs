@@ -2,7 +2,6 @@
 
 use crate::manifest::{BLOCK, Digest};
 
-/// One chunk of the image, in image order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
     /// Offset in the image, bytes.
@@ -41,7 +40,6 @@ pub fn offset_of(block: u32) -> u64 {
 pub struct ChunkDigest(pub [u8; 16]);
 
 impl ChunkDigest {
-    /// Hashes a chunk's content.
     pub fn of(content: &[u8]) -> ChunkDigest {
         ChunkDigest::from(Digest::of(content))
     }

@@ -114,7 +114,6 @@ impl Chunker {
     }
 }
 
-/// Whether there are only zeros.
 pub fn is_zero(bytes: &[u8]) -> bool {
     const ZERO: [u8; BLOCK as usize] = [0; BLOCK as usize];
     bytes.chunks(ZERO.len()).all(|part| ZERO.starts_with(part))

@@ -2,7 +2,6 @@
 
 use crate::failure::{Code, Failure};
 
-/// Why bytes are no bundle, or not the one that was signed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
     /// Not an error while more bytes can be read.

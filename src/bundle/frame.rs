@@ -12,7 +12,6 @@ use super::error::BundleError;
 
 /// Bytes of a group's frame header; they belong to the group's first chunk.
 pub const FRAME_HEADER: usize = 9;
-/// Bytes of a block's header.
 pub const BLOCK_HEADER: usize = 3;
 
 /// Most bytes that a chunk of `length` bytes may have in the payload: stored as it is.

@@ -8,7 +8,6 @@ use super::list;
 use crate::manifest::{BLOCK, Digest, PATCH_INDEX_CAP};
 
 const MAGIC: &[u8; 8] = b"fwupatch";
-/// Bytes of a prefix's digest.
 const DIGEST: usize = 8;
 
 /// Most bytes that one frame may unpack to: what a device has in memory, and loses when it is interrupted.
@@ -16,7 +15,6 @@ pub const OUTPUT_CAP: usize = 1 << 20;
 /// Most bytes of the base that one frame may want before it.
 pub const PREFIX_CAP: usize = 2 << 20;
 
-/// One frame of a patch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PatchFrame {
     /// The chunks that it holds, in this order: ranges of their numbers in `rootfs.index`, ascending.
@@ -41,7 +39,6 @@ impl PrefixDigest {
 }
 
 impl PatchFrame {
-    /// Its chunks and their numbers.
     pub fn chunks<'a>(&'a self, index: &'a Index) -> impl Iterator<Item = (usize, Chunk)> + 'a {
         self.chunks.iter().flat_map(|range| {
             let numbers = range.start as usize..range.end as usize;
@@ -49,7 +46,6 @@ impl PatchFrame {
         })
     }
 
-    /// Bytes of its prefix.
     pub fn prefix_length(&self) -> usize {
         let blocks = self.blocks.iter().map(|range| range.end.saturating_sub(range.start) as usize);
         blocks.fold(0, usize::saturating_add).saturating_mul(BLOCK as usize)
@@ -111,7 +107,6 @@ impl Reader<'_> {
         Some(ranges)
     }
 
-    /// Whether nothing is left.
     pub(super) fn is_done(&self) -> bool {
         self.left == 0 && self.rest.is_empty()
     }

@@ -88,7 +88,6 @@ impl Index {
         chunks
     }
 
-    /// All chunks in image order.
     pub fn iter(&self) -> Chunks<'_> {
         self.from(0)
     }

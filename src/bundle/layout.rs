@@ -12,7 +12,6 @@ use crate::manifest::{Body, Patch};
 /// Bytes of a device's first request: enough for a usual manifest, its signatures and the headers.
 pub const FIRST_READ: u64 = 8 * 1024;
 
-/// Where everything lies in the file, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     index: Range<u64>,
@@ -52,7 +51,6 @@ impl Layout {
         self.payload.clone()
     }
 
-    /// Where a chunk's frame lies in the file.
     pub fn frame(&self, chunk: &Chunk) -> Range<u64> {
         let start = self.payload.start.saturating_add(chunk.frame_offset);
         start..start.saturating_add(u64::from(chunk.frame_length))
@@ -90,7 +88,6 @@ impl Layout {
         first.saturating_add(self.payload.start.saturating_sub(self.index.start))
     }
 
-    /// The size of the whole file.
     pub fn file_size(&self) -> u64 {
         let last = self.patches.last().map_or(&self.payload, |[_, payload]| payload);
         tar::padded(last.end).saturating_add(tar::END as u64)

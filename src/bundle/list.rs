@@ -3,7 +3,6 @@
 
 use crate::manifest::LIST_HEADER;
 
-/// Bytes of the header.
 pub(super) const HEADER: usize = LIST_HEADER as usize;
 const VERSION: u32 = 1;
 

@@ -130,7 +130,6 @@ impl IndexWriter {
         self.count = self.count.saturating_add(1);
     }
 
-    /// Bytes so far.
     pub fn size(&self) -> u64 {
         self.bytes.len() as u64
     }

@@ -10,7 +10,6 @@ pub const END: usize = 2 * BLOCK;
 
 const NAME: usize = 100;
 
-/// Rounds a size up to whole blocks.
 pub fn padded(size: u64) -> u64 {
     size.checked_next_multiple_of(BLOCK as u64).unwrap_or(u64::MAX)
 }

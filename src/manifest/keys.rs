@@ -20,7 +20,6 @@ const P256_PREFIX: &[u8] = &[
     0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
-/// A signature scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     Ed25519,
@@ -36,7 +35,6 @@ impl Algorithm {
         }
     }
 
-    /// Its name in `manifest.sig`.
     pub(super) fn name(self) -> &'static str {
         self.facts().0
     }
@@ -78,7 +76,6 @@ pub enum KeyError {
     SameId(KeyId),
 }
 
-/// One public key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
     algorithm: Algorithm,
@@ -173,7 +170,6 @@ impl TrustedKeys {
         self.0.get(id)
     }
 
-    /// The id of each key, in order.
     pub fn ids(&self) -> impl Iterator<Item = &KeyId> {
         self.0.keys()
     }

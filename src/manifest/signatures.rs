@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::keys::{KeyId, PublicKey, TrustedKeys};
 use super::rules::{ManifestError, SIGNATURES_CAP, cap, is_word};
 
-/// The member `manifest.sig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SignatureList {

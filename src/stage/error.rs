@@ -12,7 +12,6 @@ use crate::failure::{Code, Failure};
 use crate::manifest::{Digest, ManifestError};
 use crate::stage::workspace::Broken;
 
-/// Why staging ended. URLs are redacted.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     #[error("{url} may not be fetched: {reason}")]

@@ -6,7 +6,6 @@ pub struct Progress {
     pub step: Step,
     /// The current step's work: the size of the image, or while surveying what is read of the slots.
     pub total: u64,
-    /// How much of it is done.
     pub done: u64,
     /// Body bytes received over the network for this operation, those of earlier runs included.
     pub downloaded: u64,

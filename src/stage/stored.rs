@@ -17,7 +17,6 @@ pub struct StoredIndex {
     broken: Arc<OnceLock<Broken>>,
 }
 
-/// Its bytes.
 #[derive(Debug)]
 struct Kept {
     list: List,

@@ -1,7 +1,7 @@
 //! `create`: image + key -> bundle.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use fwupdate::bundle::{Index, MEMBERS, PATCH_MEMBERS, chunker, tar};
@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::files::{self, Replacement};
 use crate::keys::SigningKey;
 use crate::output::{Output, Result};
-use crate::pack::{self, ImageSource, Packed};
+use crate::pack::{self, Packed};
 use crate::patch::{self, MadePatch};
 use crate::{content, held};
 
@@ -62,7 +62,6 @@ fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "it must be like 2026-01-31T12:00:00Z".into())
 }
 
-/// Packs, signs and writes.
 pub fn create(options: &CreateOptions) -> Result<Output> {
     let keys: Vec<_> = options.key.iter().map(|path| SigningKey::load(path)).collect::<Result<_>>()?;
     let created = created(options)?;
@@ -118,7 +117,6 @@ fn check_files(options: &CreateOptions) -> Result<()> {
     files::check_output(&options.output, options.base.iter().chain([&options.image]).chain(&options.key))
 }
 
-/// The size of an image.
 fn whole_blocks(path: &Path) -> Result<u64> {
     let size = files::size(&files::open(path)?).map_err(files::at(path))?;
     if size == 0 || size % u64::from(BLOCK) != 0 {
@@ -148,13 +146,9 @@ fn created(options: &CreateOptions) -> Result<OffsetDateTime> {
 }
 
 fn pack_image(options: &CreateOptions, frames: &mut File) -> Result<(Packed, u64)> {
-    let path = options.image.as_path();
-    let size = whole_blocks(path)?;
-    let image = files::open(path)?;
-    let mut reader = BufReader::with_capacity(1 << 20, image);
-    let source = ImageSource { path, reader: &mut reader, size };
+    let size = whole_blocks(&options.image)?;
     let mut out = BufWriter::with_capacity(1 << 20, &mut *frames);
-    let packed = pack::pack(source, &chunker::default_chunking(), options.level, &mut out)?;
+    let packed = pack::pack(&options.image, size, &chunker::default_chunking(), options.level, &mut out)?;
     out.flush().map_err(files::at(&options.output))?;
     drop(out);
     frames.rewind().map_err(files::at(&options.output))?;

@@ -22,7 +22,6 @@ pub struct ChunkGroup {
     pub lengths: Vec<u32>,
 }
 
-/// A chunk in its compressed form.
 pub struct EncodedChunk {
     pub bytes: Vec<u8>,
     pub length: u32,

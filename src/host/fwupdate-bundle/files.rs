@@ -17,7 +17,6 @@ pub fn wrong(code: Code, path: &Path, what: impl Display) -> Failure {
     Failure::new(code, format!("{}: {what}", path.display()))
 }
 
-/// Turns an I/O error at `path` into a failure.
 pub fn at(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
     move |error| {
         let code = match error.kind() {
@@ -82,7 +81,6 @@ pub fn check_output<'a>(output: &Path, read: impl IntoIterator<Item = &'a PathBu
     }
 }
 
-/// Reads a file of at most `cap` bytes.
 pub fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {
     let (mut bytes, file) = (Vec::new(), open(path)?);
     file.take(cap + 1).read_to_end(&mut bytes).map_err(at(path))?;
@@ -144,7 +142,6 @@ impl Replacement {
         Ok(Replacement { path: path.to_owned(), name, file })
     }
 
-    /// Syncs, renames, and syncs the folder.
     pub fn commit(self) -> Result<()> {
         self.file.sync_all().map_err(at(&self.name))?;
         fs::rename(&self.name, &self.path).map_err(at(&self.path))?;

@@ -15,7 +15,6 @@ use crate::output::Result;
 use crate::progress::ProgressLine;
 use crate::reader::BundleFile;
 
-/// An old image.
 pub struct OldImage {
     pub sha256: Digest,
     pub size: u64,

@@ -18,7 +18,6 @@ use crate::output::{Output, Result};
 const ED25519_PKCS8: &[u8] =
     &[0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// Most bytes of a key file.
 const KEY_CAP: u64 = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -27,7 +26,6 @@ pub enum KeyKind {
     P256,
 }
 
-/// Writes a new pair of key files.
 pub fn generate(folder: &Path, kind: KeyKind) -> Result<Output> {
     let (secret, public) = (folder.join("release.key.pem"), folder.join("release.pub.pem"));
     for path in [&secret, &public] {
@@ -82,14 +80,12 @@ fn unusable(what: &str) -> Failure {
     )
 }
 
-/// A private key that can sign a manifest.
 pub enum SigningKey {
     Ed25519(Ed25519KeyPair),
     P256(EcdsaKeyPair),
 }
 
 impl SigningKey {
-    /// Reads a PEM `PRIVATE KEY`.
     pub fn load(path: &Path) -> Result<SigningKey> {
         let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(read(path)?.as_bytes()).ok();
         let key = pkcs8.and_then(|pkcs8| SigningKey::from_pkcs8(pkcs8.secret_pkcs8_der()));
@@ -111,7 +107,6 @@ impl SigningKey {
             .map_err(|error| Failure::new(Code::Internal, error.to_string()))
     }
 
-    /// Signs the exact bytes of a manifest.
     pub fn sign(&self, manifest: &[u8]) -> Result<Signature> {
         let bytes = match self {
             SigningKey::Ed25519(pair) => pair.sign(manifest).as_ref().to_vec(),
@@ -133,7 +128,6 @@ pub fn read(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&pem).trim_start_matches('\u{feff}').to_owned())
 }
 
-/// Reads one public key file.
 pub fn load_public(path: &Path) -> Result<PublicKey> {
     PublicKey::from_pem(&read(path)?).map_err(|error| files::wrong(Code::MalformedRequest, path, error))
 }

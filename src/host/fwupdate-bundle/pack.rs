@@ -1,7 +1,7 @@
 //! Image -> blocks and index, as a stream: a reader that cuts and hashes, one compressor a core, and a writer
 //! that puts the groups in order. What is in flight is bounded, so memory does not grow with the image.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -28,19 +28,13 @@ pub struct Packed {
     pub sha256: Digest,
 }
 
-/// The image to pack, of a size that is known and a multiple of 4096.
-pub struct ImageSource<'a> {
-    pub path: &'a Path,
-    pub reader: &'a mut dyn Read,
-    pub size: u64,
-}
-
 /// A group on its way to a compressor, and where its blocks are awaited.
 type PackJob = (ChunkGroup, SyncSender<Result<Vec<EncodedChunk>>>);
 
-/// Packs `source`, writing the frames to `out`.
+/// Packs the first `size` bytes, a multiple of 4096, of the image at `path`; the frames go to `out`.
 pub fn pack(
-    source: ImageSource<'_>,
+    path: &Path,
+    size: u64,
     chunking: &Chunking,
     level: i32,
     out: &mut (dyn Write + Send),
@@ -56,7 +50,7 @@ pub fn pack(
             scope.spawn(|| compress_all(&queue, level));
         }
         let writer = scope.spawn(move || write_all(&ordered, out));
-        let image = read_all(source, cutter, chunking, jobs, groups);
+        let image = read_all(path, size, cutter, chunking.group, jobs, groups);
         let written = writer.join().map_err(|_| Failure::new(Code::Internal, "the writer broke down"))?;
         // The writer's error is the cause when both have one: without a writer, the reader stops.
         let (index, payload_size) = written?;
@@ -66,21 +60,23 @@ pub fn pack(
 
 /// Cuts the image; the order of the receivers in `groups` is that of the groups. Returns its digest.
 fn read_all(
-    source: ImageSource<'_>,
+    path: &Path,
+    size: u64,
     mut cutter: Cutter,
-    chunking: &Chunking,
+    group_size: u32,
     jobs: SyncSender<PackJob>,
     groups: SyncSender<Receiver<Result<Vec<EncodedChunk>>>>,
 ) -> Result<Digest> {
+    let mut reader = BufReader::with_capacity(1 << 20, files::open(path)?);
     let stopped = || Failure::new(Code::Internal, "packing stopped");
     let send = |group: ChunkGroup| -> Result<()> {
         let (sender, receiver) = sync_channel(1);
         groups.send(receiver).map_err(|_| stopped())?;
         jobs.send((group, sender)).map_err(|_| stopped())
     };
-    let number = |offset: u64| offset / u64::from(chunking.group);
-    let mut progress = ProgressLine::new("Packing", source.size);
-    let (mut hash, mut block, mut done) = (sha2::Sha256::new(), [0; BLOCK as usize], 0);
+    let number = |offset: u64| offset / u64::from(group_size);
+    let mut progress = ProgressLine::new("Packing", size);
+    let (mut hash, mut block) = (sha2::Sha256::new(), [0; BLOCK as usize]);
     let (mut group, mut start, mut at) = (ChunkGroup::default(), 0, 0);
     let mut add = |chunk: &[u8]| -> Result<()> {
         if number(at) != number(start) {
@@ -92,11 +88,10 @@ fn read_all(
         at += chunk.len() as u64;
         Ok(())
     };
-    while done < source.size {
-        source.reader.read_exact(&mut block).map_err(|error| read_error(source.path, error))?;
-        hash.update(block);
-        done += u64::from(BLOCK);
+    for done in (0..size).step_by(BLOCK as usize) {
         progress.at(done);
+        reader.read_exact(&mut block).map_err(|error| read_error(path, error))?;
+        hash.update(block);
         let mut added = Ok(());
         cutter.push(&block, |chunk| added = add(chunk));
         added?;
@@ -114,12 +109,10 @@ fn read_error(path: &Path, error: io::Error) -> Failure {
     if error.kind() != io::ErrorKind::UnexpectedEof {
         return files::at(path)(error);
     }
-    let message =
-        format!("{}: it became shorter while it was read; build it to the end first", path.display());
-    Failure::new(Code::Internal, message)
+    let what = "it became shorter while it was read; build it to the end first";
+    files::wrong(Code::Internal, path, what)
 }
 
-/// Compresses jobs until there are no more.
 fn compress_all(queue: &Mutex<Receiver<PackJob>>, level: i32) {
     let mut encoder = Encoder::new(level);
     loop {
@@ -146,10 +139,8 @@ fn write_all(
             index.push(block.length, block.bytes.len() as u32, block.digest);
             size += block.bytes.len() as u64;
             if size > PAYLOAD_CAP || index.size() > INDEX_CAP {
-                return Err(Failure::new(
-                    Code::TooLarge,
-                    "the image is too large for one bundle: compressed it must stay below 8 GiB",
-                ));
+                let message = "the image is too large for one bundle: compressed it must stay below 8 GiB";
+                return Err(Failure::new(Code::TooLarge, message));
             }
             out.write_all(&block.bytes).map_err(|error| {
                 let message = format!("the frames can't be written beside the output: {error}");

@@ -36,11 +36,9 @@ pub struct MadePatch {
     pub entry: Patch,
     pub index: Vec<u8>,
     pub frames: File,
-    /// Number of frames.
     pub count: usize,
 }
 
-/// The new image.
 pub struct NewImage<'a> {
     pub path: &'a Path,
     pub index: &'a Index,
@@ -232,7 +230,6 @@ fn compress(content: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Ascending numbers as ranges.
 fn joined(numbers: &[u32]) -> Vec<Range<u32>> {
     numbers.chunk_by(|a, b| a + 1 == *b).filter_map(|run| Some(*run.first()?..run.last()? + 1)).collect()
 }

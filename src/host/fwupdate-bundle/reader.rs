@@ -51,7 +51,6 @@ impl BundleFile {
         SignatureList::parse(&self.signatures).map_err(files::in_file(&self.path))
     }
 
-    /// Reads and checks the index.
     pub fn index(&self) -> Result<Index> {
         let span = self.layout.index_span();
         let mut bytes = vec![0; (span.end - span.start) as usize];
@@ -69,7 +68,6 @@ impl BundleFile {
         PatchIndex::parse(own.to_vec(), number, &self.body, index).map_err(files::in_file(&self.path))
     }
 
-    /// Fills `bytes` from this position of the file.
     pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {

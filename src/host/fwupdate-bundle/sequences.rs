@@ -24,7 +24,6 @@ pub struct Sequence {
     pub length: u32,
 }
 
-/// A compression context and its buffers.
 pub struct Sequencer {
     context: NonNull<ZSTD_CCtx>,
     level: i32,

@@ -6,9 +6,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-/// Bytes of a window.
 const WINDOW: usize = 32;
-/// Bytes of a block of the old image.
 const BLOCK: u64 = 4096;
 /// Most samples that are kept of an old image: eight bytes each.
 const SAMPLES: u64 = 1 << 25;
@@ -64,7 +62,6 @@ impl Sampler {
     }
 }
 
-/// The samples of an old image.
 #[derive(Debug)]
 pub struct Similar {
     /// Sample and block, sorted.

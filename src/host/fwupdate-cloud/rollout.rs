@@ -17,10 +17,8 @@ use crate::fields::{REPORTED, text};
 use crate::patience;
 use crate::service::Service;
 
-/// How one gateway stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stand {
-    /// Not called yet.
     Waiting,
     /// It runs, and is in this phase.
     Running(String),
@@ -29,13 +27,11 @@ enum Stand {
     Failed(String),
 }
 
-/// What is known of the whole.
 #[derive(Debug, Default)]
 struct Summary {
     stands: BTreeMap<String, Stand>,
 }
 
-/// The body of the job.
 pub fn order(id: &str, rollout: &Rollout, mut payload: Map<String, Value>) -> Value {
     payload.insert("operationId".into(), id.into());
     json!({

@@ -48,7 +48,6 @@ pub struct MethodAnswer {
     pub payload: Value,
 }
 
-/// One request.
 struct HubRequest<'a> {
     method: Method,
     path: &'a str,
@@ -91,7 +90,6 @@ impl Service {
         self.host == "localhost" || self.host.starts_with("localhost:") || self.host.starts_with("127.")
     }
 
-    /// The device's twin.
     pub async fn twin(&self, device: &str) -> Result<Value, Error> {
         self.send(Method::GET, &format!("twins/{}", encoded(device)), None, TIMEOUT).await
     }
@@ -260,7 +258,6 @@ pub fn read_text(path: &Path) -> io::Result<String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-/// An id as a part of a path.
 fn encoded(id: &str) -> String {
     utf8_percent_encode(id, ID).to_string()
 }

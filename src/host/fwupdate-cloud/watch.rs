@@ -14,7 +14,6 @@ use crate::service::Service;
 /// Between two looks at the twin: one read of a hub's hundred a second.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is followed, and how.
 #[derive(Debug)]
 pub struct DeviceWatch<'a> {
     pub service: &'a Service,

@@ -129,7 +129,6 @@ type Batch = Vec<PackedChunk>;
 /// The blocks of one request, as they come.
 type Arriving = mpsc::UnboundedReceiver<Batch>;
 
-/// What the requests share.
 struct Fetch<'a> {
     apply: &'a Apply<'a>,
     index: &'a Index,

@@ -43,7 +43,6 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Fetches frame after frame.
     async fn feed(
         &self,
         patch: &UsablePatch,
@@ -70,7 +69,6 @@ fn stopped() -> StageError {
     StageError::Thread("the writer stopped".into())
 }
 
-/// Unpacks frames and writes what they bring.
 struct Patcher<'a> {
     shared: &'a Shared,
     sink: &'a Sink,

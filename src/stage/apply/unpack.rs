@@ -58,7 +58,6 @@ impl Arrivals {
     }
 }
 
-/// One chunk of a group.
 #[derive(Debug)]
 pub struct Part {
     pub position: usize,
@@ -85,7 +84,6 @@ impl Group {
         Group { parts: parts.collect(), arrivals: Arrivals::default() }
     }
 
-    /// Whether it has chunks to fetch.
     pub fn is_fetched(&self) -> bool {
         self.parts.iter().any(|part| part.source == ChunkSource::Fetch)
     }
@@ -171,7 +169,6 @@ pub fn run(
     })
 }
 
-/// One thread's tools.
 struct Worker<'a> {
     shared: &'a Shared,
     sink: &'a Sink,

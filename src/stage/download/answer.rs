@@ -152,13 +152,11 @@ impl HttpAnswer {
         }
     }
 
-    /// The status as it is told.
     pub fn code(&self) -> u16 {
         self.status().as_u16()
     }
 }
 
-/// What an answer brings.
 #[derive(Debug)]
 pub struct Content {
     /// One after the last byte that it brings, if that is before the end of what was asked for.

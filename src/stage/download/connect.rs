@@ -37,7 +37,6 @@ const HEAD_MAX: usize = 32 * 1024;
 /// What may come before the head of an answer is understood, interim answers (1xx) included, bytes; above what one read
 /// may bring of the body along with the head.
 const BEFORE_BODY: u64 = 2 * HEAD_MAX as u64 + 1024;
-/// An idle connection is closed after this.
 const IDLE: Duration = Duration::from_secs(60);
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -84,7 +83,6 @@ impl Service<Uri> for Tcp {
     }
 }
 
-/// Makes connections, each counted.
 #[derive(Clone)]
 pub struct Connector {
     tcp: Tcp,
@@ -233,7 +231,6 @@ impl Count {
     }
 }
 
-/// A connection whose bytes are counted.
 pub struct Counted {
     stream: TlsStream<TcpStream>,
     count: Arc<Count>,

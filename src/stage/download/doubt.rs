@@ -27,17 +27,15 @@ struct Said {
     repeated: bool,
 }
 
-/// What becomes of a doubtful answer.
-#[derive(Debug)]
-pub enum Doubted {
-    Final(StageError),
-    /// Ask again, over another connection; after so long, at the latest, it may be final.
-    Again(StageError, Duration),
-}
-
 impl Doubt {
-    /// What the connections of client `line` say; final is what was said for `long` enough, and not by them alone.
-    pub fn weigh(&mut self, error: StageError, line: u64, long: Duration) -> Doubted {
+    /// What the connections of client `line` say. Final is what was said for `long` enough, and not by them alone; else it
+    /// is to be asked again, over another connection, and may be final after the time that is returned with it.
+    pub fn weigh(
+        &mut self,
+        error: StageError,
+        line: u64,
+        long: Duration,
+    ) -> Result<(StageError, Duration), StageError> {
         let (what, since) = (std::mem::discriminant(&error), Instant::now());
         let said = match &mut self.said {
             Some(said) if said.what == what => said,
@@ -45,10 +43,9 @@ impl Doubt {
         };
         said.repeated |= said.line != line;
         let left = long.saturating_sub(said.since.elapsed());
-        if said.repeated && left.is_zero() { Doubted::Final(error) } else { Doubted::Again(error, left) }
+        if said.repeated && left.is_zero() { Err(error) } else { Ok((error, left)) }
     }
 
-    /// Something good came.
     pub fn clear(&mut self) {
         self.said = None;
     }
@@ -110,7 +107,6 @@ impl Patience {
         left.time = left.time.saturating_add(earned).min(self.full);
     }
 
-    /// Begins anew.
     pub fn refill(&self) {
         self.settled().time = self.full;
     }
@@ -130,7 +126,6 @@ impl Patience {
     }
 }
 
-/// Somebody waits for the network.
 pub struct Waiting<'a>(&'a Patience);
 
 impl Drop for Waiting<'_> {
@@ -181,22 +176,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_final_when_others_repeat_it_for_long_enough() {
         let mut doubt = Doubt::default();
-        let again = |verdict| matches!(verdict, Doubted::Again(..));
+        let again = |verdict: Result<_, _>| verdict.is_ok();
         assert!(again(doubt.weigh(gone(), 0, MINUTE)));
         tokio::time::advance(2 * MINUTE).await;
         assert!(again(doubt.weigh(gone(), 0, MINUTE)), "one connection alone");
-        assert!(matches!(doubt.weigh(gone(), 1, MINUTE), Doubted::Final(StageError::NotFound { .. })));
+        assert!(matches!(doubt.weigh(gone(), 1, MINUTE), Err(StageError::NotFound { .. })));
 
         // Something else, or a good answer in between, begins anew.
         let forbidden = StageError::Forbidden { url: "u".into(), status: 403 };
         assert!(again(doubt.weigh(forbidden, 2, MINUTE)));
-        let Doubted::Again(_, left) = doubt.weigh(gone(), 3, MINUTE) else { panic!() };
+        let Ok((_, left)) = doubt.weigh(gone(), 3, MINUTE) else { panic!() };
         assert_eq!(left, MINUTE);
         tokio::time::advance(2 * MINUTE).await;
         doubt.clear();
         assert!(again(doubt.weigh(gone(), 4, MINUTE)));
         tokio::time::advance(MINUTE / 2).await;
-        let Doubted::Again(_, left) = doubt.weigh(gone(), 5, MINUTE) else { panic!() };
+        let Ok((_, left)) = doubt.weigh(gone(), 5, MINUTE) else { panic!() };
         assert_eq!(left, MINUTE / 2);
     }
 

@@ -10,7 +10,6 @@ use crate::stage::download::remote::Remote;
 use crate::stage::error::StageError;
 
 /// One request, cut into parts as its bytes arrive. Gaps between parts are passed over.
-#[derive(Debug)]
 pub struct Frames<'a> {
     remote: &'a Remote,
     range: range::Range<'a>,

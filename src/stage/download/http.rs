@@ -20,7 +20,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A connection that is silent for so long may be one of a network that the gateway has left.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Where a bundle is.
 #[derive(Clone)]
 pub enum BundleSource {
     Http(Url),
@@ -69,14 +68,14 @@ impl Http {
     /// `tls` says whom to trust as a server; `allowed_hosts` is `trust.allowed_hosts`.
     pub fn new(tls: rustls::ClientConfig, allowed_hosts: &[String], download: Download) -> Http {
         let hosts = Arc::new(Hosts::new(allowed_hosts, download.proxy.clone()));
-        let gate = Gate::new(download.windows.clone());
         let (tls, clock) = (Arc::new(tls), Clock::default());
+        let gate = Gate::new(download.windows.clone(), clock.clone());
         Http { tls, hosts, download, gate, clock, first_pause: FIRST_PAUSE, look: LOOK }
     }
 
     /// The same by another clock than the system's: windows open and close with it.
     pub fn on(mut self, clock: Clock) -> Http {
-        self.gate.set_clock(clock.clone());
+        self.gate = Gate::new(self.download.windows.clone(), clock.clone());
         self.clock = clock;
         self
     }

@@ -1,13 +1,11 @@
 //! What came is not what was signed: it is fetched again, over other connections, until it is right or others, too, bring
 //! what is wrong.
 
-use crate::stage::download::doubt::{Doubt, Doubted};
+use crate::stage::download::doubt::Doubt;
 use crate::stage::download::remote::{Remote, RemoteKind};
 use crate::stage::download::web::Web;
 use crate::stage::error::StageError;
 
-/// What came was not what was signed.
-#[derive(Debug)]
 pub(in crate::stage) struct Wrong<'a> {
     remote: &'a Remote,
     doubt: Doubt,
@@ -40,8 +38,8 @@ impl<'a> Wrong<'a> {
         let RemoteKind::Http(web) = &self.remote.kind else { return Err(error) };
         let number = web.number();
         let (error, left) = match self.doubt.weigh(error, number, web.http.doubt()) {
-            Doubted::Final(error) => return Err(self.remote.blame(web, error).await),
-            Doubted::Again(error, left) => (error, left),
+            Err(error) => return Err(self.remote.blame(web, error).await),
+            Ok(again) => again,
         };
         meter.afford(0)?;
         web.elsewhere(number);

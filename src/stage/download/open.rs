@@ -23,7 +23,6 @@ pub struct Bundle {
     workspace: Workspace,
 }
 
-/// What opening goes by.
 #[derive(Debug)]
 pub struct Opening<'a> {
     pub location: BundleSource,
@@ -39,7 +38,6 @@ pub struct Opening<'a> {
     pub workspace: &'a Workspace,
 }
 
-/// Fetches and verifies the manifest.
 pub async fn open(opening: Opening<'_>) -> Result<Bundle, StageError> {
     let Opening { location, http, meter, keys, required, pin, workspace } = opening;
     let remote = Remote::new(location, http, meter).await?;

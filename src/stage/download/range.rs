@@ -1,7 +1,6 @@
 //! A range of a bundle on its way. It may take many connections: whatever broke is asked for again from the first byte
 //! that is missing, as long as the patience lasts; a link that expired waits for a fresh one.
 
-use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
@@ -14,11 +13,11 @@ use tokio::time::Instant;
 
 use crate::manifest::Digest;
 use crate::stage::download::answer::{HttpAnswer, Trouble, Version, passing};
-use crate::stage::download::doubt::{Doubt, Doubted, Flow};
+use crate::stage::download::doubt::{Doubt, Flow};
 use crate::stage::download::remote::{Remote, RemoteKind};
 use crate::stage::download::route::Route;
 use crate::stage::download::web::{LONGEST_WISH, Seen, Wanted, Web, reasons};
-use crate::stage::error::StageError;
+use crate::stage::error::{StageError, finished};
 
 /// Read size for bundles that are local files.
 const FILE_STEP: u64 = 64 * 1024;
@@ -39,12 +38,25 @@ impl Remote {
 
     /// The same at any time, also outside the windows for downloads.
     pub async fn read_at_once(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
-        self.range(start, end).ungated().read().await
+        Range { gated: false, ..self.range(start, end) }.read().await
     }
 
     /// The bytes `start..end`, as they arrive.
     pub fn range(&self, start: u64, end: u64) -> Range<'_> {
-        Range::new(self, start, end)
+        Range {
+            remote: self,
+            at: start,
+            end,
+            coming: None,
+            doubt: Doubt::default(),
+            attempts: 0,
+            fresh: 0,
+            waits: false,
+            slow: None,
+            guarded: true,
+            gated: true,
+            version: None,
+        }
     }
 
     /// Called when the version of generation `stale` is told no more: goes on with what is told now, if the bundle begins
@@ -72,13 +84,12 @@ impl Remote {
     pub async fn begins_as_before(&self, web: &Web) -> Result<(bool, Option<Version>), StageError> {
         let known = *web.head.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((length, digest)) = known else { return Ok((false, None)) };
-        let mut range = self.range(0, length).ungated().unguarded();
-        let head = range.read_on().await?;
-        Ok((Digest::of(&head) == digest, range.version()))
+        let mut range = Range { gated: false, guarded: false, ..self.range(0, length) };
+        let head = range.read().await?;
+        Ok((Digest::of(&head) == digest, range.version))
     }
 }
 
-/// A range on its way.
 pub struct Range<'a> {
     remote: &'a Remote,
     at: u64,
@@ -97,6 +108,7 @@ pub struct Range<'a> {
     guarded: bool,
     /// Whether it keeps to the windows for downloads.
     gated: bool,
+    /// What the latest answer was of.
     version: Option<Version>,
 }
 
@@ -110,52 +122,9 @@ struct Coming {
     flow: Flow,
 }
 
-impl fmt::Debug for Range<'_> {
-    /// An answer would show its URL with the token in it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Range").field("at", &self.at).field("end", &self.end).finish_non_exhaustive()
-    }
-}
-
-impl<'a> Range<'a> {
-    pub fn new(remote: &'a Remote, start: u64, end: u64) -> Range<'a> {
-        Range {
-            remote,
-            at: start,
-            end,
-            coming: None,
-            doubt: Doubt::default(),
-            attempts: 0,
-            fresh: 0,
-            waits: false,
-            slow: None,
-            guarded: true,
-            gated: true,
-            version: None,
-        }
-    }
-
-    /// At any time, also outside the windows for downloads.
-    pub fn ungated(self) -> Range<'a> {
-        Range { gated: false, ..self }
-    }
-
-    /// From whatever version of the file there is.
-    pub fn unguarded(self) -> Range<'a> {
-        Range { guarded: false, ..self }
-    }
-
-    /// The version that the latest answer was of.
-    pub fn version(&mut self) -> Option<Version> {
-        self.version.take()
-    }
-
-    pub async fn read(mut self) -> Result<Vec<u8>, StageError> {
-        self.read_on().await
-    }
-
+impl Range<'_> {
     /// All that is left.
-    pub async fn read_on(&mut self) -> Result<Vec<u8>, StageError> {
+    async fn read(&mut self) -> Result<Vec<u8>, StageError> {
         let length = self.end.saturating_sub(self.at);
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
         while let Some(part) = self.next().await? {
@@ -173,9 +142,7 @@ impl<'a> Range<'a> {
             }
             let web = match &self.remote.kind {
                 RemoteKind::File { size, .. } if self.at >= *size => return Ok(None),
-                RemoteKind::File { file, size } => {
-                    return self.read_file(file.clone(), *size).await.map(Some);
-                }
+                RemoteKind::File { file, size } => return self.read_file(file, *size).await.map(Some),
                 RemoteKind::Http(web) => web,
             };
             self.await_window(web).await;
@@ -191,16 +158,13 @@ impl<'a> Range<'a> {
         }
     }
 
-    async fn read_file(&mut self, file: Arc<File>, size: u64) -> Result<Bytes, StageError> {
-        let (at, end) = (self.at, self.end.min(size));
-        let length = end.saturating_sub(at).min(FILE_STEP) as usize;
-        let read = tokio::task::spawn_blocking(move || {
-            let mut buffer = vec![0; length];
-            file.read_exact_at(&mut buffer, at).map(|()| buffer)
-        });
-        let buffer = read.await.map_err(|e| StageError::Thread(e.to_string()))?;
-        let buffer = buffer.map_err(|error| self.remote.failed(error.to_string()))?;
-        self.at = at.saturating_add(length as u64);
+    async fn read_file(&mut self, file: &Arc<File>, size: u64) -> Result<Bytes, StageError> {
+        let (file, at, end) = (file.clone(), self.at, self.end.min(size));
+        let mut buffer = vec![0; end.saturating_sub(at).min(FILE_STEP) as usize];
+        let read =
+            tokio::task::spawn_blocking(move || Ok(file.read_exact_at(&mut buffer, at).map(|()| buffer)));
+        let buffer = finished(read).await?.map_err(|error| self.remote.failed(error.to_string()))?;
+        self.at = at.saturating_add(buffer.len() as u64);
         Ok(buffer.into())
     }
 
@@ -314,10 +278,7 @@ impl<'a> Range<'a> {
 
     /// Asks again elsewhere, unless that was done for long enough.
     async fn doubt(&mut self, web: &Web, error: StageError, number: u64) -> Result<(), StageError> {
-        let (error, left) = match self.doubt.weigh(error, number, web.http.doubt()) {
-            Doubted::Final(error) => return Err(error),
-            Doubted::Again(error, left) => (error, left),
-        };
+        let (error, left) = self.doubt.weigh(error, number, web.http.doubt())?;
         web.elsewhere(number);
         let reason = error.to_string();
         self.wait_for(&format!("{reason}; asked again, for one answer is not final"));
@@ -336,14 +297,13 @@ impl<'a> Range<'a> {
         after: Duration,
         most: Duration,
     ) -> Result<(), StageError> {
-        if self.pause(web, reason, after, most).await {
-            return Ok(());
+        let (least, patience) = (web.least, web.http.download.patience.as_secs_f32());
+        match self.pause(web, reason, after, most).await {
+            true => Ok(()),
+            false => Err(self.remote.failed(format!(
+                "{reason}; gave up after {patience} s without progress (less than {least} bytes a second)"
+            ))),
         }
-        let patience = web.http.download.patience.as_secs_f32();
-        let least = web.least;
-        Err(self.remote.failed(format!(
-            "{reason}; gave up after {patience} s without progress (less than {least} bytes a second)"
-        )))
     }
 
     /// Waits before the next attempt, at least `after` and at most `most`; false: the patience is over.

@@ -10,7 +10,7 @@ use crate::manifest::Digest;
 use crate::stage::download::budget::Meter;
 use crate::stage::download::http::{BundleSource, Http};
 use crate::stage::download::web::Web;
-use crate::stage::error::StageError;
+use crate::stage::error::{StageError, finished};
 
 /// One bundle, opened for reading by ranges.
 #[derive(Debug)]
@@ -32,8 +32,7 @@ impl Remote {
         let name = source.to_string();
         let kind = match source {
             BundleSource::File(path) => {
-                let opened = tokio::task::spawn_blocking(move || open_file(&path)).await;
-                opened.map_err(|error| StageError::Thread(error.to_string()))??
+                finished(tokio::task::spawn_blocking(move || open_file(&path))).await?
             }
             BundleSource::Http(url) => {
                 let reason = http.hosts.check(&url);
@@ -58,7 +57,6 @@ impl Remote {
         if self.is_metered() { self.meter.afford(bytes) } else { Ok(()) }
     }
 
-    /// Whether reading costs data.
     pub fn is_metered(&self) -> bool {
         matches!(self.kind, RemoteKind::Http(_))
     }
@@ -93,14 +91,14 @@ impl Remote {
 /// Only a regular file is opened: others may block, or do something.
 fn open_file(path: &Path) -> Result<RemoteKind, StageError> {
     let failed = |error: io::Error| {
-        let (url, reason) = (path.display().to_string(), error.to_string());
+        // The agent has a user of its own.
+        let who = match error.kind() {
+            io::ErrorKind::PermissionDenied => ": the user that the agent runs as must be able to read it",
+            _ => "",
+        };
+        let (url, reason) = (path.display().to_string(), format!("{error}{who}"));
         match error.kind() {
             io::ErrorKind::NotFound => StageError::NotFound { url, reason },
-            // The agent has a user of its own.
-            io::ErrorKind::PermissionDenied => {
-                let reason = format!("{reason}: the user that the agent runs as must be able to read it");
-                StageError::Download { url, reason }
-            }
             _ => StageError::Download { url, reason },
         }
     };

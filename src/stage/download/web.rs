@@ -67,7 +67,6 @@ impl fmt::Debug for Web {
 #[derive(Clone)]
 struct Connections {
     client: HttpClient,
-    /// Counts the clients.
     number: u64,
     /// How the latest answer came.
     route: Option<Route>,
@@ -306,7 +305,6 @@ fn request(url: &Url, seen: &Seen, wanted: Wanted) -> Result<Request<Empty<Bytes
     Ok(request.body(Empty::new())?)
 }
 
-/// Where a redirect leads.
 fn redirected(from: &Url, answer: &HttpAnswer) -> Result<Url, Trouble> {
     // Some write other letters than ASCII's without encoding them, as browsers understand.
     let location =

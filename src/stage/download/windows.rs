@@ -1,7 +1,6 @@
 //! Time windows for metered links: outside of them no byte of the index or the payload is fetched. The manifest is,
 //! for a refusal should be told at once, and it has a few KiB.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,24 +22,10 @@ pub struct Gate {
     pub look: Duration,
 }
 
-fn by(clock: Clock) -> Arc<dyn Fn() -> Now + Send + Sync> {
-    Arc::new(move || Now { time: clock.now(), synchronised: clock.synchronised() })
-}
-
-impl fmt::Debug for Gate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("windows", &self.windows).finish_non_exhaustive()
-    }
-}
-
 impl Gate {
-    pub fn new(windows: Vec<Window>) -> Gate {
-        Gate { windows, now: by(Clock::default()), look: LOOK }
-    }
-
-    /// Opens and closes with this clock.
-    pub fn set_clock(&mut self, clock: Clock) {
-        self.now = by(clock);
+    pub fn new(windows: Vec<Window>, clock: Clock) -> Gate {
+        let now = Arc::new(move || Now { time: clock.now(), synchronised: clock.synchronised() });
+        Gate { windows, now, look: LOOK }
     }
 
     /// Why nothing may be fetched now, as a sentence; `None`: it may.

@@ -92,12 +92,10 @@ impl Sources {
         positions.filter_map(|position| self.get(position))
     }
 
-    /// All, in image order.
     pub fn iter(&self) -> impl Iterator<Item = ChunkSource> + '_ {
         self.of(0..self.packed.len())
     }
 
-    /// Whether nothing is to be done.
     pub fn is_done(&self) -> bool {
         self.iter().all(|source| source == ChunkSource::InPlace)
     }

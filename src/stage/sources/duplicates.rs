@@ -12,7 +12,6 @@ pub struct ByDigest<'a> {
 }
 
 impl<'a> ByDigest<'a> {
-    /// The chunks that will be fetched.
     pub fn missing(index: &'a Index, sources: &Sources) -> ByDigest<'a> {
         ByDigest::new(index, sources, |_, source| source == ChunkSource::Fetch)
     }

@@ -20,7 +20,6 @@ use crate::stage::sources::shared::Shared;
 /// Threads that read a prefix: many short ranges, which wait for the medium and not for a processor.
 const READERS: usize = 4;
 
-/// A patch from what the booted slot holds.
 #[derive(Debug)]
 pub struct UsablePatch {
     /// Its number in the manifest, from 0.
@@ -72,7 +71,6 @@ impl UsablePatch {
         }
     }
 
-    /// Takes what the seed has the prefix for.
     fn survey(&self, shared: &Shared, sources: &Sources) -> Result<(), StageError> {
         let Some(seed) = &shared.seed else { return Ok(()) };
         let mut buffer = Buffer::new(PREFIX_CAP);

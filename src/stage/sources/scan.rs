@@ -19,10 +19,8 @@ use crate::stage::sources::seed::Seed;
 /// begun at the slot's start, and no chunk is lost at the seam.
 const SEAM: u64 = 2048;
 
-/// Blocks that are read at once.
 const AT_ONCE: usize = PIECE / BLOCK as usize;
 
-/// Everything that a scan needs.
 pub struct Scan<'a> {
     pub seed: &'a Seed,
     pub chunking: &'a Chunking,

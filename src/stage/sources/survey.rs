@@ -34,11 +34,9 @@ const TRIES: usize = 4;
 /// Fills the buffer from this offset.
 pub type ReadAt<'a> = dyn Fn(&mut [u8], u64) -> Result<(), StageError> + Sync + 'a;
 
-/// Everything that a survey looks at.
 pub struct Survey<'a> {
     pub index: &'a Index,
     pub chunking: &'a Chunking,
-    /// Reads the target.
     pub target: &'a ReadAt<'a>,
     /// Bytes at the target's start that are zeroed before anything is written there.
     pub withheld: u64,
@@ -49,7 +47,6 @@ pub struct Survey<'a> {
     pub cancel: &'a CancellationToken,
 }
 
-/// A slot in which chunks are checked.
 #[derive(Clone, Copy)]
 enum Searched<'a> {
     Target(&'a ReadAt<'a>),

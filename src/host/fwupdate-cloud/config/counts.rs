@@ -12,7 +12,6 @@ use crate::patience;
 use crate::rollout::condition;
 use crate::service::Service;
 
-/// How the gateways stand towards a configuration.
 #[derive(Debug, PartialEq, Eq)]
 struct Counts {
     targeted: u64,
