@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use futures_util::future::OptionFuture;
 use tokio::net::UnixListener;
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -40,7 +41,7 @@ pub use self::privileged::{order_reboot, serve_root};
 use self::publish::Publisher;
 pub use self::systemd::{stopping, while_alive};
 use self::workshop::Workshop;
-use crate::config::Settings;
+use crate::config::{Auth, KeyPlace, Settings};
 use crate::control;
 use crate::desired::Section;
 use crate::failure::Failure;
@@ -132,8 +133,17 @@ fn connect(
         return None;
     };
     let (interval, clock) = (gateway.settings.report.interval, gateway.clock.clone());
+    let in_token = matches!(&cloud.auth, Auth::X509 { key: KeyPlace::Token(_), .. });
     let parts = hub::Parts { cloud, interval, clock, documents, events, telemetry, shutdown };
-    Some(tokio::spawn(hub::run(parts)))
+    Some(if in_token { alone(parts) } else { tokio::spawn(hub::run(parts)) })
+}
+
+/// The connection on a thread of its own: its handshake waits for a token, which may take its time.
+fn alone(parts: hub::Parts) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(|| match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(hub::run(parts)),
+        Err(error) => tracing::error!("no connection to the hub: {error}"),
+    })
 }
 
 impl Agent {

@@ -25,7 +25,7 @@ mod units;
 pub use error::{ConfigError, Warning};
 pub use files::open_regular;
 pub use fragments::{Environment, Options};
-pub use hub::{Auth, Cloud, Dps, Place, Reconnect, Roots, Seat, TimeServer, Transport};
+pub use hub::{Auth, Cloud, Dps, KeyPlace, Place, Reconnect, Roots, Seat, TimeServer, Transport};
 pub use load::{Loaded, RootSettings, load, load_board, outside_slots};
 pub use proxy::{Proxy, Via};
 pub use render::render;

@@ -35,6 +35,7 @@ pub mod fault;
 pub mod health;
 pub mod hub;
 pub mod memory;
+pub mod pkcs11;
 pub mod reach;
 pub mod root;
 pub mod stage;

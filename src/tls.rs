@@ -7,54 +7,77 @@
 mod kind;
 mod pem;
 mod proof;
+mod token;
 mod verdict;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::WantsClientCert;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, ConfigBuilder};
+use rustls::{ClientConfig, Error, InconsistentKeys, SupportedProtocolVersion};
 
 pub use self::pem::TlsError;
 use self::pem::roots;
 pub use self::proof::Proof;
 pub use self::verdict::{Verdict, own_certificate};
 use crate::clock::Clock;
-use crate::config::Roots;
+use crate::config::{KeyPlace, Roots};
 
-/// TLS 1.2 and 1.3, trusting `trusted`, with the client certificate and key (PEM files) if they are given. Certificates are
+/// The better one first.
+const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+/// TLS 1.2 and 1.3, trusting `trusted`, with the client certificate (a PEM file) and key if they are given. Certificates are
 /// judged by the time that `clock` believes at the handshake.
 ///
 /// Reads files, so it blocks; call it anew for each connection to see renewed files.
 pub fn client_config(
     trusted: &Roots,
-    client_cert: Option<(&Path, &Path)>,
+    client_cert: Option<(&Path, &KeyPlace)>,
     clock: &Clock,
 ) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let identity = client_cert.map(|(certificate, key)| identity(certificate, key, &provider)).transpose()?;
+    let versions = match &identity {
+        Some(pair) if !token::fits_tls13(pair) => VERSIONS.get(1..).unwrap_or_default(),
+        _ => VERSIONS,
+    };
     let builder = ClientConfig::builder_with_details(provider, Arc::new(Believed(clock.clone())))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_protocol_versions(versions)?
         .with_root_certificates(roots(trusted)?);
-    match client_cert {
-        Some((certificate, key)) => with_identity(builder, certificate, key),
-        None => Ok(builder.with_no_client_auth()),
-    }
+    Ok(match identity {
+        Some(pair) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))),
+        None => builder.with_no_client_auth(),
+    })
 }
 
-fn with_identity(
-    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+/// The certificate with its key, which must be a pair; a token that does not tell its public key is believed.
+fn identity(
     certificate: &Path,
-    key: &Path,
-) -> Result<ClientConfig, TlsError> {
-    let made = builder.with_client_auth_cert(pem::chain(certificate)?, pem::key(key)?);
-    let (certificate, key) = (certificate.to_path_buf(), key.to_path_buf());
-    made.map_err(|source| match source {
-        rustls::Error::InconsistentKeys(_) => TlsError::Strangers { certificate, key },
-        source => TlsError::Identity { certificate, key, source },
-    })
+    place: &KeyPlace,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsError> {
+    let wrong = |source| TlsError::Identity {
+        certificate: certificate.to_path_buf(),
+        key: place.to_string(),
+        source,
+    };
+    let chain = pem::chain(certificate)?;
+    let key = match place {
+        KeyPlace::Token(uri) => token::signing_key(uri)?,
+        KeyPlace::File(path) => provider.key_provider.load_private_key(pem::key(path)?).map_err(wrong)?,
+    };
+    let pair = CertifiedKey::new(chain, key);
+    match pair.keys_match() {
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(pair),
+        Err(Error::InconsistentKeys(_)) => {
+            Err(TlsError::Strangers { certificate: certificate.to_path_buf(), key: place.to_string() })
+        }
+        Err(source) => Err(wrong(source)),
+    }
 }
 
 /// The gateway's clock as rustls wants it.
@@ -101,17 +124,23 @@ mod tests {
         std::fs::write(&other, second.key_pair.serialize_pem()).unwrap();
 
         let clock = Clock::default();
-        let config =
-            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &key)), &clock)
-                .unwrap();
+        let config = client_config(
+            &Roots::with(Some(certificate.clone())),
+            Some((&certificate, &KeyPlace::File(key))),
+            &clock,
+        )
+        .unwrap();
         assert!(config.client_auth_cert_resolver.has_certs());
-        let error =
-            client_config(&Roots::with(Some(certificate.clone())), Some((&certificate, &other)), &clock)
-                .unwrap_err();
+        let error = client_config(
+            &Roots::with(Some(certificate.clone())),
+            Some((&certificate, &KeyPlace::File(other))),
+            &clock,
+        )
+        .unwrap_err();
         assert!(matches!(error, TlsError::Strangers { .. }), "{error}");
         let error = client_config(
             &Roots::with(Some(certificate.clone())),
-            Some((&certificate, &certificate)),
+            Some((&certificate, &KeyPlace::File(certificate.clone()))),
             &clock,
         )
         .unwrap_err();

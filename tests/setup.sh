@@ -8,7 +8,8 @@ needed="mkfs.ext4:e2fsprogs cc:gcc"
 if [ "${1:-}" != demo ]; then
     needed+=" fw_printenv:libubootenv-tool grub-editenv:grub-common zstd:zstd openssl:openssl
         c++:g++ mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools
-        node:nodejs npm:npm"
+        node:nodejs npm:npm /usr/lib/softhsm/libsofthsm2.so:softhsm2 pkcs11-tool:opensc swtpm:swtpm
+        /usr/lib/$(uname -m)-linux-gnu/pkcs11/libtpm2_pkcs11.so:libtpm2-pkcs11-1"
 fi
 # The packages, and the networks, whose tests need root.
 if [ "${1:-}" != demo ] && [ "$(id -u)" -eq 0 ]; then

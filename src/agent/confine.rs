@@ -17,6 +17,9 @@ use crate::slot::Slot;
 /// The group of the agent alone (`systemd/fwupdate.sysusers`).
 const GROUP: &str = "fwupdate-agent";
 
+/// Slots and boot environment; a token may be any device.
+const DISKS: &str = "SUBSYSTEM==\"block\", ";
+
 /// What the agent may do with a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
@@ -48,9 +51,15 @@ pub fn confine(
     let mut sandbox = Sandbox::default();
     for (place, access) in places(board, booted)? {
         match place.strip_prefix("/dev") {
-            Ok(name) => sandbox.device(&place, name, access),
+            Ok(name) => sandbox.device(&place, name, access, DISKS),
             Err(_) => sandbox.file(&place, access, fstab, group),
         }
+    }
+    if let Some(device) = &board.key_device {
+        let name = device.strip_prefix("/dev").map_err(|_| {
+            Failure::new(Code::NotReady, format!("cloud.key_device {} is not below /dev", device.display()))
+        })?;
+        sandbox.device(device, name, Access::Write, "TAG+=\"systemd\", ");
     }
     if board.state.dir != Path::new("/var/lib/fwupdate") {
         sandbox.unit.push(format!("RequiresMountsFor={}", quoted(&board.state.dir)));
@@ -83,8 +92,9 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    /// A device is waited for, bound into the service's own `/dev`, and given to the agent's group.
-    fn device(&mut self, place: &Path, name: &Path, access: Access) {
+    /// A device is waited for, bound into the service's own `/dev`, and given to the agent's group. `kind` begins its
+    /// rule for udev.
+    fn device(&mut self, place: &Path, name: &Path, access: Access, kind: &str) {
         let device = unit_name(place, "device");
         self.unit.push(format!("Wants={device}"));
         self.unit.push(format!("After={device}"));
@@ -98,8 +108,7 @@ impl Sandbox {
         // A rule has no way to quote these.
         if !name.contains(['"', '*', '?', '[', '|']) {
             for key in ["KERNEL", "SYMLINK"] {
-                let rule =
-                    format!("SUBSYSTEM==\"block\", {key}==\"{name}\", GROUP=\"{GROUP}\", MODE=\"{mode}\"");
+                let rule = format!("{kind}{key}==\"{name}\", GROUP=\"{GROUP}\", MODE=\"{mode}\"");
                 self.rules.push(rule);
             }
         }
@@ -245,6 +254,24 @@ mod tests {
             &other.rules,
             &[r#"SUBSYSTEM=="block", KERNEL=="mmcblk0p9", GROUP="fwupdate-agent", MODE="0640""#],
         );
+    }
+
+    #[test]
+    fn of_all_other_devices_only_that_of_the_key_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let plain = confine(&uboot(dir.path()), Some(Slot::A), "", None).unwrap();
+        assert!(!plain.service.contains("tpm"), "{}", plain.service);
+        let board = board(
+            dir.path(),
+            "bootloader = { kind = \"grub\", grubenv = \"/boot/grubenv\" }\ncloud.key_device = \"/dev/tpmrm0\"\n",
+        );
+        let made = confine(&board, Some(Slot::A), "", None).unwrap();
+        assert_lines(
+            &made.service,
+            &["Wants=dev-tpmrm0.device", "BindPaths=-/dev/tpmrm0", "DeviceAllow=/dev/tpmrm0 rw"],
+        );
+        let rule = r#"TAG+="systemd", KERNEL=="tpmrm0", GROUP="fwupdate-agent", MODE="0660""#;
+        assert_lines(&made.rules, &[rule]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub fn cloud(
         place,
         auth,
         secrets,
+        key_device: inputs.get(&row::key_device)?,
         transport,
         port: inputs.get(&row::port)?.unwrap_or(transport.port()),
         proxy: proxy.clone(),
@@ -75,8 +76,8 @@ pub fn roots(inputs: &Inputs) -> Result<Roots, ConfigError> {
 /// The files that keep somebody else from being this device.
 fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
     if let Auth::X509 { key, .. } = auth {
-        if others_can_read(key) {
-            warnings.push(Warning::Exposed { file: key.display().to_string() });
+        if let Some(file) = key.secret().filter(|file| others_can_read(file)) {
+            warnings.push(Warning::Exposed { file: file.display().to_string() });
         }
     }
     let exposed = warnings.iter().filter_map(|warning| match warning {

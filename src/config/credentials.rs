@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Warning};
 use super::files::{others_can_read, read_text};
+use super::hub::KeyPlace;
 use super::inputs::Inputs;
 use super::kinds::{Absolute, Hidden};
 use super::row::Setting;
@@ -13,8 +14,8 @@ use super::settings::CloudRows as row;
 /// Longest file that holds a single secret.
 const SECRET_LIMIT: u64 = 8192;
 
-/// The paths of certificate and key.
-pub fn certificate(inputs: &Inputs) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigError> {
+/// The path of the certificate, and the place of its key.
+pub fn certificate(inputs: &Inputs) -> Result<(Option<PathBuf>, Option<KeyPlace>), ConfigError> {
     Ok((inputs.get(&row::certificate_file)?, inputs.get(&row::key_file)?))
 }
 

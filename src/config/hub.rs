@@ -1,13 +1,15 @@
 //! How the hub is reached, and as whom; and whose word is believed on the way.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::proxy::Proxy;
 use super::secret::Secret;
 use super::{connection, files};
+use crate::pkcs11::KeyUri;
 
 /// Where HTTPS is spoken.
 const HTTPS: u16 = 443;
@@ -33,6 +35,8 @@ impl Roots {
 pub struct Cloud {
     pub place: Place,
     pub auth: Auth,
+    /// The device of the token that holds the key.
+    pub key_device: Option<PathBuf>,
     pub transport: Transport,
     /// TCP port of the hub, for this transport.
     pub port: u16,
@@ -174,6 +178,34 @@ pub struct Dps {
 pub enum Auth {
     /// Base64 key of the device; a group's key was turned into the device's own when the settings were read.
     SharedKey(Secret),
-    /// PEM files; read again at each connect.
-    X509 { certificate: PathBuf, key: PathBuf },
+    /// A PEM file and a key; read again at each connect.
+    X509 { certificate: PathBuf, key: KeyPlace },
+}
+
+/// Where the private key of a certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// A PEM file.
+    File(PathBuf),
+    /// A token, which never gives it away.
+    Token(Arc<KeyUri>),
+}
+
+impl KeyPlace {
+    /// The file that must be kept secret: the key's own, or that of the token's PIN.
+    pub fn secret(&self) -> Option<&Path> {
+        match self {
+            KeyPlace::File(file) => Some(file),
+            KeyPlace::Token(uri) => uri.pin_file(),
+        }
+    }
+}
+
+impl fmt::Display for KeyPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyPlace::File(file) => file.display().fmt(f),
+            KeyPlace::Token(uri) => uri.fmt(f),
+        }
+    }
 }

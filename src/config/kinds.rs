@@ -1,6 +1,7 @@
 //! The kinds of values that settings have: how each is read from a file, and shown in the effective settings.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::ValueKind;
@@ -9,8 +10,9 @@ use serde_json::Value as Json;
 use toml::Value;
 
 use super::connection::is_host;
-use super::hub::{TimeServer, Transport};
+use super::hub::{KeyPlace, TimeServer, Transport};
 use super::units::{self, Window};
+use crate::pkcs11::{KeyUri, SCHEME};
 
 /// A kind of value.
 pub trait Kind {
@@ -206,6 +208,36 @@ impl Kind for SlotDevice {
 
     fn show(device: &String) -> Option<Value> {
         Text::show(device)
+    }
+}
+
+/// Where a private key is.
+#[derive(Debug)]
+pub struct KeyName;
+
+impl Kind for KeyName {
+    type Value = KeyPlace;
+
+    fn read(found: &ValueKind) -> Option<KeyPlace> {
+        match string(found).filter(|name| name.starts_with(SCHEME)) {
+            Some(uri) => uri.parse().ok().map(|uri| KeyPlace::Token(Arc::new(uri))),
+            None => Absolute::read(found).map(KeyPlace::File),
+        }
+    }
+
+    fn expected(found: &ValueKind) -> String {
+        match string(found).map(str::parse::<KeyUri>) {
+            Some(Err(problem)) if string(found).is_some_and(|name| name.starts_with(SCHEME)) => {
+                format!("a PKCS#11 URI that can be used ({problem})")
+            }
+            _ => {
+                "an absolute path, or a PKCS#11 URI such as \"pkcs11:token=gateway;object=device\"".to_owned()
+            }
+        }
+    }
+
+    fn show(place: &KeyPlace) -> Option<Value> {
+        Some(place.to_string().into())
     }
 }
 

@@ -11,8 +11,8 @@ use super::fragments::{self, Environment, Options};
 use super::inputs::{Fragment, Inputs};
 use super::row::Layer;
 use super::settings::{
-    Allowed, Bootloader, BootloaderKind, BootloaderRows as row, Download, Health, Policy, Report, Settings,
-    SlotA, SlotB, Slots, State, System, Top, Trust,
+    Allowed, Bootloader, BootloaderKind, BootloaderRows as row, CloudRows, Download, Health, Policy, Report,
+    Settings, SlotA, SlotB, Slots, State, System, Top, Trust,
 };
 
 /// Settings, and what is to be said about them.
@@ -107,6 +107,8 @@ pub struct RootSettings {
     pub state: State,
     pub health: Health,
     pub reboot_command: Vec<String>,
+    /// The device of the token that holds this device's key.
+    pub key_device: Option<PathBuf>,
 }
 
 /// Reads the board from the system layers alone: early in boot nothing else is mounted, so that neither
@@ -121,6 +123,7 @@ pub fn load_board(options: &Options) -> Result<RootSettings, ConfigError> {
         state: State::read(&inputs)?,
         health: Health::read(&inputs)?,
         reboot_command: policy(&inputs)?.reboot_command,
+        key_device: inputs.get(&CloudRows::key_device)?,
     })
 }
 

@@ -60,6 +60,7 @@ fn hub_of(hub: &Cloud, out: &mut Table) {
         }
         Place::Assigned(service) => service_of(service, &hub.auth, out),
     }
+    CloudRows::key_device.render(&hub.key_device, out);
     if let Auth::X509 { certificate, key } = &hub.auth {
         CloudRows::certificate_file.render(&Some(certificate.clone()), out);
         CloudRows::key_file.render(&Some(key.clone()), out);

@@ -85,8 +85,12 @@ section! {
         /// With `x509=true` in the connection string, or with `[cloud.dps]`: the device's certificate chain, PEM. Read
         /// again at each connect.
         certificate_file: Option<Absolute> as "/var/lib/fwupdate/device.cert.pem";
-        /// The private key of that certificate, PEM. Read again at each connect.
-        key_file: Option<Absolute> as "/var/lib/fwupdate/device.key.pem";
+        /// The private key of that certificate: a PEM file, read again at each connect, or a key that stays in a
+        /// token, by its URI (`"pkcs11:token=gateway;object=device?pin-source=/run/credentials/fwupdate.service/pin"`).
+        /// More in [keys-in-hardware.md](keys-in-hardware.md).
+        key_file: Option<KeyName> as "/var/lib/fwupdate/device.key.pem";
+        /// The device of that token, if it has one: the agent's sandbox opens this one and no other.
+        key_device: Option<Absolute> as "/dev/tpmrm0", DropIn;
         /// TCP port of the hub: 8883, or 443 with `"websocket"`, unless set.
         port: Option<Number<u16, 1, { u16::MAX }>> as 8883;
         /// PEM roots to trust beside the system's own, for the hub and for downloads (which need no hub). In their

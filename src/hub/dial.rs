@@ -85,7 +85,7 @@ async fn tls_config(cloud: &Cloud, address: &str, clock: &Clock) -> Result<rustl
     let (roots, auth, clock) = (cloud.roots.clone(), cloud.auth.clone(), clock.clone());
     let made = tokio::task::spawn_blocking(move || {
         let pair = match &auth {
-            Auth::X509 { certificate, key } => Some((certificate.as_path(), key.as_path())),
+            Auth::X509 { certificate, key } => Some((certificate.as_path(), key)),
             Auth::SharedKey(_) => None,
         };
         tls::client_config(&roots, pair, &clock)

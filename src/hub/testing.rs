@@ -96,6 +96,7 @@ impl Server {
     pub fn cloud(&self) -> Cloud {
         Cloud {
             secrets: Vec::new(),
+            key_device: None,
             place: Place::Known(Seat {
                 host: "myhub.azure-devices.net".into(),
                 gateway: Some("localhost".into()),

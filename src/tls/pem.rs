@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::kind;
 use crate::config::{Roots, open_regular};
 use crate::failure::{Code, Failure};
+use crate::pkcs11::TokenError;
 
 /// No bundle of roots in use comes near it.
 pub const PEM_LIMIT: u64 = 4 << 20;
@@ -39,11 +40,13 @@ pub enum TlsError {
     #[error(
         "the key in {key} is not that of the certificate in {certificate}: put there two that were made for each other"
     )]
-    Strangers { certificate: PathBuf, key: PathBuf },
+    Strangers { certificate: PathBuf, key: String },
     #[error("no trusted root certificate was found: install ca-certificates or set cloud.ca_file")]
     NoRoots,
     #[error("{certificate} and {key} cannot be used together ({source}): check that they are a pair")]
-    Identity { certificate: PathBuf, key: PathBuf, source: rustls::Error },
+    Identity { certificate: PathBuf, key: String, source: rustls::Error },
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error("the TLS library refused its settings: {0}")]
     Settings(#[from] rustls::Error),
 }

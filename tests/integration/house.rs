@@ -26,8 +26,10 @@ const CORE: [&str; 12] = [
     "uri",
 ];
 /// Settings, and what several edges need of the system.
-const GROUND: [&str; 11] =
-    ["backoff", "cause", "clock", "config", "device", "durable", "fault", "memory", "reach", "root", "tls"];
+const GROUND: [&str; 12] = [
+    "backoff", "cause", "clock", "config", "device", "durable", "fault", "memory", "pkcs11", "reach", "root",
+    "tls",
+];
 const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];
 /// What a core without I/O and without a clock never says.
 const IMPURE: [&str; 8] =

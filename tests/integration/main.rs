@@ -75,6 +75,8 @@ mod sweep;
 mod telemetry;
 /// What an update costs in messages.
 mod thrift;
+/// Keys in hardware.
+mod token;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
 mod transport;
 /// The tutorial's service app, unmodified, sees an update through.

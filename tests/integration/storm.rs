@@ -140,6 +140,7 @@ impl Fleet {
             let key = text.split_once("SharedAccessKey=").unwrap().1;
             let cloud = Cloud {
                 secrets: Vec::new(),
+                key_device: None,
                 place: Place::Known(Seat {
                     host: hub.host().to_owned(),
                     gateway: None,

@@ -42,6 +42,7 @@ macro_rules! described {
 
 described! {
     Absolute: "path";
+    KeyName: "path or pkcs11: URI";
     Bytes: "bytes";
     Command: "list of texts";
     Flag: "true or false";

@@ -2,7 +2,7 @@
 
 use super::testing::{Agent, document, twin};
 use super::*;
-use crate::config::{Auth, Secret, TimeServer};
+use crate::config::{Auth, KeyPlace, Secret, TimeServer};
 use crate::hub::testing::{Pair, Server, soon};
 use rumqttc::ConnectReturnCode;
 use serde_json::json;
@@ -279,7 +279,7 @@ async fn a_certificate_is_read_again_for_each_connection() {
         std::fs::write(&key, pair.key.serialize_pem()).unwrap();
     };
     let mut cloud = server.cloud();
-    cloud.auth = Auth::X509 { certificate: certificate.clone(), key: key.clone() };
+    cloud.auth = Auth::X509 { certificate: certificate.clone(), key: KeyPlace::File(key.clone()) };
 
     install(&first);
     let mut agent = Agent::start(cloud, json!({}));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::clock::Clock;
-use crate::config::Roots;
+use crate::config::{KeyPlace, Roots};
 use crate::tls::client_config;
 
 fn openssl(dir: &Path, arguments: &str) {
@@ -30,7 +30,7 @@ fn said(dir: &tempfile::TempDir) -> Result<(), String> {
     let [ca, certificate, key]: [PathBuf; 3] =
         ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.path().join(name));
     let roots = Roots { system: false, ca_file: Some(ca) };
-    match client_config(&roots, Some((&certificate, &key)), &Clock::default()) {
+    match client_config(&roots, Some((&certificate, &KeyPlace::File(key))), &Clock::default()) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string().replace(&format!("{}/", dir.path().display()), "")),
     }

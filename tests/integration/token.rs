@@ -1,0 +1,240 @@
+//! Keys that never leave a token: whole updates of gateways whose key is in SoftHSM, or in a TPM (swtpm), reached by the
+//! modules that Debian ships for them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use fwupdate_hub::auth;
+use fwupdate_hub::registry::Credentials;
+use rcgen::{Certificate, CertificateParams, DnType, KeyPair, PublicKeyData, SignatureAlgorithm};
+use tempfile::TempDir;
+
+use crate::harness::{DEVICE, Setup, World, run};
+
+const PIN: &str = "1234";
+const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+const TPM2: &str = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so";
+
+/// A token with a label, a PIN and one key.
+struct Token {
+    dir: TempDir,
+    module: &'static str,
+    /// What its module is told of where it is.
+    variables: Vec<(&'static str, String)>,
+    chip: Option<Child>,
+}
+
+impl Token {
+    fn softhsm(key: &str) -> Token {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, store) = (dir.path().join("softhsm2.conf"), dir.path().join("store"));
+        fs::create_dir(&store).unwrap();
+        fs::write(&config, format!("directories.tokendir = {}\n", store.display())).unwrap();
+        let variables = vec![("SOFTHSM2_CONF", config.display().to_string())];
+        Token { dir, module: SOFTHSM, variables, chip: None }.with(key)
+    }
+
+    fn tpm(key: &str) -> Token {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        ["store", "state"].iter().for_each(|name| fs::create_dir(at(name)).unwrap());
+        let variables = vec![
+            ("TPM2_PKCS11_TCTI", format!("swtpm:path={}", at("chip"))),
+            ("TPM2_PKCS11_STORE", at("store")),
+            ("TSS2_LOG", "all+NONE".to_owned()),
+        ];
+        let mut token = Token { dir, module: TPM2, variables, chip: None };
+        token.plug_in();
+        token.with(key)
+    }
+
+    /// Starts the TPM, which keeps what it held; SoftHSM's store comes back to its place.
+    fn plug_in(&mut self) {
+        let at = |name: &str| self.dir.path().join(name);
+        if self.module == SOFTHSM {
+            return fs::rename(at("away"), at("store")).unwrap();
+        }
+        let socket = |name: &str| format!("type=unixio,path={}", at(name).display());
+        let mut chip = Command::new("swtpm");
+        chip.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        chip.args(["socket", "--tpm2", "--flags", "startup-clear", "--tpmstate"])
+            .arg(format!("dir={}", at("state").display()))
+            .args(["--server", &socket("chip"), "--ctrl", &socket("chip.ctrl")]);
+        self.chip = Some(chip.spawn().unwrap());
+        while !at("chip.ctrl").exists() || !at("chip").exists() {
+            std::thread::yield_now();
+        }
+    }
+
+    fn unplug(&mut self) {
+        match &mut self.chip {
+            None => fs::rename(self.dir.path().join("store"), self.dir.path().join("away")).unwrap(),
+            Some(chip) => {
+                chip.kill().unwrap();
+                chip.wait().unwrap();
+                ["chip", "chip.ctrl"].iter().for_each(|name| {
+                    fs::remove_file(self.dir.path().join(name)).ok();
+                });
+            }
+        }
+    }
+
+    fn with(self, key: &str) -> Token {
+        let so = ["--so-pin", "12345678"];
+        self.tool(&[&["--init-token", "--slot-index", "0", "--label", "gateway"][..], &so].concat());
+        let pin = ["--init-pin", "--token-label", "gateway", "--login", "--login-type", "so", "--pin", PIN];
+        self.tool(&[&pin[..], &so].concat());
+        let log_in = ["--token-label", "gateway", "--login", "--pin", PIN];
+        let make = ["--keypairgen", "--key-type", key, "--id", "01", "--label", "device"];
+        self.tool(&[&log_in[..], &make].concat());
+        self
+    }
+
+    fn tool(&self, args: &[&str]) -> Vec<u8> {
+        let mut tool = Command::new("pkcs11-tool");
+        tool.args(["--module", self.module]).args(args).envs(self.variables.iter().cloned());
+        run(&mut tool).stdout
+    }
+
+    /// Issues a certificate for the key and puts it where the gateway looks for it; returns its thumbprint.
+    fn certify(&self, world: &World) -> String {
+        let file = self.dir.path().join("public.der");
+        let read = ["--token-label", "gateway", "--read-object", "--type", "pubkey", "--id", "01", "-o"];
+        self.tool(&[&read[..], &[file.to_str().unwrap()]].concat());
+        let certificate = issue(&Public::of(&fs::read(file).unwrap()));
+        fs::write(state(world, "device.pem"), certificate.pem()).unwrap();
+        let [_, sha256] = auth::thumbprints(certificate.der());
+        sha256
+    }
+
+    /// The gateway's settings, and what its module needs.
+    fn configure(&self, world: &mut World, pin: &str) {
+        for (name, value) in &self.variables {
+            world.gateway.set_variable(name, value);
+        }
+        write_pin(world, pin);
+        let module = format!("module-path={}", self.module);
+        let key = format!(
+            "pkcs11:token=gateway;object=device?{module}&pin-source={}",
+            state(world, "pin").display()
+        );
+        let cloud = format!(
+            "[cloud]\nconnection_string = \"HostName=localhost;DeviceId={DEVICE};x509=true\"\n\
+             certificate_file = {:?}\nkey_file = {key:?}\n",
+            state(world, "device.pem")
+        );
+        world.gateway.configure("60-token", &cloud).unwrap();
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        if let Some(chip) = &mut self.chip {
+            chip.kill().ok();
+            chip.wait().ok();
+        }
+    }
+}
+
+fn state(world: &World, name: &str) -> PathBuf {
+    world.gateway.dir().join("state").join(name)
+}
+
+fn write_pin(world: &World, pin: &str) {
+    let file = state(world, "pin");
+    fs::write(&file, format!("{pin}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A public key of which nobody here has the private one.
+struct Public {
+    bits: Vec<u8>,
+    algorithm: &'static SignatureAlgorithm,
+}
+
+impl Public {
+    /// From its `SubjectPublicKeyInfo`: of a P-256 key, or an RSA key of 2048 bits.
+    fn of(der: &[u8]) -> Public {
+        match der.len() {
+            91 => Public { bits: der[26..].to_vec(), algorithm: &rcgen::PKCS_ECDSA_P256_SHA256 },
+            294 => Public { bits: der[24..].to_vec(), algorithm: &rcgen::PKCS_RSA_SHA256 },
+            other => panic!("a public key of {other} bytes"),
+        }
+    }
+}
+
+impl PublicKeyData for Public {
+    fn der_bytes(&self) -> &[u8] {
+        &self.bits
+    }
+
+    fn algorithm(&self) -> &SignatureAlgorithm {
+        self.algorithm
+    }
+}
+
+fn issue(public: &Public) -> Certificate {
+    let key = KeyPair::generate().unwrap();
+    let authority = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, DEVICE);
+    params.signed_by(public, &authority, &key).unwrap()
+}
+
+/// A gateway whose key is in the token, at a hub that knows its certificate.
+async fn world(token: &Token, pin: &str) -> World {
+    let mut world = World::with(Setup { registered: false, on: false, ..Setup::default() }).await;
+    let thumbprint = token.certify(&world);
+    world.hub.add_device_x509(DEVICE, &thumbprint).unwrap();
+    token.configure(&mut world, pin);
+    world
+}
+
+/// Connects, renews, loses its token and gets it back, and updates.
+async fn live(mut token: Token) {
+    let mut world = world(&token, PIN).await;
+    world.switch_on().await;
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+
+    let renewed = token.certify(&world);
+    world.hub.remove_device(DEVICE).unwrap();
+    world.hub.add_device_with(DEVICE, Credentials::self_signed(&renewed).unwrap()).unwrap();
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+
+    token.unplug();
+    world.hub.drop_connections(None);
+    world.doctor_says_of_the_hub("token").await;
+    token.plug_in();
+    world.reported(|_| true).await;
+
+    let release = world.release("2.0.0");
+    let last = world.install(&release).await;
+    assert_eq!(last["result"], "committed", "{last}");
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_gateway_lives_with_its_key_in_softhsm() {
+    live(Token::softhsm("EC:prime256v1")).await;
+    live(Token::softhsm("rsa:2048")).await;
+}
+
+#[tokio::test]
+async fn a_gateway_lives_with_its_key_in_a_tpm() {
+    live(Token::tpm("EC:prime256v1")).await;
+    live(Token::tpm("rsa:2048")).await;
+}
+
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_and_again_when_its_file_has_changed() {
+    let token = Token::tpm("EC:prime256v1");
+    let mut world = world(&token, "9999").await;
+    world.gateway.power_on().unwrap();
+    world.doctor_says_of_the_hub("refuses the PIN").await;
+    world.gateway.restart_agent().await.unwrap();
+    write_pin(&world, PIN);
+    world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
+    world.finish_disturbed().await;
+}
