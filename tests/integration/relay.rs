@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ pub struct Relay {
     port: u16,
     target: Arc<Mutex<SocketAddr>>,
     accepted: Arc<Mutex<Vec<Instant>>>,
+    mutes: watch::Sender<()>,
     accepting: JoinHandle<()>,
 }
 
@@ -23,19 +25,26 @@ impl Relay {
         let target = Arc::new(Mutex::new(target));
         let (now, accepted) = (target.clone(), Arc::new(Mutex::new(Vec::new())));
         let times = accepted.clone();
+        let mutes = watch::Sender::new(());
+        let muted = mutes.subscribe();
         let accepting = tokio::spawn(async move {
             while let Ok((mut device, _)) = listener.accept().await {
                 times.lock().unwrap().push(Instant::now());
                 let target = *now.lock().unwrap();
+                let mut muted = muted.clone();
+                muted.mark_unchanged();
                 tokio::spawn(async move {
                     // Nobody there: the device sees its connection closed.
-                    if let Ok(mut hub) = TcpStream::connect(target).await {
-                        drop(copy_bidirectional(&mut device, &mut hub).await);
+                    let Ok(mut hub) = TcpStream::connect(target).await else { return };
+                    tokio::select! {
+                        copied = copy_bidirectional(&mut device, &mut hub) => drop(copied),
+                        // Neither side hears of it, as long as there is a relay.
+                        Ok(()) = muted.changed() => while muted.changed().await.is_ok() {},
                     }
                 });
             }
         });
-        Relay { port, target, accepted, accepting }
+        Relay { port, target, accepted, mutes, accepting }
     }
 
     pub fn port(&self) -> u16 {
@@ -45,6 +54,11 @@ impl Relay {
     /// When connections came, from `since` on.
     pub fn accepted(&self, since: Instant) -> Vec<Instant> {
         self.accepted.lock().unwrap().iter().copied().filter(|at| *at >= since).collect()
+    }
+
+    /// Swallows from now on all that the connections that stand carry; new ones are not concerned.
+    pub fn mute(&self) {
+        self.mutes.send_replace(());
     }
 
     /// New connections go there from now on.

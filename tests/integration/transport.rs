@@ -1,13 +1,20 @@
-//! The ways to the hub: WebSocket, HTTP proxies, a module's identity, certificates that are renewed on disk.
+//! The ways to the hub: WebSocket, HTTP proxies, a module's identity, certificates that are renewed on disk, links that
+//! are dead, and subscriptions that somebody else made.
 
 use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fwupdate_hub::auth;
 use fwupdate_hub::proxy::ConnectProxy;
 use fwupdate_hub::registry::Credentials;
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS, TlsConfiguration, Transport};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
+use tokio::time::{Instant, timeout};
 
-use crate::harness::{DEVICE, Setup, World};
+use crate::harness::{DEVICE, LIMIT, Setup, World};
 
 /// A gateway that is off.
 async fn world() -> World {
@@ -173,5 +180,88 @@ async fn a_renewed_certificate_counts_from_the_next_connection_without_a_restart
     world.hub.add_device_with(DEVICE, Credentials::self_signed(&second).unwrap()).unwrap();
     world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     assert!(world.hub.is_connected(DEVICE));
+    world.finish_disturbed().await;
+}
+
+#[tokio::test]
+async fn a_link_that_swallows_everything_is_left_at_the_first_ping_that_nobody_answers() {
+    let settings = "[cloud]\nkeep_alive = \"20s\"\nreconnect_first = \"1s\"\n".to_owned();
+    let mut world = World::with(Setup { relay: true, settings, ..Setup::default() }).await;
+    let since = Instant::now();
+    world.relay.as_ref().unwrap().mute();
+    assert!(world.hub.wait_accepted(DEVICE, 2, LIMIT).await, "{}", world.gateway.log());
+    // The second ping would be due 40 s after the connection.
+    assert!(since.elapsed() < Duration::from_secs(36), "{:?}", since.elapsed());
+    assert!(world.gateway.log().contains("did not answer in time"), "{}", world.gateway.log());
+    let release = world.release("2.0.0");
+    assert_eq!(world.install(&release).await["result"], "committed");
+    world.finish_disturbed().await;
+}
+
+const DEVICEBOUND: &str = "devices/gw/messages/devicebound/#";
+
+/// The application that uses the gateway's identity when the agent does not.
+fn application(world: &World) -> (AsyncClient, EventLoop) {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(world.hub.ca_pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let tls = Arc::new(tls.with_root_certificates(roots).with_no_client_auth());
+    let known = world.hub.device_connection_string(DEVICE).unwrap();
+    let key = known.split_once("SharedAccessKey=").unwrap().1;
+    let expiry = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 3600;
+    let token = auth::sign(&format!("localhost/devices/{DEVICE}"), key, expiry, None).unwrap();
+    let mut options = MqttOptions::new(DEVICE, "localhost", world.hub.mqtt_addr().port());
+    options.set_credentials(format!("localhost/{DEVICE}/?api-version=2021-04-12"), token);
+    options.set_clean_session(false).set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
+    let (client, events) = AsyncClient::new(options, 8);
+    client.try_subscribe(DEVICEBOUND, QoS::AtLeastOnce).unwrap();
+    (client, events)
+}
+
+async fn heard(events: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> Packet {
+    let hear = async {
+        loop {
+            match events.poll().await.unwrap() {
+                Event::Incoming(packet) if wanted(&packet) => return packet,
+                _ => {}
+            }
+        }
+    };
+    timeout(LIMIT, hear).await.expect("it did not come")
+}
+
+#[tokio::test]
+async fn cloud_to_device_messages_wait_for_the_application_whose_subscription_brings_them_to_the_agent() {
+    let mut world = world().await;
+    let (client, mut events) = application(&world);
+    heard(&mut events, |packet| matches!(packet, Packet::SubAck(_))).await;
+    drop((client, events));
+    assert!(world.hub.wait_connected(DEVICE, false, LIMIT).await);
+    world.hub.send_to_device(DEVICE, "one");
+    world.switch_on().await;
+    world.hub.send_to_device(DEVICE, "two");
+    // What is acknowledged, is acknowledged in order: before the answer to a later call.
+    assert_eq!(world.call("firmwareStatus", json!({})).await.status, 200);
+    assert_eq!(world.hub.waiting_for_device(DEVICE), 2, "neither is taken for delivered");
+    let left =
+        format!("left to the application that has this identity: a message on devices/{DEVICE}/messages/");
+    assert_eq!(world.gateway.log().matches(&left).count(), 1, "{}", world.gateway.log());
+    world.gateway.shut_down().await.unwrap();
+
+    let (_client, mut events) = application(&world);
+    for text in ["one", "two"] {
+        let message = heard(&mut events, |packet| matches!(packet, Packet::Publish(_))).await;
+        assert!(matches!(message, Packet::Publish(message) if message.payload == text.as_bytes()), "{text}");
+    }
+    let (polled, emptied) = (
+        heard(&mut events, |_| false),
+        world.hub.wait_until(LIMIT, || world.hub.waiting_for_device(DEVICE) == 0),
+    );
+    tokio::select! {
+        _ = polled => unreachable!(),
+        emptied = emptied => assert!(emptied),
+    }
     world.finish_disturbed().await;
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::configurations::{Configurations, Standing};
+use crate::devicebound::Devicebound;
 use crate::dps::Dps;
 use crate::error::{HubError, Kind};
 use crate::faults::Faults;
@@ -37,6 +38,7 @@ pub struct Core {
     pub registry: Mutex<Registry>,
     pub live: Live,
     pub calls: Calls,
+    pub devicebound: Devicebound,
     pub faults: Arc<Faults>,
     pub history: Arc<History>,
     pub trace: Arc<Trace>,

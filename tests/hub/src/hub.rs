@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::configurations::{self, Configurations};
 use crate::core::{Core, Tasks, Write};
+use crate::devicebound::Devicebound;
 use crate::dps::{Dps, Enrollment, Registration};
 use crate::error::HubError;
 use crate::faults::Faults;
@@ -102,6 +103,7 @@ impl Hub {
             registry: Mutex::new(Registry::open(&options.dir)?),
             live: Live::new(),
             calls: Calls::default(),
+            devicebound: Devicebound::default(),
             faults: memory.faults,
             history: memory.history,
             trace: memory.trace,
@@ -311,6 +313,16 @@ impl Hub {
     /// Invokes a direct method, as a service would.
     pub async fn invoke(&self, id: &str, call: Call) -> Result<Answer, HubError> {
         methods::invoke(&self.core, &Identity::from(id), call).await
+    }
+
+    /// A cloud-to-device message: it waits until the device has subscribed to such, and acknowledged it.
+    pub fn send_to_device(&self, id: &str, body: &str) {
+        self.core.devicebound.push(&Identity::from(id), body.as_bytes().to_vec().into());
+    }
+
+    /// Cloud-to-device messages that the device has not acknowledged.
+    pub fn waiting_for_device(&self, id: &str) -> usize {
+        self.core.devicebound.waiting(&Identity::from(id))
     }
 
     pub fn is_connected(&self, id: &str) -> bool {

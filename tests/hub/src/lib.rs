@@ -4,7 +4,7 @@
 //! no code with the agent, because shared code would share a misreading of the protocol.
 //!
 //! [`hub`] is the handle. The modules in the order of a request: `server` accepts connections, `mqtt` and `rest` are the two doors,
-//! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], [`history`], [`trace`] and [`faults`];
+//! [`core`] is the hub behind them, made of [`registry`], [`live`], [`methods`], `devicebound`, [`history`], [`trace`] and [`faults`];
 //! `configurations` and `jobs` are its engines for fleets; [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
 
 pub mod auth;
@@ -13,6 +13,7 @@ mod clock;
 mod configurations;
 pub mod core;
 pub mod demo;
+mod devicebound;
 mod disk;
 pub mod dps;
 pub mod error;

@@ -175,7 +175,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut last_heard = Instant::now();
+    let mut pushes = core.devicebound.watch();
     loop {
+        let devicebound = session.devicebound();
+        if !devicebound.is_empty() {
+            wire.send(&devicebound).await?;
+        }
         tokio::select! {
             packet = wire.read() => {
                 let packet = packet?.ok_or_else(|| anyhow!("the device hung up without DISCONNECT"))?;
@@ -189,6 +194,7 @@ where
                     Next::Close(reason) => bail!(reason),
                 }
             }
+            Ok(()) = pushes.changed() => {}
             message = ticket.inbox.recv() => match message {
                 Some(Message { topic, payload }) => {
                     wire.send(&[Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload))]).await?;

@@ -50,6 +50,7 @@ impl Session {
             }
             Ok(entry.subscriptions.clone())
         })?;
+        core.devicebound.release(&identity);
         let present = !subscriptions.is_empty();
         Ok((Session { core, identity, subscriptions }, present))
     }
@@ -60,10 +61,28 @@ impl Session {
             Packet::Subscribe(subscribe) => self.on_subscribe(subscribe),
             Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(unsubscribe),
             Packet::PingReq => Next::Send(vec![Packet::PingResp]),
-            Packet::PubAck(_) => Next::Send(Vec::new()),
+            Packet::PubAck(answer) => {
+                self.core.devicebound.complete(&self.identity, answer.pkid);
+                self.core.live.changed();
+                Next::Send(Vec::new())
+            }
             Packet::Disconnect => Next::End,
             other => Next::Close(format!("unexpected packet {other:?}")),
         }
+    }
+
+    /// Cloud-to-device messages that are to be sent now.
+    pub fn devicebound(&self) -> Vec<Packet> {
+        let own = self.identity.resource();
+        if !self.subscriptions.iter().any(|(filter, _)| *filter == format!("{own}/messages/devicebound/#")) {
+            return Vec::new();
+        }
+        let to = format!("%24.to=%2F{}%2Fmessages%2Fdevicebound", own.replace('/', "%2F"));
+        let packet = |(pkid, body)| {
+            let topic = format!("{own}/messages/devicebound/{to}");
+            Packet::Publish(Publish { pkid, ..Publish::from_bytes(topic, QoS::AtLeastOnce, body) })
+        };
+        self.core.devicebound.due(&self.identity).into_iter().map(packet).collect()
     }
 
     /// The last will, delivered as telemetry that says so.
