@@ -79,7 +79,8 @@ impl Agent {
             return self.update(params, Origin::Local).await;
         };
         let uri = PackageUri::of_file(file).map_err(Refusal::malformed)?;
-        can_be_read(file).await?;
+        let path = file.to_owned();
+        self.aside(move || can_be_read(&path)).await?;
         let mut fields = params.clone();
         if let Some(fields) = fields.as_object_mut() {
             fields.remove("file");
@@ -323,7 +324,7 @@ impl Agent {
 
 /// Refuses a local bundle that could never be read. What is no regular file is not even opened: opening some of them
 /// blocks, or does something.
-async fn can_be_read(file: &str) -> Result<(), Failure> {
+fn can_be_read(file: &str) -> Result<(), Failure> {
     let hint = "the service sees neither /home nor /root, and must be allowed to read the file";
     let unseen = |error: std::io::Error| {
         let code = match error.kind() {
@@ -332,14 +333,14 @@ async fn can_be_read(file: &str) -> Result<(), Failure> {
         };
         Failure::new(code, format!("the agent cannot read {file} ({error}): {hint}"))
     };
-    let found = tokio::fs::metadata(file).await.map_err(unseen)?;
+    let found = std::fs::metadata(file).map_err(unseen)?;
     if !found.is_file() {
         return Err(Failure::new(
             Code::MalformedRequest,
             format!("{file} is no regular file; name a bundle"),
         ));
     }
-    tokio::fs::File::open(file).await.map(drop).map_err(unseen)
+    std::fs::File::open(file).map(drop).map_err(unseen)
 }
 
 /// An id for an operation whose caller gave none.

@@ -29,11 +29,13 @@ impl Verdict {
     pub fn new(fault: &CertificateError, clock: &Clock) -> Verdict {
         use CertificateError::*;
         match fault {
-            ExpiredContext { time, not_after } => {
-                Verdict::of_time(format!("is expired: it was valid until {}", date(*not_after)), *time, clock)
-            }
+            ExpiredContext { time, not_after } => Verdict::of_time(
+                format!("is expired: it, or one above it, was valid until {}", date(*not_after)),
+                *time,
+                clock,
+            ),
             NotValidYetContext { time, not_before } => Verdict::of_time(
-                format!("is not valid yet: it is valid from {}", date(*not_before)),
+                format!("is not valid yet: it, or one above it, is valid from {}", date(*not_before)),
                 *time,
                 clock,
             ),
@@ -46,10 +48,10 @@ impl Verdict {
 
     fn of_time(what: String, judged_at: UnixTime, clock: &Clock) -> Verdict {
         let remedy = match clock.origin().0 {
-            TimeOrigin::Synchronised => "have the server's certificate renewed",
+            TimeOrigin::Synchronised => "have the server's certificate and its chain renewed",
             TimeOrigin::Learned(_) | TimeOrigin::System | TimeOrigin::Saved => {
                 "the clock is not synchronised, so let a time service set it (fwupdatectl doctor shows what it says); \
-                 if it is right, have the server's certificate renewed"
+                 if it is right, have the server's certificate and its chain renewed"
             }
         };
         Verdict { what, clock: Some(date(judged_at)), remedy: remedy.to_owned() }
@@ -188,21 +190,30 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2027, 1, 2);
         change(&mut params);
         let leaf = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &authority, &key).unwrap();
-        judged(leaf.der(), authority.der())
+        judged(leaf.der(), &[], authority.der())
     }
 
-    fn judged(leaf: &CertificateDer<'_>, root: &CertificateDer<'_>) -> String {
-        judged_at(UnixTime::since_unix_epoch(Duration::from_secs(1_780_000_000)), leaf, root)
+    fn judged(
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        root: &CertificateDer<'_>,
+    ) -> String {
+        judged_at(UnixTime::since_unix_epoch(Duration::from_secs(1_780_000_000)), leaf, between, root)
     }
 
-    fn judged_at(now: UnixTime, leaf: &CertificateDer<'_>, root: &CertificateDer<'_>) -> String {
+    fn judged_at(
+        now: UnixTime,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        root: &CertificateDer<'_>,
+    ) -> String {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(root.clone().into_owned()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        match verifier.verify_server_cert(leaf, &[], &name, &[], now) {
+        match verifier.verify_server_cert(leaf, between, &name, &[], now) {
             Err(rustls::Error::InvalidCertificate(fault)) => {
                 Verdict::new(&fault, &Clock::new(Some("/nowhere".into()))).to_string()
             }
@@ -214,11 +225,16 @@ mod tests {
     fn clock_name_authority_and_purpose_are_told_apart_in_dates() {
         let late = verdict(|params| params.not_after = rcgen::date_time_ymd(2026, 2, 3));
         assert!(late.starts_with(
-            "is expired: it was valid until 2026-02-03T00:00:00Z, and this gateway's clock says 2026-05-28T20:26:40Z: "
+            "is expired: it, or one above it, was valid until 2026-02-03T00:00:00Z, and this gateway's clock says 2026-05-28T20:26:40Z: "
         ), "{late}");
         assert!(late.contains("clock is not synchronised"), "{late}");
         let early = verdict(|params| params.not_before = rcgen::date_time_ymd(2026, 6, 1));
-        assert!(early.starts_with("is not valid yet: it is valid from 2026-06-01T00:00:00Z, and"), "{early}");
+        assert!(
+            early.starts_with(
+                "is not valid yet: it, or one above it, is valid from 2026-06-01T00:00:00Z, and"
+            ),
+            "{early}"
+        );
         let other = verdict(|params| {
             params.subject_alt_names = vec![rcgen::SanType::DnsName("portal.example".try_into().unwrap())];
         });
@@ -247,11 +263,11 @@ mod tests {
             params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap()
         };
         let (one, two) = (pair("one", rcgen::IsCa::NoCa), pair("two", rcgen::IsCa::NoCa));
-        let foreign = judged(one.der(), two.der());
+        let foreign = judged(one.der(), &[], two.der());
         assert!(foreign.contains("authority that this gateway does not trust"), "{foreign}");
         assert!(foreign.contains("cloud.ca_file"), "{foreign}");
         let authority = pair("own", rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
-        let own = judged(authority.der(), authority.der());
+        let own = judged(authority.der(), &[], authority.der());
         assert!(own.starts_with("is an authority's own, which no server may show: "), "{own}");
     }
 
@@ -264,7 +280,7 @@ mod tests {
             assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         }
         let read = |name: &str| super::super::pem::certificates(&dir.path().join(name)).unwrap().remove(0);
-        judged_at(UnixTime::now(), &read("leaf.pem"), &read("root.pem"))
+        judged_at(UnixTime::now(), &read("leaf.pem"), &[], &read("root.pem"))
     }
 
     #[test]
@@ -287,6 +303,33 @@ mod tests {
     }
 
     #[test]
+    fn what_expired_above_a_server_s_certificate_is_not_said_of_it_alone() {
+        let (late, early) = (rcgen::date_time_ymd(2026, 2, 3), rcgen::date_time_ymd(2026, 6, 1));
+        for (from, until, word) in [
+            (rcgen::date_time_ymd(2020, 1, 1), late, "was valid until 2026-02-03"),
+            (early, rcgen::date_time_ymd(2036, 1, 1), "is valid from 2026-06-01"),
+        ] {
+            let key = || rcgen::KeyPair::generate().unwrap();
+            let ca = |name: &str| {
+                let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+                params.distinguished_name.push(rcgen::DnType::CommonName, name);
+                params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+                params
+            };
+            let (root_key, middle_key) = (key(), key());
+            let root = ca("root").self_signed(&root_key).unwrap();
+            let mut middle = ca("middle");
+            (middle.not_before, middle.not_after) = (from, until);
+            let middle = middle.signed_by(&middle_key, &root, &root_key).unwrap();
+            let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            let leaf = leaf.signed_by(&key(), &middle, &middle_key).unwrap();
+            let said = judged(leaf.der(), &[middle.der().clone()], root.der());
+            assert!(said.contains(&format!("it, or one above it, {word}")), "{said}");
+            assert!(said.contains("its chain"), "{said}");
+        }
+    }
+
+    #[test]
     fn a_synchronised_clock_is_not_blamed_and_names_are_bounded() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "0 synchronised").unwrap();
@@ -294,7 +337,10 @@ mod tests {
         let fault = CertificateError::ExpiredContext { time, not_after: time };
         let verdict = Verdict::new(&fault, &Clock::new(Some(file.path().to_path_buf())));
         assert!(verdict.is_of_time());
-        assert!(verdict.to_string().ends_with(": have the server's certificate renewed"), "{verdict}");
+        assert!(
+            verdict.to_string().ends_with(": have the server's certificate and its chain renewed"),
+            "{verdict}"
+        );
         let many: Vec<String> =
             (0..9).map(|n| format!("DnsName(\"{n}\u{1b}{}\")", "x".repeat(999))).collect();
         let shown = names(&many);

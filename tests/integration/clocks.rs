@@ -155,7 +155,7 @@ async fn a_time_service_that_is_wrong_once_leaves_no_floor() {
     ask_the_hub(&world);
     world.gateway.set_clock(40 * YEAR, true).unwrap();
     world.gateway.power_on().unwrap();
-    world.doctor_says_of_the_hub("have the server's certificate renewed").await;
+    world.doctor_says_of_the_hub("certificate and its chain renewed").await;
     // The record is saved in that time.
     let url = world.hub.files_url("none.fwb");
     assert!(world.ctl(&["install", &url]).await.status.success());
@@ -213,7 +213,7 @@ async fn nobody_is_asked_for_the_time_if_the_setting_says_so_or_the_clock_is_syn
     ask_the_hub(&world);
     world.gateway.set_clock(40 * YEAR, true).unwrap();
     world.gateway.power_on().unwrap();
-    world.doctor_says_of_the_hub("have the server's certificate renewed").await;
+    world.doctor_says_of_the_hub("certificate and its chain renewed").await;
     let log = fs::read_to_string(world.gateway.log_path()).unwrap();
     assert!(!log.contains("go from now on"), "{log}");
     world.gateway.set_clock(0, true).unwrap();

@@ -110,12 +110,37 @@ async fn a_boot_environment_that_does_not_answer_holds_up_the_update_alone() {
     world.until_shown_at_all(&["status"]).await;
     let release = world.release("2.0.0");
     medium.hold();
-    let socket = world.gateway.socket();
-    let install = std::thread::spawn(move || {
-        let bundle = release.bundle.to_str().unwrap().to_owned();
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fwupdatectl"));
-        command.args(["install", &bundle]).arg("--socket").arg(socket).output().unwrap()
-    });
+    let install = installing(&world, &release.bundle);
+    medium.awaited().await;
+    lives(&mut world, &systemd).await;
+    medium.release();
+    let output = tokio::task::spawn_blocking(|| install.join().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
+    world.finish_without_twin().await;
+}
+
+/// `fwupdatectl install`, which may have to wait.
+fn installing(world: &World, bundle: &std::path::Path) -> std::thread::JoinHandle<std::process::Output> {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fwupdatectl"));
+    command.arg("install").arg(bundle).arg("--socket").arg(world.gateway.socket());
+    std::thread::spawn(move || command.output().unwrap())
+}
+
+/// A stick that sleeps, or a share whose server is away.
+#[tokio::test]
+async fn a_bundle_on_a_medium_that_does_not_answer_holds_up_its_own_install_alone() {
+    let mut world = World::with(Setup { on: false, registered: false, ..Setup::default() }).await;
+    let systemd = Systemd::over(&mut world);
+    let release = world.release("2.0.0");
+    let folder = world.scratch().join("stick");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(&release.bundle, folder.join("2.fwb")).unwrap();
+    let Some(medium) = Medium::under(&folder) else { return world.finish_without_twin().await };
+    world.gateway.power_on().unwrap();
+    world.until_shown_at_all(&["status"]).await;
+    medium.hold();
+    let install = installing(&world, &folder.join("2.fwb"));
     medium.awaited().await;
     lives(&mut world, &systemd).await;
     medium.release();
