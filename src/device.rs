@@ -101,7 +101,6 @@ fn resolve_in(name: &str, dev: &Path) -> Result<PathBuf, DeviceError> {
 }
 
 fn locate(name: &str, dev: &Path) -> Result<PathBuf, DeviceError> {
-    let bad = || DeviceError::BadName(name.to_owned());
     if name.starts_with('/') && !name.contains('\0') {
         return Ok(PathBuf::from(name));
     }
@@ -113,7 +112,7 @@ fn locate(name: &str, dev: &Path) -> Result<PathBuf, DeviceError> {
             Ok(dev.join("disk/by-partuuid").join(id.to_ascii_lowercase()))
         }
         Some(("UUID" | "LABEL", _)) => Err(DeviceError::Ambiguous(name.to_owned())),
-        _ => Err(bad()),
+        _ => Err(DeviceError::BadName(name.to_owned())),
     }
 }
 

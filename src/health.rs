@@ -9,7 +9,6 @@ mod failed;
 mod privileged;
 mod systemd;
 
-use std::collections::BTreeSet;
 use std::future::Future;
 
 use tokio::sync::watch;
@@ -34,11 +33,6 @@ pub enum CheckProgress {
     Failing { check: String, why: String },
     /// Worth keeping, but no reason to roll back.
     Note { check: String, why: String },
-}
-
-/// The units that have failed by now: recorded before an update, so that old faults are not held against it.
-pub async fn failed_units() -> Result<BTreeSet<String>, HealthError> {
-    Systemd::default().failed_units().await
 }
 
 /// Runs all checks of `settings`, again and again, until all pass in one round or `deadline` is over.

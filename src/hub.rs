@@ -16,8 +16,6 @@ mod identity;
 mod merge;
 mod method;
 mod outbox;
-#[doc(hidden)]
-pub mod parsers;
 mod placement;
 mod provision;
 mod relay;
@@ -40,3 +38,11 @@ pub use event::HubEvent;
 pub use method::MethodCall;
 pub use sas::service_token;
 pub use telemetry::Message;
+
+/// What reads the hub's and the provisioning service's bytes, for the fuzzer (tests/fuzz).
+#[doc(hidden)]
+pub mod parsers {
+    pub use super::dps::{DpsAnswer, DpsRequest, Next};
+    pub use super::merge::{difference, merge};
+    pub use super::topics::parse as topic;
+}

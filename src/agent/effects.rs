@@ -224,7 +224,7 @@ impl Work {
         if !self.gateway.settings.health.no_new_failed_units {
             return None;
         }
-        let asked = health::failed_units().await;
+        let asked = health::Systemd::default().failed_units().await;
         asked.inspect_err(|error| tracing::warn!("failed units are not known: {error}")).ok()
     }
 

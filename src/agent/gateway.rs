@@ -1,7 +1,6 @@
 //! The gateway as the agent sees it: settings, slots, boot environment, kernel. Gathers the facts that the
 //! machine and the plan judge; decides nothing.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -223,19 +222,14 @@ impl OsRelease {
     }
 
     fn parse(text: &str) -> OsRelease {
-        let fields: HashMap<&str, &str> = text
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .map(|(key, value)| (key.trim(), value.trim().trim_matches(['"', '\''])))
-            .collect();
-        let version = fields.get("IMAGE_VERSION").or_else(|| fields.get("VERSION_ID"));
-        OsRelease {
-            version: version.filter(|version| !version.is_empty()).map(|version| (*version).to_owned()),
-            security_version: fields
-                .get("FWUPDATE_SECURITY_VERSION")
-                .and_then(|number| number.parse().ok())
-                .unwrap_or(0),
-        }
+        let field = |name: &str| {
+            let mut fields = text.lines().rev().filter_map(|line| line.split_once('='));
+            let (_, value) = fields.find(|(key, _)| key.trim() == name)?;
+            Some(value.trim().trim_matches(['"', '\'']))
+        };
+        let version = field("IMAGE_VERSION").or_else(|| field("VERSION_ID")).filter(|text| !text.is_empty());
+        let security_version = field("FWUPDATE_SECURITY_VERSION").and_then(|number| number.parse().ok());
+        OsRelease { version: version.map(str::to_owned), security_version: security_version.unwrap_or(0) }
     }
 }
 

@@ -43,10 +43,7 @@ pub fn booted(kernel: &Kernel, slots: &[(Slot, PathBuf); 2]) -> Result<Detected,
 
 /// The slot that a kernel command line names, if it names one alone.
 pub fn named(cmdline: &str) -> Option<Slot> {
-    match CommandLine::parse(cmdline).slots.as_slice() {
-        [first, rest @ ..] if rest.iter().all(|other| other == first) => first.parse().ok(),
-        _ => None,
-    }
+    said(&CommandLine::parse(cmdline).slots).ok()
 }
 
 fn read(path: &Path) -> Result<String, DeviceError> {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::bootloader::BootError;
-use super::uboot;
+use super::{raw, uboot};
 use crate::config::BootloaderKind;
 use crate::device::{Identity, Kernel};
 use crate::slot::Slot;
@@ -86,7 +86,6 @@ impl Board {
 
     /// What the environment's device or file lies on.
     fn place(&self, path: &Path) -> Result<BTreeSet<Identity>, BootError> {
-        let io = |source| BootError::Io { action: "examine", path: path.to_owned(), source };
         match std::fs::metadata(path) {
             Ok(meta) => match Identity::from_metadata(&meta) {
                 Some(Identity::Block { major, minor }) => Ok(self.kernel.backing(major, minor)),
@@ -102,7 +101,7 @@ impl Board {
                 let folder = path.ancestors().skip(1).find(|folder| folder.exists());
                 self.under(folder.unwrap_or(Path::new("/")))
             }
-            Err(error) => Err(io(error)),
+            Err(error) => Err(raw::failed("examine", path)(error)),
         }
     }
 

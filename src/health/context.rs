@@ -12,7 +12,7 @@ pub struct Context {
     pub slot: Slot,
     pub version: String,
     pub operation: String,
-    /// The units that had failed before the update, from [`super::failed_units`]; `None`: not known, and so new
+    /// The units that had failed before the update, from [`Systemd::failed_units`]; `None`: not known, and so new
     /// failures can't be told from old ones and are not judged.
     pub baseline: Option<BTreeSet<String>>,
     pub systemd: Systemd,

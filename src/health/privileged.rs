@@ -27,7 +27,7 @@ async fn is_check(unit: &str, settings: &Health, systemd: &Systemd) -> bool {
     is_unit(unit)
         && (unit == BOOT_COMPLETE
             || settings.units.iter().any(|known| known == unit)
-            || systemd.has_failed(unit).await)
+            || systemd.failed_units().await.is_ok_and(|units| units.contains(unit)))
 }
 
 /// systemd.unit(5): no patterns, and nothing that could pass for an option.

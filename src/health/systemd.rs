@@ -53,7 +53,7 @@ impl Default for Systemd {
 }
 
 impl Systemd {
-    /// The units that have failed.
+    /// The units that have failed by now: recorded before an update, so that old faults are not held against it.
     pub async fn failed_units(&self) -> Result<BTreeSet<String>, HealthError> {
         let finished = self.ask(Verb::FailedUnits).await?;
         if !finished.status.is_some_and(|s| s.success()) {
@@ -84,11 +84,6 @@ impl Systemd {
     pub async fn status(&self, unit: &str) -> String {
         let told = self.ask(Verb::UnitStatus(unit.to_owned())).await;
         told.map(|finished| excerpt(&finished.output)).unwrap_or_default()
-    }
-
-    /// Whether the unit has failed.
-    pub async fn has_failed(&self, unit: &str) -> bool {
-        self.failed_units().await.is_ok_and(|units| units.contains(unit))
     }
 
     /// By root, or by a child of this process.

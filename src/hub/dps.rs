@@ -24,7 +24,7 @@ const MESSAGE_LIMIT: usize = 200;
 
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum DpsRequest {
+pub enum DpsRequest {
     Register,
     State { operation: String },
 }
@@ -57,7 +57,7 @@ impl DpsRequest {
 
 /// What to do after an answer.
 #[derive(Debug)]
-pub(super) enum Next {
+pub enum Next {
     /// Ask this, no sooner than after so long.
     Ask(DpsRequest, Duration),
     Seat(Seat),
@@ -65,7 +65,7 @@ pub(super) enum Next {
 
 /// An answer's topic.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct DpsAnswer<'a> {
+pub struct DpsAnswer<'a> {
     pub rid: &'a str,
     status: u16,
     /// Seconds.

@@ -29,10 +29,7 @@ pub(super) fn user_name(seat: &Seat) -> String {
 
 /// The URI that a SAS token is made for.
 pub(super) fn resource(seat: &Seat) -> String {
-    match &seat.module_id {
-        Some(module) => format!("{}/devices/{}/modules/{module}", seat.host, seat.device_id),
-        None => format!("{}/devices/{}", seat.host, seat.device_id),
-    }
+    format!("{}/{}", seat.host, messages(seat))
 }
 
 /// The MQTT user name towards the provisioning service; its client id is the registration id.

@@ -8,7 +8,7 @@ type Object = Map<String, Value>;
 ///
 /// The root is shared with other programs on the device: only keys that `document` names are touched. Below
 /// them everything is ours, so what `document` lacks is deleted. A null in `document` means "absent".
-pub(super) fn difference(document: &Object, reported: &Object) -> Object {
+pub fn difference(document: &Object, reported: &Object) -> Object {
     document
         .iter()
         .filter_map(|(key, value)| Some((key.clone(), changed(value, reported.get(key))?)))
@@ -46,7 +46,7 @@ fn without_nulls(value: &Value) -> Value {
 }
 
 /// Applies a merge patch: objects merge, null deletes, all else replaces.
-pub(super) fn merge(target: &mut Object, patch: &Object) {
+pub fn merge(target: &mut Object, patch: &Object) {
     for (key, change) in patch {
         match (change, target.get_mut(key)) {
             (Value::Null, _) => drop(target.remove(key)),

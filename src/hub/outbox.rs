@@ -4,6 +4,7 @@
 //! and the number of waiting calls is limited.
 
 use std::collections::VecDeque;
+use std::mem::discriminant;
 
 use tokio::sync::mpsc;
 
@@ -20,19 +21,13 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub fn push(&mut self, event: HubEvent) {
-        match &event {
-            HubEvent::Desired(_) => self.waiting.retain(|waiting| !matches!(waiting, HubEvent::Desired(_))),
-            HubEvent::Acknowledged { .. } => {
-                self.waiting.retain(|waiting| !matches!(waiting, HubEvent::Acknowledged { .. }));
-            }
+        let sort = |event: &HubEvent| match event {
             // Only the last state of the connection is of interest.
-            HubEvent::Connected | HubEvent::Disconnected { .. } => self
-                .waiting
-                .retain(|waiting| !matches!(waiting, HubEvent::Connected | HubEvent::Disconnected { .. })),
-            HubEvent::ClockChanged => {
-                self.waiting.retain(|waiting| !matches!(waiting, HubEvent::ClockChanged))
-            }
-            HubEvent::Method(_) => {}
+            HubEvent::Disconnected { .. } => discriminant(&HubEvent::Connected),
+            other => discriminant(other),
+        };
+        if !matches!(event, HubEvent::Method(_)) {
+            self.waiting.retain(|waiting| sort(waiting) != sort(&event));
         }
         self.waiting.push_back(event);
     }

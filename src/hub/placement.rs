@@ -111,16 +111,8 @@ pub(super) struct Assigned {
 impl Assigned {
     fn new(dps: Dps) -> Assigned {
         let backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        Assigned {
-            dps,
-            recalled: false,
-            seat: None,
-            failures: 0,
-            doubted: false,
-            backoff,
-            not_before: None,
-            memory: Memory::default(),
-        }
+        let (recalled, seat, failures, doubted, not_before, memory) = Default::default();
+        Assigned { dps, recalled, seat, failures, doubted, backoff, not_before, memory }
     }
 
     async fn find(&mut self, cloud: &Cloud, clock: &Clock) -> Result<Seat, HubError> {

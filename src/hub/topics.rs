@@ -13,14 +13,14 @@ pub(super) const SUBSCRIPTIONS: [&str; 3] =
 
 /// What a message from the hub is, by its topic.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum TopicMessage<'a> {
+pub enum TopicMessage<'a> {
     Method { name: String, rid: &'a str },
     Response { status: u16, rid: &'a str },
     Desired { version: u64 },
 }
 
 /// `None`: no topic that the hub documents for us.
-pub(super) fn parse(topic: &str) -> Option<TopicMessage<'_>> {
+pub fn parse(topic: &str) -> Option<TopicMessage<'_>> {
     let (path, query) = topic.rsplit_once("/?")?;
     let property = |key: &str| {
         query.split('&').find_map(|pair| pair.split_once('=').filter(|(k, _)| *k == key)).map(|(_, v)| v)

@@ -72,10 +72,19 @@ pub(super) struct Twin {
     interval: Duration,
     backoff: Backoff,
     document: Arc<Document>,
-    connected: bool,
-    /// The twin was read on this connection, and `reported` is what it holds.
-    ready: bool,
     reported: Map<String, Value>,
+    link: Link,
+    acknowledged: Option<u64>,
+    hurried: bool,
+}
+
+/// What is known on this connection alone.
+#[derive(Debug, Default)]
+struct Link {
+    /// It stands, and its subscriptions are confirmed.
+    connected: bool,
+    /// The twin was read, and `reported` is what it holds.
+    ready: bool,
     /// The twin has to be read (again) before anything else.
     stale: bool,
     stale_reads: u32,
@@ -88,10 +97,8 @@ pub(super) struct Twin {
     not_before: Option<Instant>,
     /// When the last patch was sent, and the milestone that it carried.
     sent: Option<(Instant, u64)>,
-    /// The document that the hub rejected: not sent again on this connection.
+    /// The document that the hub rejected: not sent again.
     rejected: Option<Arc<Document>>,
-    acknowledged: Option<u64>,
-    hurried: bool,
 }
 
 impl Twin {
@@ -103,17 +110,8 @@ impl Twin {
             interval,
             backoff,
             document,
-            connected: false,
-            ready: false,
             reported: Map::new(),
-            stale: false,
-            stale_reads: 0,
-            announced: 0,
-            delivered: None,
-            request: None,
-            not_before: None,
-            sent: None,
-            rejected: None,
+            link: Link::default(),
             acknowledged: None,
             hurried: false,
         }
@@ -122,21 +120,13 @@ impl Twin {
     /// A connection stands and its subscriptions are confirmed.
     pub fn connected(&mut self) {
         self.disconnected();
-        self.connected = true;
-        self.stale = true;
+        self.link.connected = true;
+        self.link.stale = true;
     }
 
     /// What was in flight is forgotten: only reading the twin tells whether it arrived.
     pub fn disconnected(&mut self) {
-        self.connected = false;
-        self.ready = false;
-        self.request = None;
-        self.announced = 0;
-        self.delivered = None;
-        self.stale_reads = 0;
-        self.not_before = None;
-        self.sent = None;
-        self.rejected = None;
+        self.link = Link::default();
         self.backoff.reset();
     }
 
@@ -152,35 +142,35 @@ impl Twin {
 
     /// A request waits for its answer.
     pub fn is_busy(&self) -> bool {
-        self.request.is_some()
+        self.link.request.is_some()
     }
 
     /// Nothing is left to send: the hub holds the newest document, or rejected it.
     pub fn is_settled(&self) -> bool {
-        self.ready && !self.stale && self.request.is_none() && self.due_patch().is_none()
+        self.link.ready && !self.link.stale && self.link.request.is_none() && self.due_patch().is_none()
     }
 
     /// The hub announced a version of the desired properties.
     pub fn announced(&mut self, version: u64) {
-        if version > self.announced.max(self.delivered.unwrap_or(0)) {
-            self.announced = version;
-            self.stale = true;
-            self.stale_reads = 0;
+        if version > self.link.announced.max(self.link.delivered.unwrap_or(0)) {
+            self.link.announced = version;
+            self.link.stale = true;
+            self.link.stale_reads = 0;
         }
     }
 
     /// What is to be done now; call it after everything that changed, and at `wake_at`.
     pub fn poll(&mut self, now: Instant) -> Vec<TwinAction> {
         let mut actions = Vec::new();
-        if !self.connected || self.expire(now, &mut actions) || self.request.is_some() {
+        if !self.link.connected || self.expire(now, &mut actions) || self.link.request.is_some() {
             return actions;
         }
         let patch = self.due_patch();
-        if self.ready && !self.stale && patch.is_none() {
+        if self.link.ready && !self.link.stale && patch.is_none() {
             self.acknowledge_unsent(&mut actions);
         } else if self.send_at(now) <= now {
             match patch {
-                Some(patch) if !self.stale => actions.extend(self.send_patch(now, patch)),
+                Some(patch) if !self.link.stale => actions.extend(self.send_patch(now, patch)),
                 _ => actions.push(self.send_read(now)),
             }
         }
@@ -189,10 +179,10 @@ impl Twin {
 
     /// When `poll` has something to do although nothing happened.
     pub fn wake_at(&self, now: Instant) -> Option<Instant> {
-        if !self.connected || self.is_settled() {
+        if !self.link.connected || self.is_settled() {
             return None;
         }
-        Some(self.request.as_ref().map_or_else(|| self.send_at(now), |request| request.deadline))
+        Some(self.link.request.as_ref().map_or_else(|| self.send_at(now), |request| request.deadline))
     }
 
     /// An answer of the hub. `random` (0..1) spreads the retries.
@@ -204,7 +194,7 @@ impl Twin {
         status: u16,
         body: &[u8],
     ) -> Vec<TwinAction> {
-        let Some(request) = self.request.take_if(|request| request.rid == rid) else {
+        let Some(request) = self.link.request.take_if(|request| request.rid == rid) else {
             tracing::debug!("an answer to a request that was given up: status {status}");
             return Vec::new();
         };
@@ -212,7 +202,7 @@ impl Twin {
             tracing::warn!("the hub put off a request for the twin (status {status}); trying again");
             self.postpone(now, random);
             // An error of the server leaves open whether the patch was applied.
-            self.stale |= status != 429;
+            self.link.stale |= status != 429;
             return Vec::new();
         }
         match request.kind {
@@ -230,7 +220,7 @@ impl Twin {
                     "the hub rejected report {} (status {status}): {why}; it is not sent again until it changes",
                     document.generation
                 );
-                self.rejected = Some(document);
+                self.link.rejected = Some(document);
                 Vec::new()
             }
         }
@@ -245,40 +235,40 @@ impl Twin {
         };
         let version = desired.get("$version").and_then(Value::as_u64).unwrap_or(0);
         self.reported = reported;
-        self.stale = version < self.announced && self.stale_reads < STALE_READS;
-        if self.stale {
-            self.stale_reads = self.stale_reads.saturating_add(1);
+        self.link.stale = version < self.link.announced && self.link.stale_reads < STALE_READS;
+        if self.link.stale {
+            self.link.stale_reads = self.link.stale_reads.saturating_add(1);
             self.postpone(now, random);
         } else if self.due_patch().is_none() {
             // While a patch waits, only its own success shows that the hub has recovered.
             self.backoff.reset();
         }
         let mut actions = Vec::new();
-        if !self.ready {
-            self.ready = true;
+        if !self.link.ready {
+            self.link.ready = true;
             actions.push(TwinAction::Ready);
         }
-        if self.delivered.is_none_or(|delivered| version > delivered) {
-            self.delivered = Some(version);
+        if self.link.delivered.is_none_or(|delivered| version > delivered) {
+            self.link.delivered = Some(version);
             actions.push(TwinAction::Desired(Value::Object(desired)));
         }
         actions
     }
 
     fn postpone(&mut self, now: Instant, random: f64) {
-        self.not_before = Some(clock::after(now, self.backoff.next(random)));
-        self.sent = None;
+        self.link.not_before = Some(clock::after(now, self.backoff.next(random)));
+        self.link.sent = None;
     }
 
     /// Gives up a request whose answer is overdue. True: the connection is lost.
     fn expire(&mut self, now: Instant, actions: &mut Vec<TwinAction>) -> bool {
-        match self.request.take_if(|request| request.deadline <= now) {
+        match self.link.request.take_if(|request| request.deadline <= now) {
             None => false,
             Some(TwinRequest { kind: RequestKind::Patch { .. }, .. }) => {
                 // The patch may have arrived: only the twin itself knows.
                 tracing::warn!("the hub left a report unanswered; reading the twin");
-                self.stale = true;
-                self.sent = None;
+                self.link.stale = true;
+                self.link.sent = None;
                 false
             }
             Some(TwinRequest { kind: RequestKind::Read, .. }) => {
@@ -290,9 +280,11 @@ impl Twin {
 
     /// The earliest moment at which the next request may leave.
     fn send_at(&self, now: Instant) -> Instant {
-        let patient = self.not_before.unwrap_or(now);
-        match self.sent {
-            Some((at, milestone)) if !self.stale && !self.hurried && milestone == self.document.milestone => {
+        let patient = self.link.not_before.unwrap_or(now);
+        match self.link.sent {
+            Some((at, milestone))
+                if !self.link.stale && !self.hurried && milestone == self.document.milestone =>
+            {
                 patient.max(clock::after(at, self.interval))
             }
             _ => patient,
@@ -309,7 +301,7 @@ impl Twin {
     }
 
     fn is_rejected(&self) -> bool {
-        self.rejected.as_ref().is_some_and(|rejected| rejected.body == self.document.body)
+        self.link.rejected.as_ref().is_some_and(|rejected| rejected.body == self.document.body)
     }
 
     /// The twin already holds the document, so no patch will be answered for it.
@@ -331,8 +323,8 @@ impl Twin {
         if payload.len() > PATCH_ADVICE {
             tracing::warn!("a report of {} bytes is billed as more than one message", payload.len());
         }
-        self.rejected = None;
-        self.sent = Some((now, self.document.milestone));
+        self.link.rejected = None;
+        self.link.sent = Some((now, self.document.milestone));
         let document = self.document.clone();
         let rid = self.request(now, RequestKind::Patch { patch, document });
         Some(TwinAction::Publish { topic: topics::twin_patch(&rid), payload })
@@ -341,8 +333,8 @@ impl Twin {
     fn request(&mut self, now: Instant, kind: RequestKind) -> String {
         self.requests = self.requests.wrapping_add(1);
         let rid = format!("{:x}-{:x}", self.prefix, self.requests);
-        self.not_before = None;
-        self.request =
+        self.link.not_before = None;
+        self.link.request =
             Some(TwinRequest { rid: rid.clone(), deadline: clock::after(now, ANSWER_WITHIN), kind });
         rid
     }

@@ -52,10 +52,24 @@ pub mod method {
 
 /// A whole twin: read, compared, patched, and its section acted upon.
 pub mod twin {
+    use fwupdate::hub::parsers::{difference, merge};
+    use serde_json::{Map, Value};
+
     use super::*;
 
+    /// The body of a twin, patched until it says what a report says; its desired properties.
+    fn read(body: &[u8]) -> Option<Value> {
+        let mut sections: Map<String, Value> = serde_json::from_slice(body).ok()?;
+        let Some(Value::Object(mut reported)) = sections.remove("reported") else { return None };
+        let Some(Value::Object(report)) = sections.get("desired") else { return None };
+        let patch = difference(report, &reported);
+        merge(&mut reported, &patch);
+        assert!(difference(report, &reported).is_empty(), "a patch leaves a difference");
+        sections.remove("desired")
+    }
+
     pub fn run(bytes: &[u8]) -> bool {
-        let Some(desired) = fwupdate::hub::parsers::twin(bytes) else { return false };
+        let Some(desired) = read(bytes) else { return false };
         let Some(section) = Section::of(&desired) else { return true };
         let running = desired::RunningImage { version: Some("1.0.0"), manifest: None };
         let mut record = Record { phase: Phase::Idle, ..Record::default() };
@@ -93,11 +107,43 @@ pub mod twin {
 
 /// A topic of the provisioning service on the first line, the answer's body behind it.
 pub mod dps_answer {
+    use std::time::Duration;
+
+    use fwupdate::config::Dps;
+    use fwupdate::hub::parsers::{DpsAnswer, DpsRequest, Next};
+
+    /// The topic and the body of an answer to a registration: whether they were understood.
+    fn judge(topic: &str, body: &[u8]) -> bool {
+        let dps = Dps {
+            endpoint: "dps".into(),
+            port: 8883,
+            id_scope: "0ne1".into(),
+            registration_id: "gw-1".into(),
+            payload: None,
+            cache: "/nonexistent".into(),
+        };
+        let Some(answer) = DpsAnswer::parse(topic) else { return false };
+        match answer.judge(&DpsRequest::Register, body, &dps) {
+            Ok(Next::Ask(_, wait)) => {
+                assert!((Duration::from_secs(1)..=Duration::from_secs(120)).contains(&wait));
+                true
+            }
+            Ok(Next::Seat(seat)) => {
+                assert!(seat.is_plausible());
+                true
+            }
+            Err(error) => {
+                assert!(error.to_string().len() < 1024);
+                false
+            }
+        }
+    }
+
     pub fn run(bytes: &[u8]) -> bool {
         let at = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
         let (topic, body) = bytes.split_at(at);
         let body = body.strip_prefix(b"\n").unwrap_or(body);
-        std::str::from_utf8(topic).is_ok_and(|topic| fwupdate::hub::parsers::dps(topic, body))
+        std::str::from_utf8(topic).is_ok_and(|topic| judge(topic, body))
     }
 
     pub fn seeds() -> Vec<Vec<u8>> {
@@ -117,7 +163,7 @@ pub mod http_headers {
     pub fn run(bytes: &[u8]) -> bool {
         let text = String::from_utf8_lossy(bytes);
         let (topic, headers) = text.split_once('\n').unwrap_or((&text, ""));
-        let topic = fwupdate::hub::parsers::topic(topic);
+        let topic = fwupdate::hub::parsers::topic(topic).is_some();
         fwupdate::stage::parsers::headers(headers) || topic
     }
 
