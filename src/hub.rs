@@ -5,10 +5,8 @@
 //! `sas`); only `connection` touches a socket. The wire is described in `docs/protocol.md`.
 
 mod connection;
-mod contact;
 mod date;
 mod dial;
-mod document;
 mod dps;
 mod error;
 mod event;
@@ -32,9 +30,8 @@ mod testing;
 mod tests;
 
 pub use connection::{Parts, run};
-pub use document::Document;
 pub use error::HubError;
-pub use event::HubEvent;
+pub use event::{Document, HubEvent};
 pub use method::MethodCall;
 pub use sas::service_token;
 pub use telemetry::Message;

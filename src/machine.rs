@@ -3,7 +3,6 @@
 
 mod desired;
 mod fit;
-mod image;
 mod moves;
 mod operation;
 mod record;
@@ -15,8 +14,7 @@ mod turn;
 
 pub use desired::{ACCEPTED, COMMITTED, Desired, SUPERSEDED};
 pub use fit::RECORD_LIMIT;
-pub use image::{Extra, ImageInfo};
-pub use operation::{BootId, Hold, Operation, Origin, Phase, Plan, Trial};
+pub use operation::{BootId, Extra, Hold, ImageInfo, Operation, Origin, Phase, Plan, Trial};
 pub use record::{
     Abilities, Last, Outcome, Quarantined, RECORD_VERSION, Record, SavedProgress, SlotInfo, SlotState, Slots,
     Times,

@@ -4,7 +4,7 @@
 //! if it were waited for. So the next one is tried a quarter of a second later, the families by turns, and those that
 //! led to nothing lately come last.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -110,19 +110,14 @@ fn in_order(found: Vec<SocketAddr>, memory: &Memory) -> VecDeque<SocketAddr> {
     let first = found.first().is_some_and(SocketAddr::is_ipv4);
     let (one, other): (Vec<SocketAddr>, Vec<SocketAddr>) =
         found.into_iter().partition(|address| address.is_ipv4() == first);
-    let (mut one, mut other) = (one.into_iter(), other.into_iter());
-    let mut order = Vec::new();
-    loop {
-        let pair = [one.next(), other.next()];
-        if pair.iter().all(Option::is_none) {
-            break;
-        }
-        order.extend(
-            pair.into_iter().flatten().filter(|address| !order.contains(address)).collect::<Vec<_>>(),
-        );
-    }
-    order.sort_by_key(|address| memory.rank(address));
-    order.into_iter().take(MOST).collect()
+    let turns = |list: Vec<SocketAddr>, family| {
+        list.into_iter().zip(0_usize..).map(move |(at, turn)| (turn, family, at))
+    };
+    let mut order: Vec<_> = turns(one, 0).chain(turns(other, 1)).collect();
+    order.sort_by_key(|(turn, family, address)| (memory.rank(address), *turn, *family));
+    let mut seen = BTreeSet::new();
+    order.retain(|(.., address)| seen.insert(*address));
+    order.into_iter().map(|(.., address)| address).take(MOST).collect()
 }
 
 /// Begins with one address after the other, each a little later than the one before or when that failed.

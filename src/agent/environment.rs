@@ -90,11 +90,8 @@ impl Gateway {
 
     /// Makes an environment that is lost for the bootloader too.
     pub fn rebuild_env(&self, env: &BootEnv) -> Result<(), BootError> {
-        let lost = match self.read_env() {
-            // An older one came back.
-            Ok(_) => return self.write_env(env),
-            Err(error) => error,
-        };
+        // An older one came back.
+        let Err(lost) = self.read_env() else { return self.write_env(env) };
         let found = self.detect().ok();
         let allowed =
             found.as_ref().is_some_and(|found| found.trial.is_none() && self.may_rebuild(found, &lost));

@@ -80,10 +80,8 @@ impl Grub {
         let device = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
         let home = self.path.parent().and_then(device);
         let inside = move |path: &&Path| *path != Path::new("/") && home.is_some() && device(path) == home;
-        let folders: Vec<PathBuf> =
-            self.path.ancestors().skip(1).take_while(inside).flat_map(subfolders).collect();
-        let own = self.path.clone();
-        folders.into_iter().map(|folder| folder.join("grubenv")).filter(move |path| *path != own)
+        let folders = self.path.ancestors().skip(1).take_while(inside).flat_map(subfolders);
+        folders.map(|folder| folder.join("grubenv")).filter(|path| *path != self.path)
     }
 
     /// The sector to write at the file's start.

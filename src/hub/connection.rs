@@ -20,9 +20,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::document::Document;
 use super::error::HubError;
-use super::event::HubEvent;
+use super::event::{Document, HubEvent};
 use super::identity;
 use super::method::MethodCall;
 use super::outbox::Outbox;

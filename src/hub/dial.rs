@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use rumqttc::{MqttOptions, TlsConfiguration};
 
-use super::contact::Contact;
-use super::error::HubError;
+use super::error::{Contact, HubError};
 use super::relay::{self, Relay};
 use super::{sas, way};
 use crate::clock::Clock;

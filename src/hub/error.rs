@@ -1,8 +1,9 @@
 //! Why there is no session with the hub, in words for the person who has to restore it.
 
+use std::net::SocketAddr;
+
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
 
-use super::contact::Contact;
 use crate::cause;
 use crate::clock::Clock;
 use crate::failure::{Code, Failure};
@@ -10,6 +11,17 @@ use crate::tls::{self, TlsError, Verdict};
 
 /// Characters of a library's message that are passed on.
 const CAUSE_LIMIT: usize = 200;
+
+/// Who is called, by whom, and through what: kept beside each connection, so that every error can name both.
+#[derive(Debug, Clone)]
+pub(super) struct Contact {
+    /// `host:port`
+    pub address: String,
+    /// The MQTT client id.
+    pub identity: String,
+    /// What the connection leads to: the hub, or the proxy on the way to it.
+    pub remote: Option<SocketAddr>,
+}
 
 /// What ended a session or kept it from starting. No variant carries a secret.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +101,9 @@ impl HubError {
             ConnectionError::ConnectionRefused(code) => {
                 HubError::Unavailable { identity, code: format!("{code:?}") }
             }
-            ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => HubError::Silent { address },
-            ConnectionError::MqttState(StateError::AwaitPingResp) => HubError::Silent { address },
+            ConnectionError::NetworkTimeout
+            | ConnectionError::FlushTimeout
+            | ConnectionError::MqttState(StateError::AwaitPingResp) => HubError::Silent { address },
             other => {
                 // A packet that was not expected is shown whole, and may be large.
                 let cause = bounded(&other.to_string());

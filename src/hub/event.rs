@@ -1,8 +1,23 @@
-//! What the hub tells the agent: calls, changes, and whether there is a session.
+//! What the agent tells the hub, the newest report and nothing else; and what the hub tells the agent: calls, changes,
+//! and whether there is a session.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::method::MethodCall;
+
+/// What the reported properties shall say.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Document {
+    /// The keys to report at the root, whole. A null deletes the key. Root keys that are not named belong to
+    /// other programs and are left alone; inside a named object everything is ours, so what is missing there
+    /// is deleted from the twin.
+    pub body: Map<String, Value>,
+    /// Rises with every change.
+    pub generation: u64,
+    /// When it differs from that of the last patch, the document is sent at once; otherwise no sooner than
+    /// the report interval.
+    pub milestone: u64,
+}
 
 /// What the agent is told.
 #[derive(Debug)]

@@ -7,10 +7,9 @@ use futures_util::StreamExt;
 use rumqttc::{AsyncClient, Event, Packet, QoS, SubscribeReasonCode};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::contact::Contact;
 use super::dial::{self, Connect};
 use super::dps::{ANSWERS, DpsAnswer, DpsRequest, Next};
-use super::error::HubError;
+use super::error::{Contact, HubError};
 use super::identity;
 use super::sas;
 use super::session::{Packets, new_client, packets, say_goodbye};

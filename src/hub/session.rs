@@ -11,8 +11,7 @@ use rumqttc::{
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::contact::Contact;
-use super::error::HubError;
+use super::error::{Contact, HubError};
 use super::method::MethodReply;
 use super::topics;
 use crate::clock;

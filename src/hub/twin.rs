@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::document::Document;
 use super::error::HubError;
+use super::event::Document;
 use super::merge::{difference, merge};
 use super::topics;
 use crate::backoff::Backoff;

@@ -8,8 +8,7 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 
 use super::desired::Desired;
-use super::image::{Extra, ImageInfo};
-use super::operation::{Operation, Phase, Plan};
+use super::operation::{Extra, ImageInfo, Operation, Phase, Plan};
 use super::record::{Abilities, HISTORY, Last, QUARANTINE, Quarantined, Record};
 use crate::bounds::{self, cut, cut_front};
 use crate::failure::Failure;

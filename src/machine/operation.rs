@@ -1,13 +1,32 @@
 //! What was asked for, what will be done about it, and the phases in which that is done.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::image::{Extra, ImageInfo};
 use crate::failure::Failure;
 use crate::manifest::Digest;
 use crate::slot::{Armed, BootEnv, Slot};
 use crate::uri::PackageUri;
+
+/// Fields of a newer agent's record, kept as they are.
+pub type Extra = BTreeMap<String, Value>;
+
+/// An image as its manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageInfo {
+    pub version: String,
+    pub security_version: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created: OffsetDateTime,
+    /// Digest of the manifest and of the image; bytes of the image.
+    pub manifest: Digest,
+    pub sha256: Digest,
+    pub size: u64,
+}
 
 /// Where an operation came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::desired::Desired;
-use super::image::{Extra, ImageInfo};
-use super::operation::{Operation, Origin, Phase, Plan};
+use super::operation::{Extra, ImageInfo, Operation, Origin, Phase, Plan};
 use crate::failure::Failure;
 use crate::manifest::Digest;
 use crate::slot::Slot;

@@ -8,7 +8,7 @@ use fwupdate::cli::update::UpdateOptions;
 use fwupdate::control::Method;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::uri::PackageUri;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Controls the firmware update agent of this gateway.
 #[derive(Debug, Parser)]
@@ -91,17 +91,20 @@ pub struct Install {
 }
 
 impl Command {
-    pub fn method(&self) -> Method {
+    /// What the agent is asked; `folder` is where a relative file name starts.
+    pub fn request(&self, folder: &Path) -> (Method, Value) {
         match self {
-            Command::Status => Method::Status,
-            Command::Install(_) => Method::Install,
-            Command::Cancel(_) => Method::Cancel,
-            Command::Approve(_) => Method::Approve,
-            Command::Defer(_) => Method::Defer,
-            Command::Rollback(_) => Method::Rollback,
-            Command::History => Method::History,
-            Command::Slots => Method::Slots,
-            Command::Doctor(_) => Method::Doctor,
+            Command::Status => (Method::Status, Value::Null),
+            Command::Install(install) => (Method::Install, install.params(folder)),
+            Command::Cancel(act) => (Method::Cancel, act.params()),
+            Command::Approve(act) => (Method::Approve, act.params()),
+            Command::Defer(Defer { until, act }) => {
+                (Method::Defer, params([("until", Some(until)), ("operationId", act.operation_id.as_ref())]))
+            }
+            Command::Rollback(act) => (Method::Rollback, act.params()),
+            Command::History => (Method::History, Value::Null),
+            Command::Slots => (Method::Slots, Value::Null),
+            Command::Doctor(_) => (Method::Doctor, Value::Null),
         }
     }
 
@@ -122,22 +125,11 @@ impl Command {
             _ => Ok(()),
         }
     }
+}
 
-    /// The request's params; `folder` is where a relative file name starts.
-    pub fn params(&self, folder: &Path) -> Value {
-        let mut params = Map::new();
-        match self {
-            Command::Install(install) => install.params(folder, &mut params),
-            Command::Defer(defer) => {
-                put(&mut params, "until", Some(&defer.until));
-                put(&mut params, "operationId", defer.act.operation_id.as_ref());
-            }
-            Command::Cancel(act) | Command::Approve(act) | Command::Rollback(act) => {
-                put(&mut params, "operationId", act.operation_id.as_ref());
-            }
-            _ => return Value::Null,
-        }
-        Value::Object(params)
+impl ActArgs {
+    fn params(&self) -> Value {
+        params([("operationId", self.operation_id.as_ref())])
     }
 }
 
@@ -167,19 +159,21 @@ impl Install {
         }
     }
 
-    fn params(&self, folder: &Path, params: &mut Map<String, Value>) {
-        if self.source.contains("://") {
-            put(params, "fwPackageUri", Some(&self.source));
-        } else {
-            let path = folder.join(&self.source);
-            put(params, "file", Some(&path.display().to_string()));
-        }
-        params.extend(self.options.fields());
+    fn params(&self, folder: &Path) -> Value {
+        let mut params = self.options.fields();
+        let (name, bundle) = match self.source.contains("://") {
+            true => ("fwPackageUri", self.source.clone()),
+            false => ("file", folder.join(&self.source).display().to_string()),
+        };
+        params.insert(name.to_owned(), bundle.into());
+        Value::Object(params)
     }
 }
 
-fn put(params: &mut Map<String, Value>, name: &str, value: Option<&String>) {
-    params.extend(value.map(|value| (name.to_owned(), value.clone().into())));
+/// What is given, by its names.
+fn params<const N: usize>(given: [(&str, Option<&String>); N]) -> Value {
+    let given = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone().into())));
+    Value::Object(given.collect())
 }
 
 #[cfg(test)]
@@ -189,7 +183,7 @@ mod tests {
 
     fn params(line: &str) -> Value {
         let args = Args::try_parse_from(line.split(' ')).unwrap();
-        args.command.params(Path::new("/home/me"))
+        args.command.request(Path::new("/home/me")).1
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<u8, Error> {
         Err(error @ ClientError::Unreachable { .. }) => return unreachable(args, error, out),
         connected => connected?,
     };
-    let answer = client.call(args.command.method(), args.command.params(&folder))?;
+    let (method, params) = args.command.request(&folder);
+    let answer = client.call(method, params)?;
     match args.command.follow() {
         Some(follow) => act(args, follow, client, &answer, out),
         None => read(&args.command, args.json, &answer, out),
