@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::ValueKind;
-
 use super::connection::{self, ConnectionString};
 use super::credentials::{Written, certificate, secret};
 use super::dps;
@@ -13,7 +11,7 @@ use super::files::others_can_read;
 use super::fragments::Environment;
 use super::hub::{Auth, Cloud, Place, Reconnect, Roots, Seat, Transport};
 use super::inputs::Inputs;
-use super::kinds::{DAY, expected_span, span};
+use super::kinds::{DAY, expected_span};
 use super::proxy::Proxy;
 use super::settings::{CloudRows as row, TrustRoots};
 
@@ -88,10 +86,11 @@ fn secrets(auth: &Auth, warnings: &mut Vec<Warning>) -> Vec<PathBuf> {
 }
 
 fn reconnect(inputs: &Inputs) -> Result<Reconnect, ConfigError> {
-    let first = inputs.get(&row::reconnect_first)?;
-    let day = Duration::from_millis(DAY);
-    let read = |found: &ValueKind| span(found).filter(|longest| (first..=day).contains(longest));
-    let longest = inputs.get_as(&row::reconnect_longest, read, |_| expected_span(first, day))?;
+    let (first, longest) = (inputs.get(&row::reconnect_first)?, inputs.get(&row::reconnect_longest)?);
+    if longest < first {
+        let expected = expected_span(first, Duration::from_millis(DAY));
+        return Err(inputs.wrong(&row::reconnect_longest, expected));
+    }
     Ok(Reconnect { first, longest })
 }
 

@@ -75,21 +75,10 @@ impl Inputs {
     }
 
     pub fn get<K: Kind>(&self, setting: &Setting<K>) -> Result<K::Value, ConfigError> {
-        if !self.has(setting.path) {
-            return K::absent().ok_or_else(|| self.wrong(setting, "set"));
+        match self.find(setting.path).map(|value| &value.kind) {
+            None => K::absent().ok_or_else(|| self.wrong(setting, "set")),
+            Some(found) => K::read(found).ok_or_else(|| self.wrong(setting, K::expected(found))),
         }
-        self.get_as(setting, K::read, K::expected)
-    }
-
-    /// A setting that is read in a way of its own.
-    pub fn get_as<K: Kind, T>(
-        &self,
-        setting: &Setting<K>,
-        read: impl Fn(&ValueKind) -> Option<T>,
-        expected: impl Fn(&ValueKind) -> String,
-    ) -> Result<T, ConfigError> {
-        let found = &self.find(setting.path).ok_or_else(|| self.wrong(setting, "set"))?.kind;
-        read(found).ok_or_else(|| self.wrong(setting, expected(found)))
     }
 
     /// The complaint that a setting is not what was expected.

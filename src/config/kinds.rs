@@ -156,7 +156,11 @@ impl<const MIN: u64, const MAX: u64> Kind for Span<MIN, MAX> {
     type Value = Duration;
 
     fn read(found: &ValueKind) -> Option<Duration> {
-        span(found).filter(|span| (Duration::from_millis(MIN)..=Duration::from_millis(MAX)).contains(span))
+        let span = match found {
+            ValueKind::I64(seconds) => Duration::from_secs(u64::try_from(*seconds).ok()?),
+            found => units::duration(string(found)?)?,
+        };
+        (Duration::from_millis(MIN)..=Duration::from_millis(MAX)).contains(&span).then_some(span)
     }
 
     fn expected(_: &ValueKind) -> String {
@@ -165,14 +169,6 @@ impl<const MIN: u64, const MAX: u64> Kind for Span<MIN, MAX> {
 
     fn show(span: &Duration) -> Option<Value> {
         Some(units::show_duration(*span).into())
-    }
-}
-
-/// A duration of any length.
-pub fn span(found: &ValueKind) -> Option<Duration> {
-    match found {
-        ValueKind::I64(seconds) => u64::try_from(*seconds).ok().map(Duration::from_secs),
-        found => units::duration(string(found)?),
     }
 }
 
