@@ -5,6 +5,8 @@
 
 /// Bad input: each with its error code, and nothing lost.
 mod bad;
+/// A bundle in Azure's blob storage, as Azurite plays it.
+mod blobs;
 /// What every test ends with: was each report that the hub ever got true?
 mod checker;
 /// Clocks that are wrong, and clocks that are set.

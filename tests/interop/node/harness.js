@@ -11,7 +11,11 @@ const path = require('node:path');
 const hub = {
   address: process.env.HUB_ADDRESS,
   dir: process.env.HUB_DIR,
-  service: fs.readFileSync(path.join(process.env.HUB_DIR, 'service.txt'), 'utf8').trim(),
+
+  /** The connection string of the policy with all rights. */
+  get service() {
+    return fs.readFileSync(path.join(hub.dir, 'service.txt'), 'utf8').trim();
+  },
 
   /** `fwupdate-hub device ...` and the like; what it prints. */
   tool(...words) {
