@@ -69,10 +69,15 @@ async function hears_of_desired_properties() {
   const twin = await device.getTwin();
   const seen = [];
   twin.on('properties.desired.wanted', (wanted) => seen.push(wanted));
-  await registry.updateTwin('node', { properties: { desired: { wanted: { version: 1 } } } }, '*');
-  await eventually(() => seen.some((wanted) => wanted.version === 1));
+  // The client subscribes behind the caller's back, and what is written before that is never queued: again and again.
+  let version = 0;
+  await eventually(async () => {
+    version += 1;
+    await registry.updateTwin('node', { properties: { desired: { wanted: { version } } } }, '*');
+    return seen.some((wanted) => wanted?.version > 0);
+  });
   await registry.updateTwin('node', { properties: { desired: { wanted: { version: null, other: 2 } } } }, '*');
-  await eventually(() => seen.some((wanted) => wanted.other === 2 && wanted.version === null));
+  await eventually(() => seen.some((wanted) => wanted?.other === 2 && wanted.version === null));
   assert.deepEqual(twin.properties.desired.wanted, { other: 2 });
   await registry.updateTwin('node', { properties: { desired: { wanted: null } } }, '*');
 }
@@ -90,8 +95,9 @@ async function takes_no_message_and_is_granted_its_subscription() {
 async function comes_back_when_it_is_dropped() {
   const before = (await hub.admin('history/node')).length;
   await hub.admin('connections', 'DELETE');
-  await eventually(async () => (await state('node')) === 'Connected');
-  assert.equal((await invoke('echo', 'again')).payload.got, 'again');
+  // A call may still meet the connection that is going down.
+  await eventually(async () => (await invoke('echo', 'again').catch(() => null))?.payload.got === 'again', 50);
+  assert.equal(await state('node'), 'Connected');
   const twin = await device.getTwin();
   await called((done) => twin.properties.reported.update({ back: before }, done));
   assert.equal((await reported()).back, before);
