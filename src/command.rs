@@ -219,6 +219,8 @@ mod tests {
             (json!({"fwPackageUri": uri, "version": "\u{1}".repeat(11)}), "version"),
             (json!({"fwPackageUri": format!("https://host/{}", "\"".repeat(2050))}), "fwPackageUri"),
             (json!({"fwPackageUri": "https://host/\nfw"}), "control"),
+            (json!({"fwPackageUri": "https://bücher.example/fw"}), "xn--"),
+            (json!({"fwPackageUri": "https://a b/fw"}), "host name"),
             (
                 json!({"fwPackageUri": uri, "notBefore": "2026-01-02T00:00:00Z",
                        "deadline": "2026-01-01T00:00:00Z"}),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use url::Url;
+use url::{ParseError, Url};
 
 use crate::bounds::{self, URI, encoded};
 
@@ -29,7 +29,12 @@ impl PackageUri {
         if text.chars().any(char::is_control) {
             return Err("holds a control character: give the URL alone".to_owned());
         }
-        let url = Url::parse(text).map_err(|why| format!("is no URL ({why})"))?;
+        let url = Url::parse(text).map_err(|why| match why {
+            ParseError::IdnaError => {
+                "has no host name as certificates have it: give that (xn--...)".to_owned()
+            }
+            why => format!("is no URL ({why})"),
+        })?;
         match url.scheme() {
             "https" => Ok(PackageUri { text: text.to_owned(), url: Some(url) }),
             other => Err(format!("must be an https URL, not {other}")),

@@ -379,6 +379,14 @@ async fn no_fleet_is_ordered_to_do_what_every_gateway_refuses() {
             assert!(err(&refused).contains(said), "{more:?}: {}", err(&refused));
         }
     }
+    let odd = world.scratch().join("odd.json");
+    fs::write(&odd, document.to_string().replace(&section.to_string(), "5")).unwrap();
+    let refused = cloud(&mut world, &["config", "apply", odd.to_str().unwrap()]).await;
+    assert_eq!(refused.status.code(), Some(2), "{}", out(&refused));
+    assert!(err(&refused).contains("properties.desired.fwupdate must be an object"), "{}", err(&refused));
+    fs::write(&odd, document.to_string().replace(r#","version":"2.0.0""#, "")).unwrap();
+    let unseen = cloud(&mut world, &["config", "apply", odd.to_str().unwrap(), "--no-pin", "--watch"]).await;
+    assert_eq!(unseen.status.code(), Some(2), "{}", out(&unseen));
     let mixed = cloud(&mut world, &["config", "apply", &file, "--force", "--no-pin"]).await;
     assert_eq!(mixed.status.code(), Some(2), "what stands in the file alone counts: {}", out(&mixed));
     assert_eq!(out(&cloud(&mut world, &["config", "list"]).await), "No configuration.\n");

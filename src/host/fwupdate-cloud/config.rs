@@ -12,7 +12,7 @@ use fwupdate::cli::plain::plain;
 use fwupdate::uri::PackageUri;
 use serde_json::{Map, Value, json};
 
-use self::counts::follow;
+use self::counts::{follow, watched};
 use crate::args::{Apply, Args, Config};
 use crate::error::Error;
 use crate::fields::{REPORTED, SECTION, quoted, text, update};
@@ -53,6 +53,9 @@ async fn read(service: &Service, id: &str) -> Result<Value, Error> {
 
 async fn apply(args: &Args, service: &Service, asked: &Apply, out: &mut impl Write) -> Result<(), Error> {
     let mut wanted = wanted(asked)?;
+    if asked.watch {
+        watched(&wanted)?;
+    }
     let id = text(&wanted, "/id").unwrap_or_default().to_owned();
     let told = service
         .test_queries(json!({
@@ -84,9 +87,12 @@ async fn apply(args: &Args, service: &Service, asked: &Apply, out: &mut impl Wri
 /// Pins the bundle that the section names.
 async fn pin(args: &Args, asked: &Apply, wanted: &mut Value) -> Result<(), Error> {
     let section = wanted.pointer_mut("/content/deviceContent").and_then(|content| content.get_mut(SECTION));
-    match section.and_then(Value::as_object_mut) {
-        Some(update) => pin::add(args, &asked.pinning, update).await,
-        None => Ok(()),
+    match section {
+        Some(Value::Object(update)) => pin::add(args, &asked.pinning, update).await,
+        None | Some(Value::Null) => Ok(()),
+        Some(_) => {
+            Err(Error::Usage(format!("{SECTION} must be an object with the fields of firmwareUpdate")))
+        }
     }
 }
 

@@ -253,5 +253,9 @@ fn device(what: Device) -> Result<Vec<String>> {
 /// One line, at once: scripts wait for it.
 fn print(line: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).context("cannot write to stdout")
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        // The reader of a pipe has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
+    }
 }

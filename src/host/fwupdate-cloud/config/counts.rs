@@ -19,13 +19,17 @@ struct Counts {
     codes: BTreeMap<String, u64>,
 }
 
+/// The version by which a configuration can be watched.
+pub fn watched(found: &Value) -> Result<&str, Error> {
+    update(found).and_then(|update| text(update, "/version")).ok_or_else(|| {
+        let id = text(found, "/id").unwrap_or_default();
+        Error::Usage(format!("{id} names no version of firmware, so there is nothing to watch"))
+    })
+}
+
 /// Shows live counts until every gateway has its outcome. An error when any of them did not commit.
 pub async fn follow(service: &Service, found: &Value, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let id = text(found, "/id").unwrap_or_default();
-    let version = update(found).and_then(|update| text(update, "/version"));
-    let version = version.ok_or_else(|| {
-        Error::Usage(format!("{id} names no version of firmware, so there is nothing to watch"))
-    })?;
+    let (id, version) = (text(found, "/id").unwrap_or_default(), watched(found)?);
     let target = text(found, "/targetCondition").map_or("*", condition);
     let line = |counts: &Counts| if json { plain::json(&counts.json(id)) } else { plain(&counts.line(id)) };
     let ask = || Counts::ask(service, target, version);

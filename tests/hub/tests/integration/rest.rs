@@ -199,6 +199,13 @@ async fn a_device_added_from_outside_is_known_at_once() {
         let list: Value = serde_json::from_slice(&run(words).stdout).unwrap();
         assert!(list.as_array().unwrap().iter().any(|one| one["DeviceId"] == "late"), "{list}");
     }
+    // A reader that went away has seen enough.
+    let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(reader);
+    let mut unread = std::process::Command::new(program);
+    unread.args(["device", "list", "--dir"]).arg(site.hub.dir()).stdout(std::os::fd::OwnedFd::from(writer));
+    let unread = unread.output().unwrap();
+    assert_eq!((unread.status.code(), &*unread.stderr), (Some(0), &b""[..]));
     let again = run(&["device", "add", "late", "--json"]);
     assert!(again.stdout.is_empty());
     let error: Value = serde_json::from_slice(&again.stderr).unwrap();
