@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError};
+use rustls::AlertDescription::{HandshakeFailure, InsufficientSecurity, ProtocolVersion};
 
 use crate::cause;
 use crate::clock::Clock;
@@ -44,6 +45,11 @@ pub enum HubError {
     Silent { address: String },
     #[error("the certificate of {address} {verdict}")]
     Untrusted { address: String, verdict: Verdict },
+    #[error(
+        "{address} speaks no TLS that this agent speaks ({cause}): it needs TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM; \
+         check the host, and whether something on the way (a proxy that opens TLS) answers in its place"
+    )]
+    NoCommonTls { address: String, cause: String },
     #[error("{address} told no time ({cause}): the clock stays as it is until a time service sets it")]
     NoTime { address: String, cause: String },
     #[error("{address} refused this gateway's own certificate as {why}")]
@@ -115,6 +121,12 @@ impl HubError {
                         let why = tls::own_certificate(*alert).unwrap_or_default();
                         HubError::OwnCertificate { address, why }
                     }
+                    Some(
+                        rustls::Error::PeerIncompatible(_)
+                        | rustls::Error::AlertReceived(
+                            HandshakeFailure | ProtocolVersion | InsufficientSecurity,
+                        ),
+                    ) => HubError::NoCommonTls { address, cause },
                     _ if connected => HubError::Broken { address, cause },
                     _ => HubError::Unreachable { address, cause },
                 }

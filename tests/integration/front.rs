@@ -182,6 +182,23 @@ async fn each_suite_that_iot_hub_kept_leads_to_a_session_named_by_sni_and_withou
 }
 
 #[tokio::test]
+async fn a_server_with_no_tls_in_common_is_told_from_one_that_is_away() {
+    let mut world = World::with(Setup { on: false, ..Setup::default() }).await;
+    let port = world.hub.mqtt_addr().port();
+    let old = "MinProtocol = TLSv1.1\nMaxProtocol = TLSv1.1\nCipherString = DEFAULT@SECLEVEL=0".to_owned();
+    let (version, suite) = (SUITES[0].0, SUITES[0].1);
+    for offered in [only(version, "ECDHE-RSA-AES128-SHA256", "P-256"), only(version, suite, "P-521"), old] {
+        let mut front = Front::start(world.scratch(), port, "mqtt", RSA, &offered).await;
+        lead_through(&world, &front, "");
+        world.gateway.power_on().unwrap();
+        assert!(front.seen().await["error"].is_string(), "{offered}");
+        world.doctor_says_of_the_hub("speaks no TLS that this agent speaks").await;
+        world.gateway.shut_down().await.unwrap();
+    }
+    world.finish_without_twin().await;
+}
+
+#[tokio::test]
 async fn a_device_s_certificate_is_shown_in_the_first_handshake_by_either_version() {
     let mut world = World::with(Setup { registered: false, on: false, ..Setup::default() }).await;
     let port = world.hub.mqtt_addr().port();
