@@ -41,6 +41,7 @@ pub mod root;
 pub mod stage;
 pub mod store;
 pub mod tls;
+pub mod tunnel;
 
 // What the command-line programs share.
 pub mod cli;

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::Cloud;
 use crate::reach::Memory;
 use crate::tls::{Proof, Verdict};
+use crate::tunnel;
 
 /// How far two clocks that are right may differ.
 const DRIFT: time::Duration = time::Duration::minutes(5);
@@ -68,7 +69,7 @@ async fn ask(stream: TcpStream, config: Arc<rustls::ClientConfig>, host: &str) -
         format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {agent}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(broke)?;
     stream.flush().await.map_err(broke)?;
-    way::head(&mut stream).await.map_err(broke)
+    tunnel::head(&mut stream).await.map_err(broke)
 }
 
 /// The one `Date` of an HTTP answer.
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
     use crate::clock::TimeOrigin;
     use crate::hub::testing::{Pair, Server};
-    use crate::hub::way::HEAD_LIMIT;
+    use crate::tunnel::HEAD_LIMIT;
 
     /// A gateway that woke up in 1970, and whose last synchronised time is `saved`.
     fn clock(server: &Server, saved: i64) -> Clock {

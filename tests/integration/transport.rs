@@ -126,6 +126,7 @@ async fn a_download_that_the_proxy_refuses_fails_and_names_the_proxy() {
     );
     let message = last["error"]["message"].as_str().unwrap();
     assert!(message.contains(&format!("through the proxy {}", proxy.address())), "{message}");
+    assert!(message.contains("refuses with status 403"), "{message}");
     world.finish().await;
 }
 

@@ -16,7 +16,6 @@ use http_body_util::Empty;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
@@ -26,11 +25,12 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use crate::config::{Proxy, Via};
+use crate::config::Proxy;
 use crate::reach::{self, Memory};
 use crate::stage::download::budget::Meter;
 use crate::stage::download::hosts::Hosts;
 use crate::stage::download::http::Http;
+use crate::tunnel;
 
 /// The longest head of an answer, and what is read at once, bytes: servers send one KiB or two.
 const HEAD_MAX: usize = 32 * 1024;
@@ -63,23 +63,10 @@ pub struct Tcp {
     memory: Memory,
 }
 
-impl Service<Uri> for Tcp {
-    type Response = TokioIo<TcpStream>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let tcp = self.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let addresses = tcp.hosts.resolve(host, uri.port_u16().unwrap_or(443)).await?;
-            let stream = reach::connect_to(addresses, tcp.limit, &tcp.memory).await?;
-            Ok(TokioIo::new(stream))
-        })
+impl Tcp {
+    async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, BoxError> {
+        let addresses = self.hosts.resolve(host.trim_matches(['[', ']']), port).await?;
+        Ok(reach::connect_to(addresses, self.limit, &self.memory).await?)
     }
 }
 
@@ -96,25 +83,28 @@ impl Service<Uri> for Connector {
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.tcp.poll_ready(cx).map_err(BoxError::from)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let mut connector = self.clone();
+        let connector = self.clone();
         Box::pin(async move { connector.connect(uri).await })
     }
 }
 
 impl Connector {
-    async fn connect(&mut self, uri: Uri) -> Result<TokioIo<Counted>, BoxError> {
+    async fn connect(&self, uri: Uri) -> Result<TokioIo<Counted>, BoxError> {
         let host = uri.host().unwrap_or_default().to_owned();
-        let via = self.proxy.to(&host, uri.port_u16().unwrap_or(443)).cloned();
-        let stream = match via {
-            None => self.tcp.call(uri).await?,
-            Some(via) => self.tunnel(&via)?.call(uri).await?,
+        let port = uri.port_u16().unwrap_or(443);
+        let stream = match self.proxy.to(&host, port) {
+            None => self.tcp.connect(&host, port).await?,
+            Some(via) => {
+                let mut stream = self.tcp.connect(&via.host, via.port).await?;
+                tunnel::open(&mut stream, via, &host, port).await?;
+                stream
+            }
         };
-        let stream = stream.into_inner();
         let remote = stream.peer_addr().ok();
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
         let count = Count {
@@ -129,14 +119,6 @@ impl Connector {
         let stream = self.tls.connect(name, stream).await?;
         count.begin_body();
         Ok(TokioIo::new(Counted { stream, count: Arc::new(count) }))
-    }
-
-    fn tunnel(&self, via: &Via) -> Result<Tunnel<Tcp>, BoxError> {
-        let tunnel = Tunnel::new(format!("http://{}", via.address()).parse()?, self.tcp.clone());
-        Ok(match &via.login {
-            Some((user, password)) => tunnel.with_auth(basic(user.expose(), password.expose())?),
-            None => tunnel,
-        })
     }
 }
 
