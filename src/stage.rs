@@ -18,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::Index;
 use crate::manifest::{Digest, Image};
 use apply::Apply;
-use buffer::Pool;
 use error::finished;
 use slot::frontier::Frontier;
 use slot::read_back::{ReadBack, compare};
 use slot::withheld::{Sink, Withheld};
 use sources::chunks::{ChunkSource, Sources};
 use sources::maps;
+use sources::patch::UsablePatch;
 use sources::plan::RestorePlan;
 use sources::seed::Seed;
 use sources::shared::Shared;
@@ -117,7 +117,6 @@ pub async fn stage(
         index: index.into(),
         seed: seed.and_then(|seed| open_seed(seed.path)),
         group: image.chunking.group_max(),
-        buffers: Pool::default(),
         progress: progress.clone(),
         cancel: cancel.clone(),
     };
@@ -152,7 +151,8 @@ impl Story<'_> {
         let Story { bundle, work, booted_image } = self;
         let shared = &work.shared;
         let found = self.blocking(Blocking::survey).await?;
-        let plan = RestorePlan::make(bundle, shared, found, *booted_image).await?;
+        let (found, patch) = UsablePatch::find(bundle, shared, *booted_image, found).await?;
+        let plan = RestorePlan::new(found, patch);
         self.announce(&plan)?;
         if plan.is_done() {
             return self.blocking(Blocking::confirm).await;
@@ -229,7 +229,7 @@ struct Blocking {
 
 impl Blocking {
     fn survey(&self) -> Result<Sources, StageError> {
-        let Shared { index, seed, buffers, progress, cancel, .. } = &*self.shared;
+        let Shared { index, seed, progress, cancel, .. } = &*self.shared;
         let target = |buffer: &mut [u8], offset| self.target.read(buffer, offset);
         let survey = |index: &Index| {
             let survey = Survey {
@@ -239,7 +239,6 @@ impl Blocking {
                 withheld: GUARD,
                 seed: seed.as_ref(),
                 maps: self.maps.as_ref(),
-                buffers,
                 progress,
                 cancel,
             };

@@ -2,14 +2,13 @@
 //! devices alike. Cut from a slightly larger `Vec`, so that no `unsafe` is needed.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use crate::manifest::CHUNK_CAP;
 
 /// What O_DIRECT may ask of addresses, offsets and lengths, bytes.
 pub const ALIGN: usize = 4096;
 
-/// Pieces in memory: one that is written, and one that is filled or waits.
+/// Pieces in memory while the slot is written: one that is written, and one that is filled or waits.
 pub const PIECES: usize = 2;
 
 /// One transfer to or from a medium, bytes; at least the longest chunk.
@@ -52,27 +51,6 @@ impl Buffer {
     }
 }
 
-/// Buffers of `PIECE` bytes that the steps of one staging use by turns. Idle ones are kept for the writer, no more.
-#[derive(Debug, Default)]
-pub struct Pool {
-    idle: Mutex<Vec<Buffer>>,
-}
-
-impl Pool {
-    /// A buffer with anything in it.
-    pub fn take(&self) -> Buffer {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.unwrap_or_else(|| Buffer::new(PIECE))
-    }
-
-    pub fn give(&self, buffer: Buffer) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < PIECES {
-            idle.push(buffer);
-        }
-    }
-}
-
 /// Whether O_DIRECT takes this transfer.
 pub fn is_aligned(bytes: &[u8], offset: u64) -> bool {
     let whole = |number: u64| number.checked_rem(ALIGN as u64) == Some(0);
@@ -95,16 +73,5 @@ mod tests {
         assert_eq!(buffer.first(5), [1, 1, 1, 1, 0]);
         assert!(is_aligned(buffer.first(8192), 4096));
         assert!(!is_aligned(buffer.first(8192), 512) && !is_aligned(buffer.first(512), 0));
-    }
-
-    #[test]
-    fn a_pool_hands_out_what_it_got_back() {
-        let pool = Pool::default();
-        let (one, two) = (pool.take(), pool.take());
-        let [first, second] = [&one, &two].map(|buffer| buffer.first(1).as_ptr());
-        assert_ne!(first, second);
-        pool.give(one);
-        assert_eq!(pool.take().first(PIECE).as_ptr(), first);
-        assert_ne!(pool.take().first(1).as_ptr(), second);
     }
 }

@@ -98,13 +98,12 @@ pub fn verify(path: &Path, trusted: &Path, required: usize, bases: &[PathBuf]) -
 fn image_digest(bundle: &BundleFile, index: &Index) -> Result<Digest> {
     let mut progress = ProgressLine::new("Verifying", bundle.body.image.size);
     let (mut decoder, mut hash) = (Decoder::default(), sha2::Sha256::new());
-    let (mut block, mut group) = (Vec::new(), Vec::new());
+    let mut group = Vec::new();
     for chunk in index.iter() {
         progress.at(chunk.offset);
         let at = (chunk.offset - chunk.group_offset) as usize;
-        block.resize(chunk.frame_length as usize, 0);
         group.resize(at + chunk.length as usize, 0);
-        bundle.read_at(&mut block, bundle.layout.frame(&chunk).start)?;
+        let block = bundle.read(bundle.layout.frame(&chunk))?;
         let (history, content) = group.split_at_mut(at);
         let unpacked = decoder.decode(&[(chunk, &block)], history, content);
         unpacked.map_err(files::in_file(&bundle.path))?;
@@ -128,9 +127,7 @@ fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
         let prefix = base.blocks(&frame.blocks)?;
         let good = PrefixDigest::of(&prefix) == frame.prefix;
         let bad = BundleError::Chunk { offset, reason: "its patch names another prefix" };
-        let mut bytes = vec![0; frame.length as usize];
-        let place = bundle.layout.patch_frame(number, &frame).unwrap_or_default();
-        bundle.read_at(&mut bytes, place.start)?;
+        let bytes = bundle.read(bundle.layout.patch_frame(number, &frame).unwrap_or_default())?;
         let mut out = vec![0; chunks.iter().map(|chunk| chunk.length as usize).sum()];
         let unpacked = Decoder::default().patch(&bytes, &prefix, &chunks, &mut out);
         if good { unpacked } else { Err(bad) }.map_err(files::in_file(&bundle.path))?;
@@ -142,8 +139,7 @@ fn verify_patch(bundle: &BundleFile, index: &Index, path: &Path) -> Result<()> {
 fn check_end(bundle: &BundleFile) -> Result<()> {
     let length = bundle.file.metadata().map_err(files::at(&bundle.path))?.len();
     for (member, place) in bundle.layout.padding() {
-        let mut zeros = vec![0; (place.end - place.start) as usize];
-        bundle.read_at(&mut zeros, place.start)?;
+        let zeros = bundle.read(place)?;
         if length != bundle.layout.file_size() || zeros.iter().any(|byte| *byte != 0) {
             return Err(files::in_file(&bundle.path)(BundleError::Padding { member }));
         }

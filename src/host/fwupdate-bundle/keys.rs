@@ -109,16 +109,11 @@ impl SigningKey {
 
     pub fn sign(&self, manifest: &[u8]) -> Result<Signature> {
         let bytes = match self {
-            SigningKey::Ed25519(pair) => pair.sign(manifest).as_ref().to_vec(),
-            SigningKey::P256(pair) => {
-                let signature = pair.sign(&SystemRandom::new(), manifest);
-                signature
-                    .map_err(|_| Failure::new(Code::Internal, "signing failed; try again"))?
-                    .as_ref()
-                    .to_vec()
-            }
+            SigningKey::Ed25519(pair) => Ok(pair.sign(manifest)),
+            SigningKey::P256(pair) => pair.sign(&SystemRandom::new(), manifest),
         };
-        Ok(Signature::by(&self.public()?, bytes))
+        let bytes = bytes.map_err(|_| Failure::new(Code::Internal, "signing failed; try again"))?;
+        Ok(Signature::by(&self.public()?, bytes.as_ref().to_vec()))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Opens a bundle file the way a device does: the head, then positions from the manifest's sizes.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -52,29 +53,27 @@ impl BundleFile {
     }
 
     pub fn index(&self) -> Result<Index> {
-        let span = self.layout.index_span();
-        let mut bytes = vec![0; (span.end - span.start) as usize];
-        self.read_at(&mut bytes, span.start)?;
+        let bytes = self.read(self.layout.index_span())?;
         let index = self.layout.index(&bytes).map_err(files::in_file(&self.path))?;
         Index::parse(index.to_vec(), &self.body.image).map_err(files::in_file(&self.path))
     }
 
     /// Reads and checks the index of the patch of this number (from 0).
     pub fn patch_index(&self, number: usize, index: &Index) -> Result<PatchIndex> {
-        let span = self.layout.patch_span(number).unwrap_or_default();
-        let mut bytes = vec![0; (span.end - span.start) as usize];
-        self.read_at(&mut bytes, span.start)?;
+        let bytes = self.read(self.layout.patch_span(number).unwrap_or_default())?;
         let own = self.layout.patch_index(number, &bytes).map_err(files::in_file(&self.path))?;
         PatchIndex::parse(own.to_vec(), number, &self.body, index).map_err(files::in_file(&self.path))
     }
 
-    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                let need = offset.saturating_add(bytes.len() as u64);
-                files::in_file(&self.path)(BundleError::Short { need })
+    /// These bytes of the file.
+    pub fn read(&self, span: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; (span.end - span.start) as usize];
+        match self.file.read_exact_at(&mut bytes, span.start) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                Err(files::in_file(&self.path)(BundleError::Short { need: span.end }))
             }
-            _ => files::at(&self.path)(error),
-        })
+            Err(error) => Err(files::at(&self.path)(error)),
+        }
     }
 }

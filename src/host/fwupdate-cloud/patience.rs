@@ -40,22 +40,15 @@ pub async fn follow<T, F: Future<Output = Result<T, Error>>>(
 }
 
 /// Bridges failures to reach the hub, as long as they do not last.
-#[derive(Debug)]
-pub struct HubPatience {
-    limit: Duration,
+#[derive(Debug, Default)]
+struct HubPatience {
     /// The first failure in a row.
     since: Option<Instant>,
 }
 
-impl Default for HubPatience {
-    fn default() -> HubPatience {
-        HubPatience { limit: LIMIT, since: None }
-    }
-}
-
 impl HubPatience {
     /// `None`: it failed, and may be tried again.
-    pub fn forgive<T>(&mut self, outcome: Result<T, Error>) -> Result<Option<T>, Error> {
+    fn forgive<T>(&mut self, outcome: Result<T, Error>) -> Result<Option<T>, Error> {
         match outcome {
             Ok(value) => {
                 self.since = None;
@@ -63,7 +56,7 @@ impl HubPatience {
             }
             Err(Error::Unreachable(why)) => {
                 let since = *self.since.get_or_insert_with(Instant::now);
-                if since.elapsed() < self.limit { Ok(None) } else { Err(Error::Unreachable(why)) }
+                if since.elapsed() < LIMIT { Ok(None) } else { Err(Error::Unreachable(why)) }
             }
             Err(other) => Err(other),
         }
@@ -85,7 +78,7 @@ mod tests {
         assert!(matches!(patience.forgive(Ok(())), Ok(Some(()))));
         assert!(patience.since.is_none(), "a success begins anew");
         assert!(patience.forgive::<()>(Err(Error::failed("NotFound", "no job"))).is_err());
-        let mut impatient = HubPatience { limit: Duration::ZERO, since: None };
+        let mut impatient = HubPatience { since: Instant::now().checked_sub(LIMIT) };
         assert!(impatient.forgive(away()).is_err());
     }
 }

@@ -258,7 +258,6 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::stage::buffer::Pool;
     use crate::stage::slot::frontier::Frontier;
     use crate::stage::slot::withheld::{Sink, Withheld};
     use crate::stage::sources::chunks::Sources;
@@ -281,7 +280,6 @@ mod tests {
                 index: index.clone(),
                 seed: Some(Seed::open(&seed).unwrap()),
                 group: bundle.manifest().image.chunking.group_max(),
-                buffers: Pool::default(),
                 progress: bench.progress.clone(),
                 cancel: CancellationToken::new(),
             });

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::buffer::{Buffer, PIECES};
+use crate::stage::buffer::{Buffer, PIECE, PIECES};
 use crate::stage::error::StageError;
 use crate::stage::slot::withheld::Sink;
 use crate::stage::sources::shared::Shared;
@@ -52,13 +52,11 @@ pub fn beside<T>(
             let done = queue.into_iter().try_for_each(|job| write(shared, sink, job, &free));
             done.inspect_err(|_| stop.cancel())
         });
-        let idle = (0..PIECES).map(|_| shared.buffers.take()).collect();
+        let idle = (0..PIECES).map(|_| Buffer::new(PIECE)).collect();
         let writer = Writer { jobs, freed, idle: RefCell::new(idle) };
         let done = work(&writer);
-        let Writer { jobs, freed, idle } = writer;
-        drop(jobs);
+        drop(writer);
         let written = thread.join().map_err(|_| StageError::Thread("the writer panicked".into()));
-        freed.try_iter().chain(idle.into_inner()).for_each(|buffer| shared.buffers.give(buffer));
         written.and_then(|written| written).and(done)
     })
 }

@@ -168,7 +168,7 @@ async fn number(
 fn identify(seed: &Seed, patches: &[manifest::Patch], shared: &Shared) -> io::Result<Option<usize>> {
     let mut order: Vec<_> = patches.iter().enumerate().collect();
     order.sort_by_key(|(_, patch)| patch.base_size);
-    let (mut hash, mut at, mut buffer) = (Sha256::new(), 0, shared.buffers.take());
+    let (mut hash, mut at, mut buffer) = (Sha256::new(), 0, Buffer::new(PIECE));
     let mut found = None;
     for (number, patch) in order {
         if patch.base_size > seed.size() {
@@ -185,6 +185,5 @@ fn identify(seed: &Seed, patches: &[manifest::Patch], shared: &Shared) -> io::Re
             found = Some(number);
         }
     }
-    shared.buffers.give(buffer);
     Ok(found)
 }

@@ -3,16 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::Arc;
 
 use crate::bundle::{Chunk, Index, Layout, PatchIndex};
-use crate::manifest::Digest;
-use crate::stage::download::open::Bundle;
-use crate::stage::error::StageError;
 use crate::stage::sources::chunks::{ChunkSource, Sources};
 use crate::stage::sources::duplicates::find_duplicates;
 use crate::stage::sources::patch::{self, UsablePatch};
-use crate::stage::sources::shared::Shared;
 
 /// Body bytes that are fetched, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,18 +44,6 @@ impl Deref for RestorePlan {
 impl RestorePlan {
     pub fn new(sources: Sources, patch: Option<UsablePatch>) -> RestorePlan {
         RestorePlan { sources, patch }
-    }
-
-    /// From what a survey found, and with the patch from what the booted slot is known to hold, if there is one and it
-    /// saves bytes.
-    pub async fn make(
-        bundle: &Bundle,
-        shared: &Arc<Shared>,
-        found: Sources,
-        booted: Option<Digest>,
-    ) -> Result<RestorePlan, StageError> {
-        let (sources, patch) = UsablePatch::find(bundle, shared, booted, found).await?;
-        Ok(RestorePlan { sources, patch })
     }
 
     /// Offsets of the groups that are not in place.

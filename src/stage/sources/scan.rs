@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::ChunkDigest;
 use crate::bundle::chunker::{Cutter, is_zero};
 use crate::manifest::{BLOCK, Chunking};
-use crate::stage::buffer::{PIECE, Pool};
+use crate::stage::buffer::{Buffer, PIECE};
 use crate::stage::error::StageError;
 use crate::stage::parallel::{in_parallel, split};
 use crate::stage::progress::Progress;
@@ -24,7 +24,6 @@ const AT_ONCE: usize = PIECE / BLOCK as usize;
 pub struct Scan<'a> {
     pub seed: &'a Seed,
     pub chunking: &'a Chunking,
-    pub buffers: &'a Pool,
     pub progress: &'a watch::Sender<Progress>,
     pub cancel: &'a CancellationToken,
 }
@@ -67,7 +66,7 @@ impl Scan<'_> {
         note: &(dyn Fn(ChunkDigest, u32) + Sync),
     ) -> Result<(u64, Option<io::Error>), StageError> {
         let Some(mut cutter) = Cutter::new(self.chunking) else { return Ok((part.end, None)) };
-        let mut buffer = self.buffers.take();
+        let mut buffer = Buffer::new(PIECE);
         let mut start = part.start;
         let mut emit = |content: &[u8]| {
             // Nobody looks for zeros.
@@ -86,7 +85,6 @@ impl Scan<'_> {
             let read = self.seed.read(bytes, at.saturating_mul(u64::from(BLOCK)));
             self.progress.send_modify(|p| p.done = p.done.saturating_add(length).min(p.total));
             if let Err(error) = read {
-                self.buffers.give(buffer);
                 return Ok((next, Some(error)));
             }
             cutter.push(bytes, &mut emit);
@@ -94,7 +92,6 @@ impl Scan<'_> {
         if let Some(rest) = cutter.finish() {
             emit(&rest);
         }
-        self.buffers.give(buffer);
         Ok((part.end, None))
     }
 }

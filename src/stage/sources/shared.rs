@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::buffer::Pool;
 use crate::stage::error::StageError;
 use crate::stage::progress::Progress;
 use crate::stage::sources::seed::Seed;
@@ -19,7 +18,6 @@ pub struct Shared {
     pub seed: Option<Seed>,
     /// Bytes of the longest group.
     pub group: usize,
-    pub buffers: Pool,
     pub progress: watch::Sender<Progress>,
     pub cancel: CancellationToken,
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{Chunk, Index, offset_of};
 use crate::manifest::{CHUNK_CAP, Chunking};
-use crate::stage::buffer::{Buffer, Pool};
+use crate::stage::buffer::Buffer;
 use crate::stage::error::StageError;
 use crate::stage::parallel::{in_parallel, split};
 use crate::stage::progress::{Progress, Step};
@@ -42,7 +42,6 @@ pub struct Survey<'a> {
     pub withheld: u64,
     pub seed: Option<&'a Seed>,
     pub maps: Option<&'a Maps>,
-    pub buffers: &'a Pool,
     pub progress: &'a watch::Sender<Progress>,
     pub cancel: &'a CancellationToken,
 }
@@ -188,8 +187,8 @@ impl Survey<'_> {
     fn by_scan(&self, seed: &Seed, sources: &Sources, threads: usize) -> Result<(), StageError> {
         let wanted = ByDigest::missing(self.index, sources);
         let draft = self.maps.map(|maps| Draft::new(&maps.booted, self.chunking));
-        let &Survey { chunking, buffers, progress, cancel, .. } = self;
-        Scan { seed, chunking, buffers, progress, cancel }.run(threads, |digest, block| {
+        let &Survey { chunking, progress, cancel, .. } = self;
+        Scan { seed, chunking, progress, cancel }.run(threads, |digest, block| {
             if let Some(draft) = &draft {
                 draft.note(digest, block);
             }

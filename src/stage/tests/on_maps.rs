@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{ChunkDigest, Index};
 use crate::manifest::{Chunking, Image};
-use crate::stage::buffer::Pool;
 use crate::stage::sources::chunks::ChunkSource;
 use crate::stage::sources::seed::Seed;
 use crate::stage::sources::survey::Survey;
@@ -91,7 +90,6 @@ impl Gateway {
             withheld: GUARD,
             seed: Some(&seed),
             maps: Some(maps),
-            buffers: &Pool::default(),
             progress: &progress,
             cancel: &cancel,
         };

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::Index;
 use crate::bundle::testing as bundles;
 use crate::manifest::Body;
-use crate::stage::buffer::Pool;
 use crate::stage::testing::*;
 use crate::stage::*;
 
@@ -22,8 +21,8 @@ fn unsealed(image: &[u8], slot: &Path) -> Blocking {
     std::fs::write(slot, bytes).unwrap();
     let index = Arc::new(Index::parse(parts.index, &image_of).unwrap().into());
     let progress = watch::Sender::default();
-    let (buffers, cancel) = (Pool::default(), CancellationToken::new());
-    let shared = Shared { name: "b".into(), index, seed: None, group: 0, buffers, progress, cancel };
+    let cancel = CancellationToken::new();
+    let shared = Shared { name: "b".into(), index, seed: None, group: 0, progress, cancel };
     Blocking {
         shared: Arc::new(shared),
         target: Target::acquire(slot, &[]).unwrap(),
