@@ -15,7 +15,9 @@ use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 use sha2::{Digest, Sha256};
 
-use super::{Description, KeyKind, KeyUri, Scheme, TokenError, der};
+use super::der;
+use super::key::{Description, KeyKind, Scheme, TokenError};
+use super::uri::KeyUri;
 
 /// The curve's name as DER, which is what tokens call it.
 const P256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";

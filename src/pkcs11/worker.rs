@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Description, KeyUri, Scheme, TokenError, TokenKey};
+use super::key::{Description, Scheme, TokenError};
+use super::token::TokenKey;
+use super::uri::KeyUri;
 
 /// What makes this program the worker (`fwupdated --token-key`).
 const FLAG: &str = "--token-key";
