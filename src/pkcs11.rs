@@ -9,6 +9,7 @@ mod token;
 mod uri;
 mod worker;
 
+pub use der::ecdsa_signature;
 pub use key::{Description, KeyKind, Scheme, TokenError};
 pub use token::TokenKey;
 pub use uri::{KeyUri, SCHEME};

@@ -2,8 +2,6 @@
 //! hang, or crash.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -70,28 +68,11 @@ fn load(uri: &KeyUri) -> Result<Pkcs11, TokenError> {
         path: uri.module().display().to_string(),
         cause: error.to_string(),
     };
-    if let Some(place) = uri.module.as_deref().and_then(foreign) {
-        return Err(TokenError::Module {
-            path: uri.module().display().to_string(),
-            cause: format!("{} is not root's alone", place.display()),
-        });
-    }
     let module = Pkcs11::new(uri.module()).map_err(broken)?;
     match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
         Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(module),
         Err(error) => Err(broken(error)),
     }
-}
-
-/// The file or folder on the way to the module that somebody else than root can write: what stood there would be run by
-/// the agent, and would outlive both slots.
-fn foreign(module: &Path) -> Option<PathBuf> {
-    let real = module.canonicalize().ok()?;
-    let is_roots = |place: &Path| {
-        let meta = place.symlink_metadata();
-        meta.is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
-    };
-    real.ancestors().find(|place| !is_roots(place)).map(Path::to_path_buf)
 }
 
 fn slot(module: &Pkcs11, uri: &KeyUri) -> Result<Slot, TokenError> {

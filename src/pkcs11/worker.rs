@@ -2,6 +2,8 @@
 //! JSON. Whatever the module does there, who asks has an answer or an error in time.
 
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
@@ -63,12 +65,29 @@ pub fn serve() -> io::Result<()> {
 }
 
 fn answer(question: &Question) -> Result<Answer, TokenError> {
-    let uri = question.uri.parse().map_err(|why: String| failed(&why))?;
+    let uri: KeyUri = question.uri.parse().map_err(|why: String| failed(&why))?;
+    if let Some(place) = uri.module.as_deref().and_then(foreign) {
+        return Err(TokenError::Module {
+            path: uri.module().display().to_string(),
+            cause: format!("{} is not root's alone", place.display()),
+        });
+    }
     let key = TokenKey::open(&uri)?;
     match &question.sign {
         Some((scheme, message)) => key.sign(*scheme, message).map(Answer::Signature),
         None => Ok(Answer::Description(key.description().clone())),
     }
+}
+
+/// The file or folder on the way to the module that somebody else than root can write: what stood there would be run by
+/// the agent, and would outlive both slots.
+fn foreign(module: &Path) -> Option<PathBuf> {
+    let real = module.canonicalize().ok()?;
+    let is_roots = |place: &Path| {
+        let meta = place.symlink_metadata();
+        meta.is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
+    };
+    real.ancestors().find(|place| !is_roots(place)).map(Path::to_path_buf)
 }
 
 fn ask(uri: &KeyUri, sign: Option<(Scheme, Vec<u8>)>) -> Result<Answer, TokenError> {

@@ -238,3 +238,96 @@ async fn a_wrong_pin_is_tried_once_and_again_when_its_file_has_changed() {
     world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     world.finish_disturbed().await;
 }
+
+/// Runs `fwupdate-bundle`; its errors' text when it fails.
+fn bundle(token: &Token, args: &[&str]) -> Result<(), String> {
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_fwupdate-bundle"));
+    let output = tool.args(args).envs(token.variables.iter().cloned()).output().unwrap();
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+impl Token {
+    fn key(&self) -> String {
+        let pin = self.dir.path().join("pin");
+        fs::write(&pin, PIN).unwrap();
+        format!("pkcs11:token=gateway;id=%01?module-path={}&pin-source={}", self.module, pin.display())
+    }
+
+    /// Its public key, as devices trust it.
+    fn public_key(&self) -> PathBuf {
+        let (der, pem) = (self.dir.path().join("release.der"), self.dir.path().join("release.pub.pem"));
+        let read = ["--token-label", "gateway", "--read-object", "--type", "pubkey", "--id", "01", "-o"];
+        self.tool(&[&read[..], &[der.to_str().unwrap()]].concat());
+        let mut convert = Command::new("openssl");
+        run(convert.args(["pkey", "-pubin", "-inform", "DER", "-in"]).arg(der).arg("-out").arg(&pem));
+        pem
+    }
+}
+
+#[test]
+fn a_release_is_signed_by_a_key_in_a_token_or_by_what_a_key_vault_returns() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
+    run(Command::new("mkfs.ext4").args(["-q", &at("image"), "4M"]));
+    let (image, out) = (at("image"), at("out.fwb"));
+    let create =
+        ["create", "--image", &image, "--compatible", "b", "--version", "1", "--security-version", "1"];
+    for token in [Token::softhsm("EC:prime256v1"), Token::tpm("EC:prime256v1")] {
+        let (key, public) = (token.key(), token.public_key());
+        let public = public.to_str().unwrap();
+        bundle(&token, &[&create[..], &["--key", &key, "-o", &out]].concat()).unwrap();
+        bundle(&token, &["verify", &out, "--keys", public]).unwrap();
+
+        bundle(&token, &[&create[..], &["--unsigned", "-o", &out]].concat()).unwrap();
+        bundle(&token, &["verify", &out, "--keys", public]).unwrap_err();
+        bundle(&token, &["sign", &out, "--key", &key]).unwrap();
+        bundle(&token, &["verify", &out, "--keys", public]).unwrap();
+
+        // A vault is given the digest, and returns r and s.
+        bundle(&token, &[&create[..], &["--unsigned", "-o", &out]].concat()).unwrap();
+        bundle(&token, &["digest", &out, "--manifest", &at("manifest")]).unwrap();
+        run(Command::new("openssl").args([
+            "dgst",
+            "-sha256",
+            "-binary",
+            "-out",
+            &at("digest"),
+            &at("manifest"),
+        ]));
+        let log_in = ["--token-label", "gateway", "--login", "--pin", PIN, "--sign", "--mechanism", "ECDSA"];
+        let (digest, raw) = (at("digest"), at("raw"));
+        token.tool(&[&log_in[..], &["--id", "01", "--input-file", &digest, "--output-file", &raw]].concat());
+        assert_eq!(fs::read(&raw).unwrap().len(), 64);
+        bundle(&token, &["sign", &out, "--signature", &raw, "--public-key", public]).unwrap();
+        bundle(&token, &["verify", &out, "--keys", public]).unwrap();
+    }
+}
+
+#[test]
+fn a_key_that_cannot_sign_a_release_is_named_as_what_it_is() {
+    let work = tempfile::tempdir().unwrap();
+    let (image, out) = (work.path().join("image"), work.path().join("out.fwb"));
+    run(Command::new("mkfs.ext4").arg("-q").arg(&image).arg("4M"));
+    let token = Token::softhsm("rsa:2048");
+    let said = |key: &str| {
+        let [image, out] = [&image, &out].map(|path| path.to_str().unwrap());
+        let create =
+            ["create", "--image", image, "--compatible", "b", "--version", "1", "--security-version", "1"];
+        bundle(&token, &[&create[..], &["--key", key, "-o", out]].concat()).unwrap_err()
+    };
+    let key = token.key();
+    for (key, why) in [
+        (key.clone(), "an RSA key signs no bundle"),
+        (key.replace("id=%01", "id=%02"), "has no private key"),
+        (key.replace("token=gateway", "token=other"), "no token is there"),
+        (key.replace(SOFTHSM, "/nowhere.so"), "cannot be loaded"),
+        ("pkcs11:token=gateway".to_owned(), "names no key"),
+    ] {
+        let said = said(&key);
+        assert!(said.contains(why), "{key}: {said}");
+        assert!(!out.exists());
+    }
+}

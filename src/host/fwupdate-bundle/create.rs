@@ -44,7 +44,7 @@ pub struct CreateOptions {
     /// RFC 3339; SOURCE_DATE_EPOCH or now if not given. Two builds at the same time are the same bytes.
     #[arg(long, value_parser = parse_time, value_name = "TIME")]
     created: Option<OffsetDateTime>,
-    /// Private key in PEM; several keys sign side by side.
+    /// Private key in PEM, or in a token: a pkcs11: URI of a key on P-256. Several keys sign side by side.
     #[arg(long, value_name = "KEY.pem")]
     key: Vec<PathBuf>,
     /// No signature yet: for a key in an HSM. No device installs it before `sign`.

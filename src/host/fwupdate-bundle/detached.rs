@@ -6,11 +6,12 @@ use std::path::Path;
 use fwupdate::bundle::MEMBERS;
 use fwupdate::failure::Code;
 use fwupdate::manifest::{Algorithm, Digest, PublicKey, Signature};
+use fwupdate::pkcs11::ecdsa_signature;
 use serde_json::json;
 
 use crate::create::Archive;
 use crate::files::{self, Replacement};
-use crate::keys;
+use crate::keys::{self, SigningKey};
 use crate::output::{Output, Result};
 use crate::reader::BundleFile;
 
@@ -30,8 +31,14 @@ pub fn digest(path: &Path, manifest: Option<&Path>) -> Result<Output> {
     Ok(Output { text: digest.to_string(), json: json!({"manifestSha256": digest}) })
 }
 
-/// Adds a signature, or replaces that of the same key, after it was found good.
-pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Output> {
+/// Signs with a key that can be used here: a file, or a token's.
+pub fn sign(path: &Path, key: &Path) -> Result<Output> {
+    let bundle = BundleFile::open(path)?;
+    add(&bundle, SigningKey::load(key)?.sign(&bundle.manifest)?)
+}
+
+/// Adds a signature that was made elsewhere, after it was found good.
+pub fn attach(path: &Path, signature: &Path, public_key: &Path) -> Result<Output> {
     let bundle = BundleFile::open(path)?;
     let key = keys::load_public(public_key)?;
     let bytes = files::read(signature, SIGNATURE_CAP)?;
@@ -39,12 +46,18 @@ pub fn sign(path: &Path, signature: &Path, public_key: &Path) -> Result<Output> 
         let what = "this is no signature of manifest.json by that key; sign what `digest` gives for this very bundle";
         files::wrong(Code::UntrustedSignature, signature, what)
     })?;
+    add(&bundle, Signature::by(&key, bytes))
+}
+
+/// Adds a signature, or replaces that of the same key.
+fn add(bundle: &BundleFile, signature: Signature) -> Result<Output> {
+    let key = signature.key_id.clone();
     let mut list = bundle.signature_list()?;
-    list.signatures.retain(|other| other.key_id != key.id());
-    list.signatures.push(Signature::by(&key, bytes));
-    rewrite(&bundle, &list.to_bytes()?)?;
-    let text = format!("{}: signed by key {}", path.display(), key.id());
-    Ok(Output { text, json: json!({"bundle": path, "keyId": key.id()}) })
+    list.signatures.retain(|other| other.key_id != key);
+    list.signatures.push(signature);
+    rewrite(bundle, &list.to_bytes()?)?;
+    let text = format!("{}: signed by key {key}", bundle.path.display());
+    Ok(Output { text, json: json!({"bundle": bundle.path, "keyId": key}) })
 }
 
 /// The signature in the form that devices take, if it is good in this or that form.
@@ -52,24 +65,10 @@ fn accept(key: &PublicKey, manifest: &[u8], bytes: Vec<u8>) -> Option<Vec<u8>> {
     if key.verifies(manifest, &bytes) {
         return Some(bytes);
     }
-    let raw: [u8; 64] = bytes.try_into().ok()?;
-    let der = (key.algorithm() == Algorithm::EcdsaP256Sha256).then(|| der(&raw))?;
+    // r and s as key vaults give them (RFC 7518, ES256).
+    let is_raw = bytes.len() == 64 && key.algorithm() == Algorithm::EcdsaP256Sha256;
+    let der = is_raw.then(|| ecdsa_signature(&bytes))?;
     key.verifies(manifest, &der).then_some(der)
-}
-
-/// r and s as key vaults give them (RFC 7518, ES256) -> SEQUENCE { INTEGER r, INTEGER s }.
-fn der(raw: &[u8; 64]) -> Vec<u8> {
-    let (r, s) = raw.split_at(32);
-    let numbers = [integer(r), integer(s)].concat();
-    [&[0x30, numbers.len() as u8], numbers.as_slice()].concat()
-}
-
-/// A DER INTEGER: no needless leading zeros, but one where the top bit would mean a minus sign.
-fn integer(number: &[u8]) -> Vec<u8> {
-    let zeros = number.iter().take_while(|byte| **byte == 0).count().min(number.len() - 1);
-    let digits = number.get(zeros..).unwrap_or_default();
-    let sign: &[u8] = if digits.first().is_some_and(|byte| byte & 0x80 != 0) { &[0] } else { &[] };
-    [&[2, (sign.len() + digits.len()) as u8], sign, digits].concat()
 }
 
 /// Writes the bundle anew with other signatures; everything else keeps its bytes.
@@ -91,16 +90,4 @@ fn copy(bundle: &BundleFile, signatures: &[u8], out: &mut std::fs::File) -> io::
     let mut rest = &bundle.file;
     rest.seek(SeekFrom::Start(bundle.layout.index_header()))?;
     io::copy(&mut rest, out).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn integers_are_minimal_and_never_negative() {
-        assert_eq!(integer(&[0, 0, 5]), [2, 1, 5]);
-        assert_eq!(integer(&[0, 0x80, 1]), [2, 3, 0, 0x80, 1]);
-        assert_eq!(integer(&[0, 0]), [2, 1, 0]);
-    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use fwupdate::failure::{Code, Failure};
 use fwupdate::manifest::{Algorithm, PublicKey, Signature};
+use fwupdate::pkcs11::{self, Description, SCHEME, Scheme, TokenKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -83,13 +84,33 @@ fn unusable(what: &str) -> Failure {
 pub enum SigningKey {
     Ed25519(Ed25519KeyPair),
     P256(EcdsaKeyPair),
+    /// On P-256, in a token.
+    Token(TokenKey, PublicKey),
 }
 
 impl SigningKey {
+    /// A file, or a key in a token by its URI.
     pub fn load(path: &Path) -> Result<SigningKey> {
+        if let Some(uri) = path.to_str().filter(|name| name.starts_with(SCHEME)) {
+            return SigningKey::in_token(uri);
+        }
         let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(read(path)?.as_bytes()).ok();
         let key = pkcs8.and_then(|pkcs8| SigningKey::from_pkcs8(pkcs8.secret_pkcs8_der()));
         key.ok_or_else(|| unusable(&path.display().to_string()))
+    }
+
+    fn in_token(uri: &str) -> Result<SigningKey> {
+        let refused = |why: String| Failure::new(Code::MalformedRequest, format!("{uri}: {why}"));
+        let key = TokenKey::open(&uri.parse().map_err(refused)?).map_err(|why| refused(why.to_string()))?;
+        let spki = match key.description() {
+            Description { kind: pkcs11::KeyKind::P256, public_key: Some(spki) } => spki,
+            Description { kind: pkcs11::KeyKind::P256, .. } => {
+                return Err(refused("the token holds no public key beside it: put it there".to_owned()));
+            }
+            _ => return Err(refused("an RSA key signs no bundle; make one on P-256".to_owned())),
+        };
+        let public = PublicKey::from_pem(&pem("PUBLIC KEY", spki)).map_err(|why| refused(why.to_string()))?;
+        Ok(SigningKey::Token(key, public))
     }
 
     fn from_pkcs8(pkcs8: &[u8]) -> Option<SigningKey> {
@@ -102,17 +123,23 @@ impl SigningKey {
         let (algorithm, point) = match self {
             SigningKey::Ed25519(pair) => (Algorithm::Ed25519, pair.public_key().as_ref()),
             SigningKey::P256(pair) => (Algorithm::EcdsaP256Sha256, pair.public_key().as_ref()),
+            SigningKey::Token(_, public) => return Ok(public.clone()),
         };
         PublicKey::from_point(algorithm, point)
             .map_err(|error| Failure::new(Code::Internal, error.to_string()))
     }
 
     pub fn sign(&self, manifest: &[u8]) -> Result<Signature> {
+        let failed = |why: String| Failure::new(Code::Internal, why);
         let bytes = match self {
             SigningKey::Ed25519(pair) => Ok(pair.sign(manifest)),
             SigningKey::P256(pair) => pair.sign(&SystemRandom::new(), manifest),
+            SigningKey::Token(key, public) => {
+                let signature = key.sign(Scheme::Ecdsa, manifest).map_err(|why| failed(why.to_string()))?;
+                return Ok(Signature::by(public, signature));
+            }
         };
-        let bytes = bytes.map_err(|_| Failure::new(Code::Internal, "signing failed; try again"))?;
+        let bytes = bytes.map_err(|_| failed("signing failed; try again".to_owned()))?;
         Ok(Signature::by(&self.public()?, bytes.as_ref().to_vec()))
     }
 }

@@ -74,14 +74,17 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         manifest: Option<PathBuf>,
     },
-    /// Add a signature that was made elsewhere.
+    /// Add a signature: by a key that is here, or one that was made elsewhere.
     Sign {
         bundle: PathBuf,
+        /// Private key in PEM, or in a token: a pkcs11: URI of a key on P-256.
+        #[arg(long, value_name = "KEY", required_unless_present = "signature", conflicts_with_all = ["signature", "public_key"])]
+        key: Option<PathBuf>,
         /// Ed25519: 64 bytes. ECDSA P-256: DER, or r and s as 64 bytes.
-        #[arg(long, value_name = "FILE")]
-        signature: PathBuf,
-        #[arg(long, value_name = "PUB.pem")]
-        public_key: PathBuf,
+        #[arg(long, value_name = "FILE", requires = "public_key")]
+        signature: Option<PathBuf>,
+        #[arg(long, value_name = "PUB.pem", requires = "signature")]
+        public_key: Option<PathBuf>,
     },
     /// Tell how much an update from OLD to NEW will download.
     Estimate {
@@ -128,7 +131,10 @@ fn run(command: Command) -> Result<Output> {
             check::verify(&bundle, &keys, required.into(), &base)
         }
         Command::Digest { bundle, manifest } => detached::digest(&bundle, manifest.as_deref()),
-        Command::Sign { bundle, signature, public_key } => detached::sign(&bundle, &signature, &public_key),
+        Command::Sign { bundle, signature: Some(signature), public_key: Some(public_key), .. } => {
+            detached::attach(&bundle, &signature, &public_key)
+        }
+        Command::Sign { bundle, key, .. } => detached::sign(&bundle, &key.unwrap_or_default()),
         Command::Estimate { old, new } => estimate::estimate(&old, &new),
     }
 }
