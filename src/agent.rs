@@ -59,7 +59,6 @@ const CONTROL_PAUSE: Duration = Duration::from_millis(500);
 /// Why `run` returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Told to stop.
     Stopped,
     /// The record and the boot environment are saved: reboot now.
     Reboot,

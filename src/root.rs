@@ -33,7 +33,6 @@ const TEXT_LIMIT: usize = 512;
 pub enum Verb {
     /// Run the integrator's check of that name, such as `required.d/10-network`.
     Check(RootCheck),
-    /// List the units that have failed.
     FailedUnits,
     /// Tell whether the unit is active.
     UnitState(String),
@@ -41,7 +40,6 @@ pub enum Verb {
     UnitStatus(String),
     /// Start `boot-complete.target`.
     BootComplete,
-    /// Reboot the gateway.
     Reboot,
 }
 
@@ -80,7 +78,6 @@ pub struct Finished {
     pub output: Vec<u8>,
 }
 
-/// Root's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum RootAnswer {

@@ -58,7 +58,6 @@ pub struct Armed {
 pub struct BootEnv {
     /// The slot to boot: always a proven one.
     pub primary: Slot,
-    /// The slot on trial, if one is.
     pub trial: Option<Armed>,
     /// The other slot, while it too is proven.
     pub fallback: Option<Slot>,

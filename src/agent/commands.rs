@@ -17,7 +17,6 @@ use crate::slot::Slot;
 use crate::uri::PackageUri;
 
 impl Agent {
-    /// A direct method.
     pub(super) async fn method(&mut self, call: hub::MethodCall) {
         let answer = fault::caught(self.answer(&call)).await;
         let answer = self.recover(answer).await.unwrap_or_else(|failure| Err(failure.into()));
@@ -43,7 +42,6 @@ impl Agent {
         }
     }
 
-    /// A request of local control.
     pub(super) async fn control_call(&mut self, call: control::Call) {
         if call.request.method == Method::Doctor {
             return self.examine(call.reply);
@@ -65,7 +63,6 @@ impl Agent {
         }
     }
 
-    /// Has doctor examine the gateway.
     fn examine(&self, reply: control::Reply) {
         let unsaved = self.ledger.unsaved().map(|failure| failure.message.clone());
         let live = Live { unsaved, no_session: self.no_session.clone() };
@@ -229,7 +226,6 @@ impl Agent {
         Ok(json!({ "Response": "Hold changed", "operationId": id }))
     }
 
-    /// The id of the running operation.
     fn running_id(&self) -> Option<&str> {
         self.ledger.record().phase.operation().map(|operation| operation.id.as_str())
     }

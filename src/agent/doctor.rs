@@ -21,8 +21,8 @@ use crate::fault;
 use crate::machine::Record;
 
 pub use self::offline::{examine as examine_offline, note_end};
-use self::questions::{QUESTIONS, document};
 pub use self::questions::{abilities, lacking};
+use self::questions::{answers, document};
 use self::subject::Answer;
 pub use self::subject::{Live, OnTrial, Subject};
 
@@ -32,9 +32,8 @@ const OF_SETTINGS: [&str; 5] = ["slot sizes", "read-only media", "hub settings",
 /// The faults and doubts that settings have on this machine, before any agent runs; true for a fault.
 pub fn config_doubts(settings: crate::config::Settings) -> Vec<(bool, String)> {
     let subject = Subject::new(Arc::new(Gateway::new(settings)), Record::default(), false);
-    let asked = QUESTIONS.iter().filter(|question| OF_SETTINGS.contains(&question.name));
-    let answers = asked.filter_map(|question| Some((question.name, (question.ask)(&subject)?)));
-    let doubts = answers.filter_map(|(name, answer)| match answer {
+    let answers = answers(&subject, |name, _| OF_SETTINGS.contains(&name));
+    let doubts = answers.filter_map(|(name, _, answer)| match answer {
         Answer::Well(_) => None,
         Answer::Doubt(why) => Some((false, format!("{name}: {why}"))),
         Answer::Fault(why) => Some((true, format!("{name}: {why}"))),

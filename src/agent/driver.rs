@@ -137,7 +137,6 @@ impl Agent {
         self.inbox.meanwhile(blocking(work), |incoming| publisher.answer(incoming, saved)).await
     }
 
-    /// Makes the record durable.
     pub async fn save(&mut self) -> Result<(), Failure> {
         let Some(draft) = self.ledger.draft() else { return Ok(()) };
         let written = self.aside(draft).await;
@@ -148,7 +147,6 @@ impl Agent {
         written
     }
 
-    /// Tries again what could not be saved.
     pub async fn save_again(&mut self) {
         if self.ledger.unsaved().is_some() && self.save().await.is_ok() {
             tracing::info!("the record can be saved again");
@@ -157,7 +155,6 @@ impl Agent {
         }
     }
 
-    /// Tells what is saved.
     pub fn publish(&mut self) {
         self.publisher.publish(self.ledger.saved());
     }

@@ -120,7 +120,6 @@ impl Publisher {
         self.logged.clone_from(&self.view.degraded);
     }
 
-    /// Tells what is saved.
     pub fn publish(&mut self, saved: &Record) {
         let staging = matches!(saved.phase, Phase::Staging { .. });
         if !staging {

@@ -172,7 +172,6 @@ impl Workshop {
         self.running.as_ref().is_some_and(|running| running.then.is_some())
     }
 
-    /// The spare slot is held by an operation.
     pub fn holds_slot(&self) -> bool {
         self.held.target.is_some() || self.running.as_ref().is_some_and(|running| running.holds_slot)
     }

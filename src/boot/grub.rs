@@ -26,7 +26,6 @@ pub struct Grub {
     path: PathBuf,
 }
 
-/// What the file holds.
 enum GrubenvContent {
     Valid(Vec<u8>, Block),
     /// Missing, of another length, or no environment block: GRUB itself could neither read nor save it.

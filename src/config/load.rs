@@ -138,15 +138,13 @@ fn system_layers(options: &Options, warnings: &mut Vec<Warning>) -> Result<Vec<F
     let mut found = vec![fragments::defaults()?];
     for (path, layer) in paths {
         match fragments::read(&path, layer, warnings)? {
-            None if path == options.main && options.main_required => return Err(absent(path)),
+            None if path == options.main && options.main_required => {
+                return Err(ConfigError::Read { path, source: std::io::ErrorKind::NotFound.into() });
+            }
             fragment => found.extend(fragment),
         }
     }
     Ok(found)
-}
-
-fn absent(path: PathBuf) -> ConfigError {
-    ConfigError::Read { path, source: std::io::ErrorKind::NotFound.into() }
 }
 
 fn settings(

@@ -22,7 +22,6 @@ const WAIT: std::ops::RangeInclusive<u64> = 1..=120;
 /// Characters of the service's message that are passed on.
 const MESSAGE_LIMIT: usize = 200;
 
-/// One request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DpsRequest {
     Register,

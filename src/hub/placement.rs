@@ -26,7 +26,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_se
 /// No cache is larger.
 const CACHE_LIMIT: u64 = 16 * 1024;
 
-/// Keeps the seat.
 pub(super) enum Placement {
     Known(Seat),
     Assigned(Box<Assigned>),

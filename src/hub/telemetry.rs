@@ -75,7 +75,6 @@ impl Telemetry {
         self.closed = self.next.is_none();
     }
 
-    /// The hub has the message.
     pub fn acknowledged(&mut self) {
         self.next = None;
         self.in_flight = false;

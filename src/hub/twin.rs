@@ -140,7 +140,6 @@ impl Twin {
         self.hurried = true;
     }
 
-    /// A request waits for its answer.
     pub fn is_busy(&self) -> bool {
         self.link.request.is_some()
     }

@@ -39,8 +39,9 @@ impl Record {
         self.history.iter_mut().for_each(fit_last);
         self.quarantine.truncate(QUARANTINE);
         self.quarantine.iter_mut().for_each(fit_quarantined);
-        for image in [&mut self.slots.a.image, &mut self.slots.b.image].into_iter().flatten() {
-            fit_image(image);
+        for slot in [&mut self.slots.a, &mut self.slots.b] {
+            slot.image.iter_mut().for_each(fit_image);
+            slot.version.iter_mut().for_each(|version| cut(version, bounds::VERSION));
         }
         self.desired.iter_mut().for_each(fit_desired);
         let times = &mut self.times;
@@ -51,9 +52,6 @@ impl Record {
         }
         self.failed_units = self.failed_units.take().filter(known);
         self.abilities.iter_mut().for_each(fit_abilities);
-        for version in [&mut self.slots.a.version, &mut self.slots.b.version].into_iter().flatten() {
-            cut(version, bounds::VERSION);
-        }
         fit_extra(&mut self.extra);
         while self.size() > RECORD_LIMIT && self.shed() {}
         self.unreported = self.unreported.min(self.history.len());

@@ -188,7 +188,6 @@ pub struct Quarantined {
 }
 
 impl Record {
-    /// The newest outcome.
     pub fn last(&self) -> Option<&Last> {
         self.history.first()
     }
@@ -230,13 +229,6 @@ impl Record {
         self.history.truncate(HISTORY);
         self.unreported = self.unreported.saturating_add(1).min(HISTORY);
         self.phase = Phase::Idle;
-    }
-
-    /// A command other than the desired section starts something.
-    pub(super) fn supersede_desired(&mut self) {
-        if let Some(desired) = &mut self.desired {
-            desired.superseded();
-        }
     }
 
     /// The hub refuses the old slot too. If it was the hub's word that led back here, and there was no session since, the

@@ -65,7 +65,7 @@ fn advanced(record: &Record, boot: &Boot, event: Event) -> Step {
 /// What the record tells of an operation that only begins.
 fn begun(record: &Record) -> Record {
     let mut next = record.clone();
-    next.supersede_desired();
+    next.desired.iter_mut().for_each(Desired::superseded);
     next.downloaded = 0;
     next.progress = SavedProgress::default();
     next.times = Times { last_firmware_update: record.times.last_firmware_update, ..Times::default() };

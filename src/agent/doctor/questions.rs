@@ -22,56 +22,54 @@ pub enum Weight {
     Vital,
 }
 
-/// One of doctor's questions.
-pub struct Question {
-    pub name: &'static str,
-    pub weight: Weight,
-    /// `None`: it does not arise here.
-    pub ask: fn(&Subject) -> Option<Answer>,
-}
-
-const fn question(name: &'static str, weight: Weight, ask: fn(&Subject) -> Option<Answer>) -> Question {
-    Question { name, weight, ask }
-}
+/// One of doctor's questions, and who answers it; `None`: it does not arise here.
+type Question = (&'static str, Weight, fn(&Subject) -> Option<Answer>);
 
 /// All of them, in the order in which they are printed.
-pub const QUESTIONS: &[Question] = &[
-    question("agent", Weight::Advice, |subject| subject.agent_ended.clone().map(Answer::Fault)),
-    question("settings", Weight::Advice, cloud::awaited),
-    question("running slot", Weight::Advice, slots::running),
-    question("trial", Weight::Advice, slots::trial),
-    question("boot environment", Weight::Vital, slots::environment),
-    question("spare slot", Weight::Vital, slots::spare),
-    question("slot sizes", Weight::Advice, slots::sizes),
-    question("read-only media", Weight::Compared, slots::read_only),
-    question("fallback", Weight::Advice, slots::fallback),
-    question("signing keys", Weight::Vital, trust::keys),
-    question("board", Weight::Vital, trust::board),
-    question("security version", Weight::Vital, trust::security_version),
-    question("security floor", Weight::Advice, trust::floor),
-    question("downloads", Weight::Vital, trust::downloads),
-    question("package host", Weight::Vital, trust::package_host),
-    question("hub settings", Weight::Compared, cloud::settings),
-    question("hub", Weight::Compared, cloud::session),
-    question("credentials", Weight::Advice, cloud::credentials),
-    question("clock", Weight::Advice, cloud::clock),
-    question("state folder", Weight::Compared, state::outside),
-    question("state medium", Weight::Compared, state::lasting),
-    question("state access", Weight::Vital, state::access),
-    question("trial record", Weight::Vital, state::same_folder),
-    question("record", Weight::Advice, state::saved),
-    question("reboot command", Weight::Vital, board::reboot_command),
-    question("dead-man", Weight::Compared, dead_man::late_enough),
-    question("hardware watchdog", Weight::Advice, board::watchdog),
-    question("quarantine", Weight::Advice, state::quarantine),
+const QUESTIONS: &[Question] = &[
+    ("agent", Weight::Advice, |subject| subject.agent_ended.clone().map(Answer::Fault)),
+    ("settings", Weight::Advice, cloud::awaited),
+    ("running slot", Weight::Advice, slots::running),
+    ("trial", Weight::Advice, slots::trial),
+    ("boot environment", Weight::Vital, slots::environment),
+    ("spare slot", Weight::Vital, slots::spare),
+    ("slot sizes", Weight::Advice, slots::sizes),
+    ("read-only media", Weight::Compared, slots::read_only),
+    ("fallback", Weight::Advice, slots::fallback),
+    ("signing keys", Weight::Vital, trust::keys),
+    ("board", Weight::Vital, trust::board),
+    ("security version", Weight::Vital, trust::security_version),
+    ("security floor", Weight::Advice, trust::floor),
+    ("downloads", Weight::Vital, trust::downloads),
+    ("package host", Weight::Vital, trust::package_host),
+    ("hub settings", Weight::Compared, cloud::settings),
+    ("hub", Weight::Compared, cloud::session),
+    ("credentials", Weight::Advice, cloud::credentials),
+    ("clock", Weight::Advice, cloud::clock),
+    ("state folder", Weight::Compared, state::outside),
+    ("state medium", Weight::Compared, state::lasting),
+    ("state access", Weight::Vital, state::access),
+    ("trial record", Weight::Vital, state::same_folder),
+    ("record", Weight::Advice, state::saved),
+    ("reboot command", Weight::Vital, board::reboot_command),
+    ("dead-man", Weight::Compared, dead_man::late_enough),
+    ("hardware watchdog", Weight::Advice, board::watchdog),
+    ("quarantine", Weight::Advice, state::quarantine),
 ];
+
+/// What is answered of the questions that are wanted, by their names and weights.
+pub fn answers(
+    subject: &Subject,
+    wanted: impl Fn(&str, Weight) -> bool,
+) -> impl Iterator<Item = (&'static str, Weight, Answer)> {
+    let asked = QUESTIONS.iter().filter(move |(name, weight, _)| wanted(name, *weight));
+    asked.filter_map(|(name, weight, ask)| Some((*name, *weight, ask(subject)?)))
+}
 
 /// Asks everything: `{"findings": [{"check", "status", "message"}]}`.
 pub fn document(subject: &Subject) -> Value {
-    let findings: Vec<Value> = QUESTIONS
-        .iter()
-        .filter_map(|question| Some((question.name, (question.ask)(subject)?)))
-        .map(|(check, answer)| {
+    let findings: Vec<Value> = answers(subject, |_, _| true)
+        .map(|(check, _, answer)| {
             let (status, message) = match answer {
                 Answer::Well(message) => ("ok", message),
                 Answer::Doubt(message) => ("warning", message),
@@ -88,7 +86,9 @@ pub fn abilities(subject: &Subject) -> Abilities {
     let settings = &subject.gateway.settings;
     let keys = subject.gateway.keys().map(|found| found.trusted).unwrap_or_default();
     Abilities {
-        answers: answers(subject).map(|(name, _, answer)| (name.to_owned(), !answer.is_fault())).collect(),
+        answers: answers(subject, is_weighty)
+            .map(|(name, _, answer)| (name.to_owned(), !answer.is_fault()))
+            .collect(),
         compatible: short(&settings.compatible),
         hub: settings.cloud.as_ref().map(|cloud| short(&hub_of(cloud))),
         keys: keys.ids().map(ToString::to_string).collect::<BTreeSet<String>>(),
@@ -99,20 +99,19 @@ pub fn abilities(subject: &Subject) -> Abilities {
 /// The first thing that this image lacks beside the old slot: the question's name, and a sentence.
 pub fn lacking(subject: &Subject) -> Option<(String, String)> {
     let before = subject.on_trial.as_ref()?.before.as_ref().map(|before| &before.answers);
-    answers(subject).find_map(|(name, weight, answer)| match answer {
+    answers(subject, is_weighty).find_map(|(name, weight, answer)| match answer {
         Answer::Fault(why) if counts(name, weight, before) => Some((name.to_owned(), why)),
         _ => None,
     })
 }
 
+fn is_weighty(_: &str, weight: Weight) -> bool {
+    weight != Weight::Advice
+}
+
 /// Whether a fault of this image is its own: the old slot had none of that kind, as far as is known.
 fn counts(name: &str, weight: Weight, before: Option<&BTreeMap<String, bool>>) -> bool {
     before.and_then(|answers| answers.get(name)).copied().unwrap_or(weight == Weight::Vital)
-}
-
-fn answers(subject: &Subject) -> impl Iterator<Item = (&'static str, Weight, Answer)> {
-    let weighty = QUESTIONS.iter().filter(|question| question.weight != Weight::Advice);
-    weighty.filter_map(|question| Some((question.name, question.weight, (question.ask)(subject)?)))
 }
 
 #[cfg(test)]
