@@ -15,7 +15,7 @@ use self::block::{Block, SECTOR, SIZE};
 use super::bootloader::{BootError, Bootloader};
 use super::{raw, variables};
 use crate::durable;
-use crate::slot::{Armed, BootEnv, Slot};
+use crate::slot::BootEnv;
 
 /// Most folders of `EFI` that are looked into.
 const VENDORS: usize = 32;
@@ -152,8 +152,7 @@ impl Bootloader for Grub {
     }
 
     fn ready(&self) -> Result<(), BootError> {
-        let trial = Some(Armed { slot: Slot::B, tries: 9 });
-        self.next(&BootEnv { primary: Slot::A, trial, fallback: Some(Slot::B) })?;
+        self.next(&variables::LONGEST)?;
         match raw::open(&self.path, true) {
             Err(error) if !raw::is_leased(&error) => Err(error),
             _ => Ok(()),

@@ -14,7 +14,7 @@ pub use self::config::{Location, load};
 use self::env_copy::EnvCopy;
 use super::bootloader::{BootError, Bootloader};
 use super::{raw, variables};
-use crate::slot::{Armed, BootEnv, Slot};
+use crate::slot::BootEnv;
 
 /// Beside `fw_env.config`: the variables that U-Boot is built with (libubootenv's name for the file).
 const DEFAULTS: &str = "u-boot-initial-env";
@@ -149,17 +149,12 @@ impl Bootloader for Uboot {
     }
 
     fn ready(&self) -> Result<(), BootError> {
-        let longest = BootEnv {
-            primary: Slot::A,
-            trial: Some(Armed { slot: Slot::B, tries: 9 }),
-            fallback: Some(Slot::B),
-        };
         let medium = match Medium::open(&self.config, true) {
             // Writing waits for it.
             Err(error) if raw::is_leased(&error) => Medium::open(&self.config, false)?,
             opened => opened?,
         };
-        self.replacement(&medium, &longest)?.ok_or_else(|| self.absence(&medium)).map(drop)
+        self.replacement(&medium, &variables::LONGEST)?.ok_or_else(|| self.absence(&medium)).map(drop)
     }
 }
 

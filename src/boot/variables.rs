@@ -16,6 +16,10 @@ pub const FALLBACK: &str = "fwupdate_fallback";
 /// Every variable that is ours, in the order in which it is written.
 pub const NAMES: [&str; 4] = [PRIMARY, TRIAL, TRIES, FALLBACK];
 
+/// No environment takes more bytes.
+pub const LONGEST: BootEnv =
+    BootEnv { primary: Slot::A, trial: Some(Armed { slot: Slot::B, tries: 9 }), fallback: Some(Slot::B) };
+
 /// The values of [`NAMES`]; an empty one means "not set".
 pub fn values(env: &BootEnv) -> [String; 4] {
     let slot = |slot: Option<Slot>| slot.map(|slot| slot.to_string()).unwrap_or_default();

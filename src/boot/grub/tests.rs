@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
+use crate::slot::{Armed, Slot};
 
 struct TestBoard {
     _dir: tempfile::TempDir,

@@ -1,7 +1,7 @@
 //! The environment on regular files; the tools of libubootenv join in tests/boot.rs.
 
 use super::*;
-use crate::slot::Slot;
+use crate::slot::{Armed, Slot};
 
 const SIZE: usize = 0x200;
 
