@@ -4,22 +4,23 @@
 //! MQTT user name talks to it. Enrollments are files of their own, like devices, so that `fwupdate-hub enrollment`
 //! works while `serve` runs.
 
+mod proof;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use ring::{digest, hmac};
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use ring::digest;
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::auth::{self, SasToken};
+use self::proof::Proof;
+pub use self::proof::derive;
+use crate::auth::SasToken;
 use crate::core::Core;
 use crate::error::{HubError, Kind};
 use crate::registry::{Credentials, Entry, Identity};
@@ -270,7 +271,7 @@ pub fn state(core: &Core, registration_id: &str, operation_id: &str) -> Result<(
     core.live.changed();
     let mut state = json!({
         "registrationId": registration_id, "createdDateTimeUtc": created, "lastUpdatedDateTimeUtc": now,
-        "status": status, "etag": BASE64.encode(&clock::random::<8>()),
+        "status": status, "etag": data_encoding::BASE64.encode(&clock::random::<8>()),
     });
     let more = match (&enrollment.failure, substatus) {
         (_, Some(substatus)) => {
@@ -322,96 +323,10 @@ fn read_user_name(name: &str) -> Option<&str> {
     parts.next()?.starts_with("api-version=").then_some(id)
 }
 
-enum Proof<'a> {
-    /// With the resource that it must name.
-    Token(SasToken, String),
-    Certificate(&'a [CertificateDer<'a>]),
-}
-
-impl Proof<'_> {
-    fn check(&self, enrollment: &Enrollment, id: &str) -> Result<(Credentials, Option<u64>), String> {
-        match (self, &enrollment.attestation) {
-            (Proof::Token(token, resource), Attestation::SymmetricKey { primary_key, secondary_key }) => {
-                let keys = [primary_key, secondary_key].map(|key| match enrollment.group {
-                    true => derive(key, id),
-                    false => Ok(key.clone()),
-                });
-                let [primary_key, secondary_key] = keys;
-                let (primary_key, secondary_key) = (primary_key?, secondary_key?);
-                let good = token.covers(resource, false).and_then(|()| {
-                    token.verify([primary_key.as_str(), secondary_key.as_str()], clock::unix())
-                });
-                good.map_err(|error| error.to_string())?;
-                Ok((Credentials::Sas { primary_key, secondary_key }, Some(token.expiry)))
-            }
-            (Proof::Certificate(chain), Attestation::X509 { certificate }) => {
-                let (leaf, intermediates) = chain.split_first().ok_or("no client certificate was sent")?;
-                let enrolled = CertificateDer::from_pem_slice(certificate.as_bytes())
-                    .map_err(|error| format!("its certificate cannot be read: {error}"))?;
-                match enrollment.group {
-                    true => signed_by(leaf, intermediates, enrolled)?,
-                    false if *leaf == enrolled => {}
-                    false => return Err("the client certificate is another one".to_owned()),
-                }
-                match common_name(leaf) {
-                    Some(name) if name == id => {}
-                    name => return Err(format!("the certificate is for {name:?}")),
-                }
-                let [_, primary_thumbprint] = auth::thumbprints(leaf);
-                let secondary_thumbprint = None;
-                Ok((Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint }, None))
-            }
-            (Proof::Token(..), _) => Err("it wants a certificate".to_owned()),
-            (Proof::Certificate(_), _) => Err("it wants a token".to_owned()),
-        }
-    }
-}
-
-/// The key of a group's member.
-pub fn derive(group_key: &str, id: &str) -> Result<String, String> {
-    let key = BASE64.decode(group_key.as_bytes()).map_err(|_| "the group's key is not base64".to_owned())?;
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
-    Ok(BASE64.encode(hmac::sign(&key, id.as_bytes()).as_ref()))
-}
-
-fn signed_by(
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    authority: CertificateDer<'_>,
-) -> Result<(), String> {
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.into_owned()).map_err(|error| error.to_string())?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| error.to_string())?;
-    let verdict = verifier.verify_client_cert(leaf, intermediates, UnixTime::now());
-    verdict.map(drop).map_err(|error| error.to_string())
-}
-
-/// The subject's common name (OID 2.5.4.3).
-fn common_name(leaf: &CertificateDer<'_>) -> Option<String> {
-    const OID: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x03];
-    let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
-    let subject = certificate.subject();
-    let at = subject.windows(OID.len()).position(|window| window == OID)?;
-    // After the OID: the string's tag, its length in one byte, and the string.
-    let length = usize::from(*subject.get(at + OID.len() + 1)?);
-    let start = at + OID.len() + 2;
-    String::from_utf8(subject.get(start..start + length)?.to_vec()).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_member_s_key_as_in_microsoft_s_example() {
-        let group =
-            "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw==";
-        let derived = derive(group, "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6").unwrap();
-        assert_eq!(derived, "Jsm0lyGpjaVYVP2g3FnmnmG9dI/9qU24wNoykUmermc=");
-    }
+    use crate::auth;
 
     #[test]
     fn user_names() {
@@ -446,15 +361,5 @@ mod tests {
         assert!(reason.contains("gw-1: the token's signature"), "{reason}");
         dps.remove("gw-1").unwrap();
         assert!(dps.authorise("gw-1", &name, &token, &[]).is_ok());
-    }
-
-    #[test]
-    fn the_common_name_is_the_subject_s() {
-        let mut params = rcgen::CertificateParams::new(vec!["other".to_owned()]).unwrap();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "gw-17");
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        assert_eq!(common_name(certificate.der()).as_deref(), Some("gw-17"));
-        assert_eq!(common_name(&CertificateDer::from(vec![0x30, 0])), None);
     }
 }

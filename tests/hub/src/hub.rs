@@ -1,7 +1,9 @@
 //! The running hub: the handle by which a program or a test drives it.
 
+mod options;
+
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
+pub use self::options::Options;
 use crate::configurations::{self, Configurations};
 use crate::core::{Core, Tasks, Write};
 use crate::devicebound::Devicebound;
@@ -25,30 +28,6 @@ use crate::registry::{Credentials, Entry, Identity, Registry};
 use crate::setup::{self, Setup, device_connection_string};
 use crate::trace::Trace;
 use crate::{auth, certs, clock, disk, lock, mqtt, rest, server};
-
-/// How to start a hub.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The hub's folder; made if need be.
-    pub dir: PathBuf,
-    pub bind: IpAddr,
-    /// Further names or addresses by which clients reach the hub; the first stands in connection strings.
-    pub names: Vec<String>,
-    /// 0 takes a free port.
-    pub mqtt_port: u16,
-    /// 0 takes a free port.
-    pub https_port: u16,
-    /// The folder under `/files/`.
-    pub www: Option<PathBuf>,
-}
-
-impl Options {
-    /// On loopback and free ports, as tests want it.
-    pub fn ephemeral(dir: impl Into<PathBuf>) -> Options {
-        let bind = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Options { dir: dir.into(), bind, names: Vec::new(), mqtt_port: 0, https_port: 0, www: None }
-    }
-}
 
 /// A running hub. Ids are `device` or `device/module`. Dropping it without [`Hub::stop`] closes its sockets too, but does not wait for it.
 #[derive(Debug)]
@@ -90,7 +69,7 @@ impl Hub {
         lock: Arc<File>,
         memory: Memory,
     ) -> Result<Hub> {
-        let host = host_name(&options);
+        let host = options.host_name();
         let setup = Setup::prepare(&options.dir, &host)?;
         let certificates = certs::prepare(&options.dir, options.bind, &options.names)?;
         let [mqtt, https] = &*ports;
@@ -399,15 +378,5 @@ impl Hub {
 impl Drop for Hub {
     fn drop(&mut self) {
         self.core.tasks.cancel();
-    }
-}
-
-/// The name that stands in URLs and connection strings.
-fn host_name(options: &Options) -> String {
-    match (options.names.first(), options.bind) {
-        (Some(name), _) => name.clone(),
-        (None, bind) if bind == Ipv4Addr::LOCALHOST || bind.is_unspecified() => "localhost".to_owned(),
-        (None, IpAddr::V4(address)) => address.to_string(),
-        (None, IpAddr::V6(address)) => format!("[{address}]"),
     }
 }
