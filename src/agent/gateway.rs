@@ -214,6 +214,8 @@ pub struct OsRelease {
     pub version: Option<String>,
     /// `FWUPDATE_SECURITY_VERSION`: the floor that this image brings along.
     pub security_version: u64,
+    /// What stands there and is no number: it counts as 0.
+    pub misread: Option<String>,
 }
 
 impl OsRelease {
@@ -228,8 +230,13 @@ impl OsRelease {
             Some(value.trim().trim_matches(['"', '\'']))
         };
         let version = field("IMAGE_VERSION").or_else(|| field("VERSION_ID")).filter(|text| !text.is_empty());
-        let security_version = field("FWUPDATE_SECURITY_VERSION").and_then(|number| number.parse().ok());
-        OsRelease { version: version.map(str::to_owned), security_version: security_version.unwrap_or(0) }
+        let number = field("FWUPDATE_SECURITY_VERSION").filter(|text| !text.is_empty());
+        let security_version = number.and_then(|number| number.parse().ok());
+        OsRelease {
+            version: version.map(str::to_owned),
+            misread: number.filter(|_| security_version.is_none()).map(str::to_owned),
+            security_version: security_version.unwrap_or(0),
+        }
     }
 }
 
@@ -245,5 +252,11 @@ mod tests {
         let plain = OsRelease::parse("VERSION_ID=\"12\"\n# comment\n=\n");
         assert_eq!((plain.version.as_deref(), plain.security_version), (Some("12"), 0));
         assert_eq!(OsRelease::parse("").version, None);
+        for (text, misread) in
+            [("", None), ("\"7\"\r", None), ("v3", Some("v3")), ("3.0", Some("3.0")), ("-1", Some("-1"))]
+        {
+            let found = OsRelease::parse(&format!("FWUPDATE_SECURITY_VERSION={text}\n"));
+            assert_eq!(found.misread.as_deref(), misread, "{text:?}");
+        }
     }
 }

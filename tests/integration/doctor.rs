@@ -232,5 +232,11 @@ async fn a_floor_that_no_image_accounts_for_is_named_with_the_way_out() {
     assert_eq!(world.install(&next).await["result"], "committed");
     let (status, message) = finding(&doctor(&mut world).await, "security floor");
     assert!(status == "ok" && message.contains("--security-version 3 or a higher"), "{message}");
+    let etc: &[_] = &[("os-release", "IMAGE_VERSION=2.1.0\nFWUPDATE_SECURITY_VERSION=v3\n")];
+    let create: &[_] = &["--security-version", "3"];
+    let typo = world.make(Spec { version: "2.1.0", etc, create, ..Spec::default() });
+    assert_eq!(world.install(&typo).await["result"], "committed");
+    let (status, message) = finding(&doctor(&mut world).await, "security floor");
+    assert!(status == "failed" && message.contains("FWUPDATE_SECURITY_VERSION=v3"), "{message}");
     world.finish_disturbed().await;
 }

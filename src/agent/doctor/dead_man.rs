@@ -16,7 +16,13 @@ const BOOT: Duration = Duration::from_secs(120);
 
 /// The verdict must fall before the dead-man reboots the trial.
 pub(super) fn late_enough(subject: &Subject) -> Option<Answer> {
-    let fires = uptime(Path::new("/"))?;
+    let root = Path::new("/");
+    if is_masked(root) {
+        return Some(Answer::Doubt(format!(
+            "{TIMER} is masked, so that nothing reboots a trial that nobody decides: run `systemctl unmask {TIMER}`"
+        )));
+    }
+    let fires = uptime(root)?;
     let deadline = subject.gateway.settings.health.deadline;
     let needed = deadline.saturating_add(BOOT);
     let why = format!(
@@ -26,6 +32,12 @@ pub(super) fn late_enough(subject: &Subject) -> Option<Answer> {
         deadline.as_secs()
     );
     Some(Answer::of("later than the verdict", (needed <= fires).then_some(()).ok_or(why)))
+}
+
+/// systemd takes an empty file, or a link to /dev/null, for a unit that must not start.
+fn is_masked(root: &Path) -> bool {
+    let mut files = FOLDERS.iter().map(|folder| root.join(folder).join(TIMER));
+    files.find_map(|file| fs::metadata(file).ok()).is_some_and(|found| found.len() == 0)
 }
 
 /// `OnBootSec=` of the timer with its drop-ins below `root`; `None`: it is not installed, or not understood.
@@ -88,6 +100,16 @@ mod tests {
             (vec![unit, reset, (more.as_str(), "OnBootSec=2h\n")], Some(90 * MINUTE)),
         ] {
             assert_eq!(uptime(machine(&files).path()), fires, "{files:?}");
+            assert!(!is_masked(machine(&files).path()));
         }
+        // Masked for good, for this boot, or by an empty file.
+        for folder in ["etc/systemd/system", "run/systemd/system"] {
+            let machine = machine(&[unit]);
+            let mask = machine.path().join(folder).join(TIMER);
+            fs::create_dir_all(mask.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink("/dev/null", &mask).unwrap();
+            assert!(is_masked(machine.path()), "{folder}");
+        }
+        assert!(is_masked(machine(&[unit, ("etc/systemd/system/fwupdate-deadman.timer", "")]).path()));
     }
 }

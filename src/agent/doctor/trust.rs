@@ -61,7 +61,15 @@ pub(super) fn floor(subject: &Subject) -> Option<Answer> {
     let (record, dir) = (&subject.record, subject.gateway.settings.state.dir.display());
     let images = [&record.slots.a.image, &record.slots.b.image].into_iter().flatten();
     let numbers = images.map(|image| image.security_version);
-    let known = numbers.chain([subject.gateway.os_release().security_version]).max().unwrap_or_default();
+    let os = subject.gateway.os_release();
+    if let Some(text) = os.misread {
+        return Some(Answer::Fault(format!(
+            "os-release says FWUPDATE_SECURITY_VERSION={}, which is no whole number and counts as none: correct it in \
+             the image",
+            short(&text)
+        )));
+    }
+    let known = numbers.chain([os.security_version]).max().unwrap_or_default();
     let floor = record.floor;
     let why = format!(
         "the record says that nothing below security version {floor} may be installed, and neither slot's image has that \
