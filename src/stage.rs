@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bundle::Index;
 use crate::manifest::{Digest, Image};
-use apply::Apply;
+use apply::Restore;
 use error::finished;
 use slot::frontier::Frontier;
 use slot::read_back::{ReadBack, compare};
@@ -161,7 +161,7 @@ impl Story<'_> {
         let sink = Arc::new(work.sink(bundle.workspace(), &plan)?);
         let _behind = Behind(sink.clone());
         let follower = self.follow(&sink);
-        Apply { bundle, shared, plan: &plan, sink: &sink }.run().await?;
+        Restore { bundle, shared, plan: &plan, sink: &sink }.run().await?;
         drop(plan);
         self.blocking(Blocking::clear_tail).await?;
         shared.progress.send_modify(|p| *p = Progress { step: Step::ReadingBack, done: 0, ..*p });

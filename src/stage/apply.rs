@@ -15,14 +15,14 @@ mod unpack;
 mod writer;
 
 /// A plan, and what it is carried out with.
-pub struct Apply<'a> {
+pub struct Restore<'a> {
     pub bundle: &'a Bundle,
     pub shared: &'a Arc<Shared>,
     pub plan: &'a RestorePlan,
     pub sink: &'a Arc<Sink>,
 }
 
-impl Apply<'_> {
+impl Restore<'_> {
     /// Brings what the patch has, and then all else: also what the patch could not bring, within the budget.
     pub async fn run(&self) -> Result<(), StageError> {
         if let Some(patch) = &self.plan.patch {

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::bundle::{Index, LONGEST, Run};
-use crate::stage::apply::Apply;
+use crate::stage::apply::Restore;
 use crate::stage::apply::unpack::{self, Arrivals, Group, Missed, PackedChunk, Part};
 use crate::stage::download::frames::Frames;
 use crate::stage::download::insist::Wrong;
@@ -26,13 +26,13 @@ const WINDOW: usize = 2 * LONGEST as usize;
 /// Groups that may wait for the thread; they hold no more than the window lets in.
 const QUEUE: usize = 1;
 
-impl Apply<'_> {
+impl Restore<'_> {
     /// Brings all chunks that are not in place to the sink.
     ///
     /// Chunks that the seed or the target lost since the survey are set to `Fetch` in the plan and fetched then, as are
     /// those that came and were not what was signed: for a while, from whatever servers there are.
     pub(super) async fn transfer(&self) -> Result<(), StageError> {
-        let Apply { bundle, shared, plan, sink } = self;
+        let Restore { bundle, shared, plan, sink } = self;
         let (mut wrong, mut least, mut lost) = (Wrong::new(bundle.remote()), usize::MAX, false);
         loop {
             let missed = shared.index.reading(|index| self.pass(index)).await??;
@@ -66,7 +66,7 @@ impl Apply<'_> {
     /// One pass; returns the chunks that could not be brought to their place, as the seed no longer had them or
     /// others of their group.
     async fn pass(&self, index: &Index) -> Result<Missed, StageError> {
-        let Apply { shared, plan, sink, .. } = *self;
+        let Restore { shared, plan, sink, .. } = *self;
         let stop = shared.cancel.child_token();
         let (jobs, queue) = mpsc::channel(QUEUE);
         let worker = {
@@ -130,7 +130,7 @@ type Batch = Vec<PackedChunk>;
 type Arriving = mpsc::UnboundedReceiver<Batch>;
 
 struct Fetch<'a> {
-    apply: &'a Apply<'a>,
+    apply: &'a Restore<'a>,
     index: &'a Index,
     window: Arc<Semaphore>,
 }
@@ -166,7 +166,7 @@ impl Fetch<'_> {
         mut room: OwnedSemaphorePermit,
         line: mpsc::UnboundedSender<Batch>,
     ) -> Result<(), StageError> {
-        let Apply { bundle, shared, .. } = self.apply;
+        let Restore { bundle, shared, .. } = self.apply;
         let mut frames = Frames::new(bundle.remote(), run.span);
         let (mut batch, mut group) = (Batch::new(), None);
         let first = run.chunks.first().map_or(0, |first| *first as usize);
@@ -290,7 +290,7 @@ mod tests {
             plan.set([1], ChunkSource::Seed(511));
             let sink =
                 Sink { target: bench.target(), withheld: Withheld::none(), frontier: Frontier::default() };
-            let apply = Apply { bundle: &bundle, shared: &shared, plan: &plan, sink: &Arc::new(sink) };
+            let apply = Restore { bundle: &bundle, shared: &shared, plan: &plan, sink: &Arc::new(sink) };
             let done = apply.transfer().await;
             match ends_well {
                 true => assert!(done.is_ok() && bench.written() == bench.image),

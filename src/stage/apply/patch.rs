@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::bundle::{Chunk, Decoder, Index, OUTPUT_CAP, PREFIX_CAP, PatchFrame};
-use crate::stage::apply::Apply;
+use crate::stage::apply::Restore;
 use crate::stage::buffer::Buffer;
 use crate::stage::download::frames::Frames;
 use crate::stage::error::{StageError, finished};
@@ -21,11 +21,11 @@ struct FetchedFrame {
     chunks: Vec<(usize, Chunk, bool)>,
 }
 
-impl Apply<'_> {
+impl Restore<'_> {
     /// Brings all chunks of the source `Patch` to the sink. Their source is then `InPlace`, or `Fetch` if the seed has lost
     /// what their frame stands on.
     pub(super) async fn bring(&self, patch: &UsablePatch) -> Result<(), StageError> {
-        let Apply { shared, plan, sink, .. } = *self;
+        let Restore { shared, plan, sink, .. } = *self;
         let (jobs, queue) = mpsc::channel(1);
         let (to, from) = (sink.clone(), shared.clone());
         let patcher = tokio::task::spawn_blocking(move || Patcher::new(&from, &to).run(queue));
@@ -49,7 +49,7 @@ impl Apply<'_> {
         index: &Index,
         jobs: &mpsc::Sender<FetchedFrame>,
     ) -> Result<(), StageError> {
-        let Apply { bundle, shared, plan, .. } = self;
+        let Restore { bundle, shared, plan, .. } = self;
         let layout = bundle.layout();
         for (span, frames) in patch.requests(layout, index, plan) {
             let mut range = Frames::new(bundle.remote(), span);

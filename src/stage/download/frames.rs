@@ -5,14 +5,14 @@ use std::ops::Range;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::bundle::BundleError;
-use crate::stage::download::range;
+use crate::stage::download::range::RangeReader;
 use crate::stage::download::remote::Remote;
 use crate::stage::error::StageError;
 
 /// One request, cut into parts as its bytes arrive. Gaps between parts are passed over.
 pub struct Frames<'a> {
     remote: &'a Remote,
-    range: range::Range<'a>,
+    range: RangeReader<'a>,
     at: u64,
     bytes: Gathered,
 }

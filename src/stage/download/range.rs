@@ -38,12 +38,12 @@ impl Remote {
 
     /// The same at any time, also outside the windows for downloads.
     pub async fn read_at_once(&self, start: u64, end: u64) -> Result<Vec<u8>, StageError> {
-        Range { gated: false, ..self.range(start, end) }.read().await
+        RangeReader { gated: false, ..self.range(start, end) }.read().await
     }
 
     /// The bytes `start..end`, as they arrive.
-    pub fn range(&self, start: u64, end: u64) -> Range<'_> {
-        Range {
+    pub fn range(&self, start: u64, end: u64) -> RangeReader<'_> {
+        RangeReader {
             remote: self,
             at: start,
             end,
@@ -84,13 +84,13 @@ impl Remote {
     pub async fn begins_as_before(&self, web: &Web) -> Result<(bool, Option<Version>), StageError> {
         let known = *web.head.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((length, digest)) = known else { return Ok((false, None)) };
-        let mut range = Range { gated: false, guarded: false, ..self.range(0, length) };
+        let mut range = RangeReader { gated: false, guarded: false, ..self.range(0, length) };
         let head = range.read().await?;
         Ok((Digest::of(&head) == digest, range.version))
     }
 }
 
-pub struct Range<'a> {
+pub struct RangeReader<'a> {
     remote: &'a Remote,
     at: u64,
     end: u64,
@@ -122,7 +122,7 @@ struct Coming {
     flow: Flow,
 }
 
-impl Range<'_> {
+impl RangeReader<'_> {
     /// All that is left.
     async fn read(&mut self) -> Result<Vec<u8>, StageError> {
         let length = self.end.saturating_sub(self.at);
