@@ -13,4 +13,4 @@ pub use der::ecdsa_signature;
 pub use key::{Description, KeyKind, Scheme, TokenError};
 pub use token::TokenKey;
 pub use uri::{KeyUri, SCHEME};
-pub use worker::{describe, serve, sign};
+pub use worker::{WORKER, describe, serve, sign};

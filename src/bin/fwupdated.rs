@@ -16,7 +16,6 @@ use fwupdate::clock;
 use fwupdate::config::{self, ConfigError, Loaded, Options, Settings};
 use fwupdate::failure::Code;
 use fwupdate::fault;
-use fwupdate::pkcs11;
 use nix::sys::stat::fstat;
 use nix::unistd::Group;
 use serde_json::json;
@@ -57,9 +56,6 @@ struct Args {
     /// Do as root what the agent asks for over the connection that is the standard input, and exit
     #[arg(long, hide = true, conflicts_with_all = ["check_config", "generate"])]
     root_verb: bool,
-    /// Sign with a key in a token as the standard input asks, and exit
-    #[arg(long, hide = true, conflicts_with_all = ["check_config", "generate", "root_verb"])]
-    token_key: bool,
     /// Make FILE once the kernel counts its clock as synchronised, and exit
     #[arg(long, hide = true, value_name = "FILE", conflicts_with_all = ["check_config", "generate", "root_verb"])]
     await_clock: Option<PathBuf>,
@@ -83,9 +79,6 @@ fn perform(args: Args) -> ExitCode {
     }
     if let Some(mark) = &args.await_clock {
         return report(args.json, clock::await_kernel().map_err(Into::into).and_then(|()| write(mark, "")));
-    }
-    if args.token_key {
-        return report(args.json, pkcs11::serve().map_err(Into::into));
     }
     if args.root_verb {
         return root_verb(&options);

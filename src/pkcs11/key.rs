@@ -30,8 +30,11 @@ pub struct Description {
 }
 
 /// Why a key cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// In the worker's words.
+    #[error("{0}")]
+    Told(String),
     #[error(
         "the PKCS#11 module {path} cannot be loaded ({cause}): install it, or name another by module-path"
     )]

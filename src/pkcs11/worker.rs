@@ -1,5 +1,6 @@
-//! The process that a token's module runs in: this program once more, for one question and one answer, each a line of
-//! JSON. Whatever the module does there, who asks has an answer or an error in time.
+//! The process that a token's module runs in: `fwupdatectl token-key`, for one question and one answer, each a line of
+//! JSON. Whatever the module does there, who asks has an answer or an error in time; and the agent, which lives on, holds
+//! no code for tokens.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -15,8 +16,10 @@ use super::key::{Description, Scheme, TokenError};
 use super::token::TokenKey;
 use super::uri::KeyUri;
 
-/// What makes this program the worker (`fwupdated --token-key`).
-const FLAG: &str = "--token-key";
+/// What makes `fwupdatectl` the worker.
+pub const WORKER: &str = "token-key";
+/// Where packages put it.
+const PROGRAM: &str = "/usr/bin/fwupdatectl";
 /// A TPM signs in a second, also with a key of 4096 bits.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest question or answer, bytes.
@@ -36,7 +39,8 @@ struct Question {
 enum Answer {
     Description(Description),
     Signature(Vec<u8>),
-    Error(TokenError),
+    /// Why there is none, and whether the token refused the PIN.
+    Error(String, bool),
 }
 
 /// What is known of the key. Blocks.
@@ -60,7 +64,9 @@ pub fn serve() -> io::Result<()> {
     let mut question = String::new();
     io::stdin().take(LIMIT).read_to_string(&mut question)?;
     let question: Question = serde_json::from_str(&question)?;
-    let answer = answer(&question).unwrap_or_else(Answer::Error);
+    let answer = answer(&question).unwrap_or_else(|error| {
+        Answer::Error(error.to_string(), matches!(error, TokenError::PinRefused { .. }))
+    });
     io::stdout().write_all(serde_json::to_string(&answer)?.as_bytes())
 }
 
@@ -99,22 +105,22 @@ fn ask(uri: &KeyUri, sign: Option<(Scheme, Vec<u8>)>) -> Result<Answer, TokenErr
     }
     let question = serde_json::to_string(&Question { uri: uri.to_string(), sign });
     let answered = question.map_err(io::Error::from).and_then(|question| run(&question));
-    let answer = serde_json::from_str(&answered.map_err(|error| failed(&error.to_string()))?)
-        .map_err(|_| failed("its module ended without an answer"))?;
-    match answer {
-        Answer::Error(error) => {
-            if matches!(error, TokenError::PinRefused { .. }) {
-                *refused = Some(pin);
-            }
-            Err(error)
+    let answer = serde_json::from_str(&answered.map_err(|error| failed(&error.to_string()))?);
+    match answer.map_err(|_| failed("its module ended without an answer"))? {
+        Answer::Error(why, pin_refused) => {
+            *refused = pin_refused.then_some(pin).or(refused.take());
+            Err(TokenError::Told(why))
         }
         answer => Ok(answer),
     }
 }
 
 fn run(question: &str) -> io::Result<String> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg(FLAG).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // The one beside this program, else the installed one.
+    let beside = std::env::current_exe().ok().map(|path| path.with_file_name("fwupdatectl"));
+    let program = beside.filter(|path| path.is_file()).unwrap_or_else(|| PROGRAM.into());
+    let mut command = Command::new(program);
+    command.arg(WORKER).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut worker = command.spawn()?;
     let answered = converse(&mut worker, question);
     if answered.is_err() {
