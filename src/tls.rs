@@ -20,8 +20,9 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, Error, InconsistentKeys, SupportedProtocolVersion};
 
-pub use self::pem::TlsError;
+pub use self::kind::Holder;
 use self::pem::roots;
+pub use self::pem::{TlsError, holder};
 pub use self::proof::Proof;
 pub use self::verdict::{Verdict, own_certificate};
 use crate::clock::Clock;

@@ -4,6 +4,8 @@
 //! Formats: RFC 5280 (certificates), 5208 (PKCS#8), 8017 (RSA keys), 5915 (elliptic curves).
 
 use rustls::pki_types::PrivateKeyDer;
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// Signed with by the TLS library, in bits.
 const RSA_BITS: [usize; 3] = [2048, 3072, 4096];
@@ -13,6 +15,8 @@ const INTEGER: u8 = 0x02;
 const OBJECT: u8 = 0x06;
 const OCTETS: u8 = 0x04;
 const BITS: u8 = 0x03;
+const SET: u8 = 0x31;
+const UTC_TIME: u8 = 0x17;
 /// `[0]`: a certificate's version, and the curve of a key by itself.
 const EXPLICIT_0: u8 = 0xa0;
 
@@ -36,6 +40,7 @@ const NAMES: &[(&[u8], &str)] = &[
 const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 const CURVE: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
 
 /// DER, read from the front.
@@ -103,7 +108,51 @@ pub fn fault_of_certificate(der: &[u8]) -> Option<String> {
     fault(identifier, bits.take(SEQUENCE)).map(|what| format!("holds a certificate for {what}"))
 }
 
-/// The same of a private key.
+/// Whom a certificate names, and until when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The subject's common name.
+    pub name: Option<String>,
+    pub not_after: OffsetDateTime,
+}
+
+/// `None`: it is no certificate.
+pub fn holder(der: &[u8]) -> Option<Holder> {
+    let mut body = Der(der).take(SEQUENCE)?.take(SEQUENCE)?;
+    // Version (which those of version 1 lack), serial number, signature, issuer.
+    let before = if Der(body.0).take(EXPLICIT_0).is_some() { 4 } else { 3 };
+    for _ in 0..before {
+        body.next()?;
+    }
+    let mut validity = body.take(SEQUENCE)?;
+    validity.next()?;
+    let not_after = moment(validity.next()?)?;
+    Some(Holder { name: common_name(body.take(SEQUENCE)?), not_after })
+}
+
+fn common_name(mut subject: Der<'_>) -> Option<String> {
+    while let Some(mut set) = subject.take(SET) {
+        let mut attribute = set.take(SEQUENCE)?;
+        if attribute.take(OBJECT)?.0 == COMMON_NAME {
+            return String::from_utf8(attribute.next()?.1.0.to_vec()).ok();
+        }
+    }
+    None
+}
+
+/// A `UTCTime`, whose years are those from 1950 to 2049, or a `GeneralizedTime`.
+fn moment((tag, text): (u8, Der<'_>)) -> Option<OffsetDateTime> {
+    let text = std::str::from_utf8(text.0).ok()?;
+    let century = match tag {
+        UTC_TIME if *text >= *"5" => "19",
+        UTC_TIME => "20",
+        _ => "",
+    };
+    let format = format_description!("[year][month][day][hour][minute][second]Z");
+    PrimitiveDateTime::parse(&format!("{century}{text}"), format).ok().map(PrimitiveDateTime::assume_utc)
+}
+
+/// Why this private key cannot be used, if that can be told; completes "PATH ...".
 pub fn fault_of_key(key: &PrivateKeyDer<'_>) -> Option<String> {
     let mut body = Der(key.secret_der()).take(SEQUENCE)?;
     // The version.

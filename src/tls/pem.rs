@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::kind;
+use super::kind::{self, Holder};
 use crate::config::{Roots, open_regular};
 use crate::failure::{Code, Failure};
 use crate::pkcs11::TokenError;
@@ -93,6 +93,13 @@ pub fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         Some(what) => Err(TlsError::Unusable { path: path.to_path_buf(), what }),
         None => Ok(chain),
     }
+}
+
+/// Whom the first certificate of a file names, and until when.
+pub fn holder(path: &Path) -> Result<Holder, TlsError> {
+    let chain = certificates(path)?;
+    let own = chain.first().and_then(|own| kind::holder(own));
+    own.ok_or_else(|| TlsError::NoCertificate { path: path.to_path_buf() })
 }
 
 /// A private key that can be used.

@@ -198,6 +198,8 @@ async fn live(mut token: Token) {
     world.switch_on().await;
     world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
 
+    world.doctor_says("certificate", "its key is in the token pkcs11:token=gateway").await;
+
     let renewed = token.certify(&world);
     world.hub.remove_device(DEVICE).unwrap();
     world.hub.add_device_with(DEVICE, Credentials::self_signed(&renewed).unwrap()).unwrap();

@@ -12,6 +12,7 @@ use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS, TlsConfig
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::harness::{DEVICE, LIMIT, Setup, World};
@@ -147,9 +148,10 @@ async fn a_module_s_identity_leaves_the_device_s_to_the_application() {
     world.finish().await;
 }
 
-/// A self-signed certificate where the gateway looks for it; returns its thumbprint.
-fn install_certificate(world: &World) -> String {
+/// A self-signed certificate for so many days, where the gateway looks for it; returns its thumbprint.
+fn install_certificate(world: &World, days: i64) -> String {
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.not_after = OffsetDateTime::now_utc() + time::Duration::days(days);
     params.distinguished_name.push(rcgen::DnType::CommonName, DEVICE);
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
@@ -162,7 +164,7 @@ fn install_certificate(world: &World) -> String {
 #[tokio::test]
 async fn a_renewed_certificate_counts_from_the_next_connection_without_a_restart() {
     let mut world = World::with(Setup { registered: false, on: false, ..Setup::default() }).await;
-    let first = install_certificate(&world);
+    let first = install_certificate(&world, 13);
     let at = |name: &str| world.gateway.dir().join("state").join(name).display().to_string();
     let cloud = format!(
         "connection_string = \"HostName=localhost;DeviceId={DEVICE};x509=true\"\n\
@@ -173,14 +175,16 @@ async fn a_renewed_certificate_counts_from_the_next_connection_without_a_restart
     configure(&world, &cloud);
     world.hub.add_device_x509(DEVICE, &first).unwrap();
     world.switch_on().await;
+    world.doctor_says("certificate", "renew it").await;
 
-    let second = install_certificate(&world);
+    let second = install_certificate(&world, 90);
     assert_ne!(first, second);
     // From now on only the new one is let in.
     world.hub.remove_device(DEVICE).unwrap();
     world.hub.add_device_with(DEVICE, Credentials::self_signed(&second).unwrap()).unwrap();
     world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     assert!(world.hub.is_connected(DEVICE));
+    world.doctor_says("certificate", "its key is in the file").await;
     world.finish_disturbed().await;
 }
 

@@ -1,10 +1,15 @@
 //! The way to the hub: settings, session, credentials and the clock that certificates are judged by.
 
+use time::Duration;
+
 use super::subject::{Answer, Subject, hub_of, short};
 use crate::bounds::told;
 use crate::clock::{Clock, TimeOrigin, VOUCHED};
-use crate::config::Auth;
+use crate::config::{Auth, KeyPlace};
 use crate::tls;
+
+/// A certificate that ends so soon should be renewed.
+const SOON: Duration = Duration::days(14);
 
 const OPEN: &str = "an authenticated session is open";
 
@@ -74,6 +79,28 @@ pub(super) fn session(subject: &Subject) -> Option<Answer> {
 fn denied(subject: &Subject) -> Option<String> {
     let why = subject.gateway.denial()?;
     Some(format!("{why}; the old slot had a session: what outlives both slots belongs into the state folder"))
+}
+
+/// Who this device is by its certificate, until when, and where the key is.
+pub(super) fn certificate(subject: &Subject) -> Option<Answer> {
+    let Auth::X509 { certificate, key } = &subject.gateway.settings.cloud.as_ref()?.auth else { return None };
+    // Why it cannot be read is said of the settings.
+    let holder = tls::holder(certificate).ok()?;
+    let (end, now) = (holder.not_after, subject.gateway.clock.now());
+    let place = match key {
+        KeyPlace::File(file) => format!("in the file {}", file.display()),
+        KeyPlace::Token(uri) => format!("in the token {uri}"),
+    };
+    let name = holder.name.unwrap_or_else(|| "nobody by name".to_owned());
+    let until = told(end);
+    let doubt = match now.checked_add(SOON) {
+        _ if end <= now => Some(format!("it is expired since {until}: put another into its place")),
+        Some(soon) if end < soon => {
+            Some(format!("it ends at {until}: renew it, or this gateway loses its hub"))
+        }
+        _ => None,
+    };
+    Some(Answer::doubt(&format!("for {name}, until {until}; its key is {place}"), doubt))
 }
 
 /// Secrets that everybody on the gateway can read.

@@ -44,6 +44,7 @@ const QUESTIONS: &[Question] = &[
     ("package host", Weight::Vital, trust::package_host),
     ("hub settings", Weight::Compared, cloud::settings),
     ("hub", Weight::Compared, cloud::session),
+    ("certificate", Weight::Advice, cloud::certificate),
     ("credentials", Weight::Advice, cloud::credentials),
     ("clock", Weight::Advice, cloud::clock),
     ("state folder", Weight::Compared, state::outside),

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use time::macros::datetime;
+
 use crate::clock::Clock;
 use crate::config::{KeyPlace, Roots};
-use crate::tls::client_config;
+use crate::tls::{Holder, client_config, holder};
 
 fn openssl(dir: &Path, arguments: &str) {
     let mut command = Command::new("openssl");
@@ -35,6 +37,30 @@ fn said(dir: &tempfile::TempDir) -> Result<(), String> {
         Err(error) => Err(error.to_string().replace(&format!("{}/", dir.path().display()), "")),
     }
 }
+
+#[test]
+fn a_certificate_tells_whom_it_names_and_until_when() {
+    for (end, not_after) in [
+        ("20491231235959Z", datetime!(2049-12-31 23:59:59 UTC)),
+        ("20500101000000Z", datetime!(2050-01-01 0:00 UTC)),
+        ("99991231235959Z", datetime!(9999-12-31 23:59:59 UTC)),
+    ] {
+        let dir = made(&["ecparam -name prime256v1 -genkey -noout -out key.pem"]);
+        openssl(dir.path(), "req -new -key key.pem -out request.pem -subj /O=Acme/CN=gw-7");
+        let times = format!("-startdate 20200101000000Z -enddate {end}");
+        fs::write(dir.path().join("index.txt"), "").unwrap();
+        fs::write(dir.path().join("ca.cnf"), AUTHORITY).unwrap();
+        let sign = format!(
+            "ca -batch -selfsign -config ca.cnf -in request.pem -keyfile key.pem -out cert.pem {times}"
+        );
+        openssl(dir.path(), &sign);
+        let found = holder(&dir.path().join("cert.pem")).unwrap();
+        assert_eq!(found, Holder { name: Some("gw-7".to_owned()), not_after });
+    }
+}
+
+const AUTHORITY: &str = "[ca]\ndefault_ca = own\n[own]\nnew_certs_dir = .\ndatabase = index.txt\nrand_serial = yes\n\
+                         default_md = sha256\npolicy = any\n[any]\norganizationName = optional\ncommonName = supplied\n";
 
 #[test]
 fn keys_that_can_be_used_are_used_in_each_of_their_forms() {
