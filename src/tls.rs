@@ -18,6 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, Error, InconsistentKeys, SupportedProtocolVersion};
 
 pub use self::kind::Holder;
@@ -27,9 +28,6 @@ pub use self::proof::Proof;
 pub use self::verdict::{Verdict, own_certificate};
 use crate::clock::Clock;
 use crate::config::{KeyPlace, Roots};
-
-/// The better one first.
-const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 /// TLS 1.2 and 1.3, trusting `trusted`, with the client certificate (a PEM file) and key if they are given. Certificates are
 /// judged by the time that `clock` believes at the handshake.
@@ -42,9 +40,9 @@ pub fn client_config(
 ) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let identity = client_cert.map(|(certificate, key)| identity(certificate, key, &provider)).transpose()?;
-    let versions = match &identity {
-        Some(pair) if !token::fits_tls13(pair) => VERSIONS.get(1..).unwrap_or_default(),
-        _ => VERSIONS,
+    let versions: &[&SupportedProtocolVersion] = match &identity {
+        Some(pair) if !token::fits_tls13(pair) => &[&TLS12],
+        _ => &[&TLS13, &TLS12],
     };
     let builder = ClientConfig::builder_with_details(provider, Arc::new(Believed(clock.clone())))
         .with_protocol_versions(versions)?

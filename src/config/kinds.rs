@@ -222,10 +222,9 @@ impl Kind for KeyName {
     }
 
     fn expected(found: &ValueKind) -> String {
-        match string(found).map(str::parse::<KeyUri>) {
-            Some(Err(problem)) if string(found).is_some_and(|name| name.starts_with(SCHEME)) => {
-                format!("a PKCS#11 URI that can be used ({problem})")
-            }
+        let uri = string(found).filter(|name| name.starts_with(SCHEME));
+        match uri.map(str::parse::<KeyUri>) {
+            Some(Err(problem)) => format!("a PKCS#11 URI that can be used ({problem})"),
             _ => {
                 "an absolute path, or a PKCS#11 URI such as \"pkcs11:token=gateway;object=device\"".to_owned()
             }

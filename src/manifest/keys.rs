@@ -87,7 +87,7 @@ pub struct PublicKey {
 
 impl PublicKey {
     /// Takes a DER SubjectPublicKeyInfo.
-    fn from_spki(spki: &[u8]) -> Result<PublicKey, KeyError> {
+    pub fn from_spki(spki: &[u8]) -> Result<PublicKey, KeyError> {
         let key =
             |algorithm, point: &[u8]| PublicKey { algorithm, spki: spki.to_vec(), point: point.to_vec() };
         match (spki.strip_prefix(ED25519_PREFIX), spki.strip_prefix(P256_PREFIX)) {

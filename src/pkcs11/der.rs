@@ -1,12 +1,10 @@
 //! What tokens leave to others: public keys and signatures in the shape that certificates and TLS have (X.690, DER).
 
+use rustls::pki_types::alg_id::{ECDSA_P256, RSA_ENCRYPTION};
+use rustls::sign::public_key_to_spki;
+
 const SEQUENCE: u8 = 0x30;
 const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-
-/// `AlgorithmIdentifier` of a key on P-256 (RFC 5480), and of an RSA key (RFC 8017).
-const P256: &[u8] = b"\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
-const RSA: &[u8] = b"\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00";
 
 /// `Ecdsa-Sig-Value` (RFC 3279) of what PKCS#11 gives: r and s, each half of it.
 pub fn ecdsa_signature(halves: &[u8]) -> Vec<u8> {
@@ -16,17 +14,13 @@ pub fn ecdsa_signature(halves: &[u8]) -> Vec<u8> {
 
 /// `SubjectPublicKeyInfo` of an uncompressed point.
 pub fn p256_key(point: &[u8]) -> Vec<u8> {
-    key(P256, point)
+    public_key_to_spki(&ECDSA_P256, point).to_vec()
 }
 
 /// The same of an RSA key; both numbers are big-endian.
 pub fn rsa_key(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
-    key(RSA, &sequence(&[integer(modulus), integer(exponent)]))
-}
-
-fn key(algorithm: &[u8], bits: &[u8]) -> Vec<u8> {
-    let unused_bits = [&[0], bits].concat();
-    sequence(&[algorithm.to_vec(), tagged(BIT_STRING, &unused_bits)])
+    let key = sequence(&[integer(modulus), integer(exponent)]);
+    public_key_to_spki(&RSA_ENCRYPTION, key).to_vec()
 }
 
 fn sequence(parts: &[Vec<u8>]) -> Vec<u8> {

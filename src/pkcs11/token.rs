@@ -1,6 +1,7 @@
 //! A session with the token that holds a key. What is done here is done by the token's own library: it may take its time,
 //! hang, or crash.
 
+use std::ffi::c_ulong;
 use std::fs;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
@@ -24,7 +25,7 @@ const WRAPPED_POINT: &[u8] = b"\x04\x41";
 /// What stands before a SHA-256 digest in a PKCS#1 signature (RFC 8017, 9.2).
 const DIGEST_INFO: &[u8] = b"\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20";
 /// Bytes of the salt of a PSS signature: those of the digest, as TLS wants it.
-const SALT: u64 = 32;
+const SALT: c_ulong = 32;
 
 /// A private key, and the session in which it can be used.
 #[derive(Debug)]

@@ -98,12 +98,17 @@ impl Token {
         run(&mut tool).stdout
     }
 
-    /// Issues a certificate for the key and puts it where the gateway looks for it; returns its thumbprint.
-    fn certify(&self, world: &World) -> String {
+    /// A file with the public key.
+    fn public_der(&self) -> PathBuf {
         let file = self.dir.path().join("public.der");
         let read = ["--token-label", "gateway", "--read-object", "--type", "pubkey", "--id", "01", "-o"];
         self.tool(&[&read[..], &[file.to_str().unwrap()]].concat());
-        let certificate = issue(&Public::of(&fs::read(file).unwrap()));
+        file
+    }
+
+    /// Issues a certificate for the key and puts it where the gateway looks for it; returns its thumbprint.
+    fn certify(&self, world: &World) -> String {
+        let certificate = issue(&Public::of(&fs::read(self.public_der()).unwrap()));
         fs::write(state(world, "device.pem"), certificate.pem()).unwrap();
         let [_, sha256] = auth::thumbprints(certificate.der());
         sha256
@@ -260,9 +265,7 @@ impl Token {
 
     /// Its public key, as devices trust it.
     fn public_key(&self) -> PathBuf {
-        let (der, pem) = (self.dir.path().join("release.der"), self.dir.path().join("release.pub.pem"));
-        let read = ["--token-label", "gateway", "--read-object", "--type", "pubkey", "--id", "01", "-o"];
-        self.tool(&[&read[..], &[der.to_str().unwrap()]].concat());
+        let (der, pem) = (self.public_der(), self.dir.path().join("release.pub.pem"));
         let mut convert = Command::new("openssl");
         run(convert.args(["pkey", "-pubin", "-inform", "DER", "-in"]).arg(der).arg("-out").arg(&pem));
         pem

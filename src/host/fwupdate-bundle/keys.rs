@@ -109,7 +109,7 @@ impl SigningKey {
             }
             _ => return Err(refused("an RSA key signs no bundle; make one on P-256".to_owned())),
         };
-        let public = PublicKey::from_pem(&pem("PUBLIC KEY", spki)).map_err(|why| refused(why.to_string()))?;
+        let public = PublicKey::from_spki(spki).map_err(|why| refused(why.to_string()))?;
         Ok(SigningKey::Token(key, public))
     }
 
