@@ -43,11 +43,12 @@ pub fn volatile(dir: &Path, kernel: &Kernel) -> Option<String> {
         return Some("a RAM disk (tmpfs)".to_owned());
     }
     if kind != OVERLAYFS_SUPER_MAGIC {
-        return None;
+        return kernel.memory_under(existing).map(|device| format!("a RAM disk ({device})"));
     }
     let upper = kernel.overlay_upper(existing)?;
     let ram = statfs(&upper).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
-        || kernel.is_on_tmpfs(&upper);
+        || kernel.is_on_tmpfs(&upper)
+        || kernel.memory_under(&upper).is_some();
     ram.then(|| format!("an overlay whose upper layer ({}) is a RAM disk", upper.display()))
 }
 
@@ -214,9 +215,13 @@ mod tests {
 
     impl Mounted {
         fn new(kind: &str, options: &str, folder: PathBuf) -> Mounted {
+            Mounted::of(Path::new(kind), kind, options, folder)
+        }
+
+        fn of(source: &Path, kind: &str, options: &str, folder: PathBuf) -> Mounted {
             fs::create_dir(&folder).unwrap();
             let mut mount = std::process::Command::new("mount");
-            mount.args(["-t", kind, "-o", options, kind]).arg(&folder);
+            mount.args(["-t", kind, "-o", options]).arg(source).arg(&folder);
             assert!(mount.status().unwrap().success(), "{mount:?}");
             Mounted(folder)
         }
@@ -247,6 +252,31 @@ mod tests {
         let overlay = Mounted::new("overlay", &layers, dir.path().join("overlay"));
         let found = volatile(&overlay.0, &kernel).unwrap();
         assert!(found.contains(&upper.display().to_string()), "{found}");
+    }
+
+    #[test]
+    fn memory_is_seen_through_a_loop_device() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("SKIPPED memory_is_seen_through_a_loop_device: mounts need root");
+        }
+        let kernel = Kernel { proc: "/proc".into(), sys: "/sys".into() };
+        let dir = tempfile::tempdir().unwrap();
+        let ram = Mounted::new("tmpfs", "size=16m", dir.path().join("ram"));
+        for (folder, expected) in
+            [(&ram.0, Some("a RAM disk (a file on tmpfs)")), (&dir.path().to_owned(), None)]
+        {
+            let image = folder.join("image");
+            fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+            let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&image).status().unwrap();
+            assert!(made.success());
+            let mounted = Mounted::of(
+                &image,
+                "ext4",
+                "loop",
+                dir.path().join(if expected.is_some() { "a" } else { "b" }),
+            );
+            assert_eq!(volatile(&mounted.0.join("state"), &kernel).as_deref(), expected);
+        }
     }
 
     #[test]

@@ -194,6 +194,22 @@ impl Kernel {
         mount.is_some_and(|mount| matches!(mount.kind.as_str(), "tmpfs" | "ramfs"))
     }
 
+    /// The memory that `path` lies on though its file system is that of a disk: a RAM disk, zram, or a file on tmpfs
+    /// that a loop device shows.
+    pub fn memory_under(&self, path: &Path) -> Option<String> {
+        let mounts = self.mounts().unwrap_or_default();
+        let on_tmpfs = |device| {
+            let number = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+            mounts.iter().any(|mount| mount.kind == "tmpfs" && (mount.major, mount.minor) == number)
+        };
+        self.under_file(path).ok()?.into_iter().find_map(|identity| match identity {
+            Identity::File { device, .. } => on_tmpfs(device).then(|| "a file on tmpfs".to_owned()),
+            Identity::Block { .. } => {
+                Some(self.name(identity)).filter(|name| name.starts_with("zram") || name.starts_with("ram"))
+            }
+        })
+    }
+
     /// Everything that any mounted file system stands on.
     pub fn in_use(&self) -> Result<BTreeSet<Identity>, DeviceError> {
         let mounts = self.mounts()?;

@@ -79,6 +79,21 @@ fn a_device_is_read_only_by_its_own_flag_or_its_disks() {
 }
 
 #[test]
+fn compressed_memory_and_ram_disks_are_memory() {
+    let number = fs::metadata("/proc/self/exe").unwrap().dev();
+    let number = format!("{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    for (name, memory) in [("zram0", true), ("ram1", true), ("mmcblk0p4", false)] {
+        let fake = Fake::new("");
+        let device = fake.kernel.sys.join("devices").join(name);
+        fs::create_dir_all(&device).unwrap();
+        fs::create_dir_all(fake.kernel.sys.join("dev/block")).unwrap();
+        std::os::unix::fs::symlink(&device, fake.kernel.sys.join("dev/block").join(&number)).unwrap();
+        let found = fake.kernel.memory_under(Path::new("/proc/self/exe"));
+        assert_eq!(found.as_deref(), memory.then_some(name));
+    }
+}
+
+#[test]
 fn a_cycle_among_slaves_ends() {
     let fake = Fake::new("");
     fake.put("254:0/slaves/dm-1/dev", "254:1\n");

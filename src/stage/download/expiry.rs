@@ -11,7 +11,9 @@ use url::Url;
 use crate::clock::Clock;
 
 /// When the link `url` expired, if it names such a time and the server's clock (ours, if it tells none) is past it:
-/// `se` of an Azure SAS token, which may end in a day or a minute; `X-Amz-Date` and `X-Amz-Expires` of AWS Signature Version 4, `X-Goog-` of Google's.
+/// `se` of an Azure SAS token, which may end in a day or a minute; `X-Amz-Date` and `X-Amz-Expires` of
+/// AWS Signature Version 4, `X-Goog-` of Google's; `Expires` beside a `Signature`, in Unix seconds, of CloudFront, of
+/// Google's CDN and of S3's older links.
 pub fn expired(url: &Url, headers: &HeaderMap, clock: &Clock) -> Option<OffsetDateTime> {
     let query = |key: &str| {
         url.query_pairs()
@@ -28,7 +30,11 @@ pub fn expired(url: &Url, headers: &HeaderMap, clock: &Clock) -> Option<OffsetDa
         let forms = [format!("{text}T00:00:00Z"), text.replace('Z', ":00Z"), text];
         forms.iter().find_map(|form| OffsetDateTime::parse(form, &Rfc3339).ok())
     });
-    let end = azure.or_else(|| signed_for("Amz")).or_else(|| signed_for("Goog"))?;
+    let plain = || {
+        query("Signature")?;
+        OffsetDateTime::from_unix_timestamp(query("Expires")?.parse().ok()?).ok()
+    };
+    let end = azure.or_else(|| signed_for("Amz")).or_else(|| signed_for("Goog")).or_else(plain)?;
     let now = date(headers, header::DATE).map_or_else(|| clock.now(), OffsetDateTime::from);
     (now >= end).then_some(end)
 }
@@ -62,6 +68,7 @@ mod tests {
             "X-Goog-Date=19941115T110000Z&X-Goog-Expires=60",
             "se=1994-11-15T12%3A00Z",
             "se=1994-11-15",
+            "Expires=784900799&Signature=x&Key-Pair-Id=K",
         ] {
             assert!(at(over, noon).is_some(), "{over}");
         }
@@ -74,6 +81,10 @@ mod tests {
             "se=tomorrow",
             "se=1994-11-15T12%3A01Z",
             "se=1994-11-16",
+            "Expires=784900801&Signature=x",
+            "Expires=784900799",
+            "Expires=99999999999999999999&Signature=x",
+            "Expires=soon&Signature=x",
             "",
         ] {
             assert_eq!(at(good, noon), None, "{good}");
