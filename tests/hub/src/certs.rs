@@ -29,7 +29,7 @@ pub struct Certificates {
 
 /// Reads or makes the CA in `dir` and issues a leaf for localhost, both loopback addresses, `bind` and `names`.
 pub fn prepare(dir: &Path, bind: IpAddr, names: &[String]) -> Result<Certificates> {
-    let ca_key = ca_key(&dir.join("ca.key.pem"))?;
+    let ca_key = kept_key(dir, "ca")?;
     let ca = ca_params()?.self_signed(&ca_key)?;
     let ca_pem = match std::fs::read_to_string(dir.join("ca.pem")) {
         Ok(pem) => pem,
@@ -44,15 +44,17 @@ pub fn prepare(dir: &Path, bind: IpAddr, names: &[String]) -> Result<Certificate
     Ok(Certificates { ca_pem, mqtt: config(&[])?, https: config(&[b"http/1.1"])? })
 }
 
-/// A key without its certificate would sign leaves that nobody trusts, so both are made anew together.
-fn ca_key(path: &Path) -> Result<KeyPair> {
-    let certificate = path.with_file_name("ca.pem");
+/// The key `{name}.key.pem` of an authority. Without its certificate `{name}.pem` it would sign what nobody trusts, so
+/// both are made anew together.
+pub fn kept_key(dir: &Path, name: &str) -> Result<KeyPair> {
+    let (path, certificate) = (dir.join(format!("{name}.key.pem")), dir.join(format!("{name}.pem")));
     if path.exists() && certificate.exists() {
-        let pem = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let pem =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         return KeyPair::from_pem(&pem).with_context(|| format!("{} holds no private key", path.display()));
     }
     let key = KeyPair::generate()?;
-    disk::replace(path, key.serialize_pem().as_bytes(), true)?;
+    disk::replace(&path, key.serialize_pem().as_bytes(), true)?;
     if certificate.exists() {
         std::fs::remove_file(&certificate)?;
     }
@@ -88,7 +90,7 @@ fn leaf_params(bind: IpAddr, more: &[String]) -> Result<CertificateParams> {
 }
 
 /// From a day ago, so that a clock that is a little behind does not matter.
-fn lasting(params: &mut CertificateParams, days: i64) {
+pub fn lasting(params: &mut CertificateParams, days: i64) {
     let now = OffsetDateTime::now_utc();
     params.not_before = now - Duration::days(1);
     params.not_after = now + Duration::days(days);

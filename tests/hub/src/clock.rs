@@ -9,8 +9,13 @@ pub const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// ISO 8601 in UTC with seven digits of a second, as twins carry it.
 pub fn now() -> String {
+    shown(OffsetDateTime::now_utc())
+}
+
+/// The same for another time.
+pub fn shown(time: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:7]Z");
-    OffsetDateTime::now_utc().format(format).unwrap_or_else(|_| NEVER.to_owned())
+    time.format(format).unwrap_or_else(|_| NEVER.to_owned())
 }
 
 /// Unix seconds.

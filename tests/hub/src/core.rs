@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::authority::Authority;
 use crate::configurations::{Configurations, Standing};
+use crate::credentials::Renewals;
 use crate::devicebound::Devicebound;
 use crate::dps::Dps;
 use crate::error::{HubError, Kind};
@@ -44,6 +46,8 @@ pub struct Core {
     pub trace: Arc<Trace>,
     pub jobs: Jobs,
     pub dps: Dps,
+    pub authority: Authority,
+    pub renewals: Arc<Renewals>,
     pub configurations: Configurations,
     /// The service policy `iothubowner`'s key, base64.
     pub service_key: String,
@@ -218,7 +222,10 @@ impl Core {
         match_etag(if_match, &registry.get(identity)?.etag())?;
         let gone = registry.remove(identity)?;
         drop(registry);
-        gone.iter().for_each(|identity| self.live.close(Some(identity)));
+        for identity in &gone {
+            self.renewals.forget(identity);
+            self.live.close(Some(identity));
+        }
         Ok(())
     }
 }

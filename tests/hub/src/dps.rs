@@ -5,6 +5,7 @@
 //! works while `serve` runs.
 
 mod proof;
+mod state;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,11 +21,13 @@ use serde_json::{Value, json};
 
 use self::proof::Proof;
 pub use self::proof::derive;
+pub use self::state::state;
 use crate::auth::SasToken;
-use crate::core::Core;
-use crate::error::{HubError, Kind};
-use crate::registry::{Credentials, Entry, Identity};
+use crate::registry::Credentials;
 use crate::{clock, disk, lock};
+
+/// The api-versions in which a registration may carry a signing request.
+const ISSUING_VERSIONS: [&str; 2] = ["2025-07-01-preview", "2026-11-02-preview"];
 
 /// How an applicant proves itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +64,10 @@ pub struct Enrollment {
     pub failure: Option<String>,
     /// What a custom allocation policy hands to the device.
     pub returns: Option<Value>,
+    /// A signing request is answered with a certificate that lasts so many seconds, and the device proves itself to the
+    /// hub by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issues: Option<u64>,
 }
 
 impl Enrollment {
@@ -75,6 +82,7 @@ impl Enrollment {
             polls: 1,
             failure: None,
             returns: None,
+            issues: None,
         }
     }
 
@@ -107,15 +115,28 @@ pub struct Applicant {
     credentials: Credentials,
     /// Unix seconds; `None` with a certificate.
     pub expiry: Option<u64>,
+    /// Its api-version knows of signing requests.
+    pub may_ask: bool,
+}
+
+/// What an applicant asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// For a custom allocation policy.
+    pub payload: Option<Value>,
+    /// A signing request in DER.
+    pub csr: Option<Vec<u8>>,
 }
 
 /// A registration under way.
 #[derive(Debug)]
 struct Operation {
     applicant: Applicant,
-    payload: Option<Value>,
+    request: Request,
     polls_left: u32,
     created: String,
+    /// The end, which does not change when it is asked for again.
+    end: Option<Value>,
 }
 
 /// The service's state.
@@ -186,7 +207,7 @@ impl Dps {
         password: &str,
         chain: &[CertificateDer<'_>],
     ) -> Result<Applicant, String> {
-        let id = read_user_name(user_name)
+        let (id, version) = read_user_name(user_name)
             .ok_or("the user name is not {idScope}/registrations/{registrationId}/api-version=..")?;
         if client_id != id {
             return Err(format!("the client id {client_id:?} is not the registration id {id}"));
@@ -207,7 +228,8 @@ impl Dps {
             match proof.check(enrollment, id) {
                 Ok((credentials, expiry)) => {
                     let (registration_id, enrollment) = (id.to_owned(), enrollment.clone());
-                    return Ok(Applicant { registration_id, enrollment, credentials, expiry });
+                    let may_ask = ISSUING_VERSIONS.contains(&version);
+                    return Ok(Applicant { registration_id, enrollment, credentials, expiry, may_ask });
                 }
                 Err(reason) => reasons.push(format!("{}: {reason}", enrollment.id)),
             }
@@ -217,90 +239,18 @@ impl Dps {
     }
 
     /// Takes a registration; the answer's body.
-    pub fn register(&self, applicant: &Applicant, payload: Option<Value>) -> Value {
+    pub fn register(&self, applicant: &Applicant, request: Request) -> Value {
         let operation_id = format!("4.{}.{}", &self.id_scope, clock::unique());
         let operation = Operation {
             applicant: applicant.clone(),
-            payload,
+            request,
             polls_left: applicant.enrollment.polls,
             created: clock::now(),
+            end: None,
         };
         lock(&self.operations).insert(operation_id.clone(), operation);
         json!({"operationId": operation_id, "status": "assigning"})
     }
-}
-
-/// The state of a registration: the answer's status and body.
-pub fn state(core: &Core, registration_id: &str, operation_id: &str) -> Result<(u16, Value), HubError> {
-    let mut operations = lock(&core.dps.operations);
-    let known = operations.get_mut(operation_id).filter(|o| o.applicant.registration_id == registration_id);
-    let Some(operation) = known else {
-        return Err(HubError::new(Kind::NotFound, format!("there is no operation {operation_id}")));
-    };
-    if operation.polls_left > 0 {
-        operation.polls_left -= 1;
-        return Ok((202, json!({"operationId": operation_id, "status": "assigning"})));
-    }
-    let (applicant, payload) = (operation.applicant.clone(), operation.payload.clone());
-    let created = operation.created.clone();
-    drop(operations);
-    let enrollment = &applicant.enrollment;
-    let device_id = enrollment.device_id.clone().unwrap_or_else(|| registration_id.to_owned());
-    let hub = enrollment.assign_to.clone().unwrap_or_else(|| core.dps.host.clone());
-    let (status, substatus) = if enrollment.disabled {
-        ("disabled", None)
-    } else if enrollment.failure.is_some() {
-        ("failed", None)
-    } else if hub == core.dps.host {
-        ("assigned", Some(admit(core, &device_id, &applicant.credentials)?))
-    } else {
-        ("assigned", Some("initialAssignment"))
-    };
-    let assigned = status == "assigned";
-    let now = clock::now();
-    let registration = Registration {
-        registration_id: registration_id.to_owned(),
-        enrollment: enrollment.id.clone(),
-        payload,
-        status,
-        assigned_hub: assigned.then(|| hub.clone()),
-        device_id: assigned.then(|| device_id.clone()),
-        time: now.clone(),
-    };
-    lock(&core.dps.registrations).push(registration);
-    core.live.changed();
-    let mut state = json!({
-        "registrationId": registration_id, "createdDateTimeUtc": created, "lastUpdatedDateTimeUtc": now,
-        "status": status, "etag": data_encoding::BASE64.encode(&clock::random::<8>()),
-    });
-    let more = match (&enrollment.failure, substatus) {
-        (_, Some(substatus)) => {
-            json!({"assignedHub": hub, "deviceId": device_id, "substatus": substatus, "payload": enrollment.returns})
-        }
-        (Some(message), None) => json!({"errorCode": 400_207, "errorMessage": message}),
-        (None, None) => json!({}),
-    };
-    if let (Some(state), Value::Object(more)) = (state.as_object_mut(), more) {
-        state.extend(more.into_iter().filter(|(_, value)| !value.is_null()));
-    }
-    Ok((200, json!({"operationId": operation_id, "status": status, "registrationState": state})))
-}
-
-/// Makes the device known to the hub by these credentials; one that is known keeps its twin.
-fn admit(core: &Core, device_id: &str, credentials: &Credentials) -> Result<&'static str, HubError> {
-    let identity = Identity::device(device_id);
-    let mut registry = lock(&core.registry);
-    if registry.get(&identity).is_err() {
-        registry.create(Entry::new(identity, credentials.clone()))?;
-        return Ok("initialAssignment");
-    }
-    registry.update(&identity, |entry| {
-        entry.credentials = credentials.clone();
-        entry.enabled = true;
-        entry.revision = entry.revision.wrapping_add(1);
-        Ok(())
-    })?;
-    Ok("deviceDataMigrated")
 }
 
 /// Looks like Azure's, and stays the same as long as the hub's key does.
@@ -314,13 +264,14 @@ fn read(path: &Path) -> Result<Enrollment> {
     serde_json::from_slice(&content).with_context(|| format!("{} is no enrollment", path.display()))
 }
 
-/// `{idScope}/registrations/{registrationId}/api-version=..`
-fn read_user_name(name: &str) -> Option<&str> {
+/// Registration id and version of `{idScope}/registrations/{registrationId}/api-version=..`
+fn read_user_name(name: &str) -> Option<(&str, &str)> {
     let mut parts = name.split('/');
     parts.next()?;
     (parts.next()? == "registrations").then_some(())?;
     let id = parts.next().filter(|id| !id.is_empty())?;
-    parts.next()?.starts_with("api-version=").then_some(id)
+    let version = parts.next()?.strip_prefix("api-version=")?;
+    Some((id, version.split('&').next().unwrap_or(version)))
 }
 
 #[cfg(test)]
@@ -332,7 +283,7 @@ mod tests {
     fn user_names() {
         assert_eq!(
             read_user_name("0ne1/registrations/gw-1/api-version=2019-03-31&ClientVersion=x"),
-            Some("gw-1")
+            Some(("gw-1", "2019-03-31"))
         );
         for name in
             ["0ne1/registrations/gw-1", "0ne1/registrations//api-version=1", "0ne1/devices/x/api-version=1"]

@@ -65,6 +65,20 @@ pub struct Outcome {
     /// Hand this JSON to the device, as a custom allocation policy would.
     #[arg(long, value_name = "JSON", value_parser = json)]
     returns: Option<Value>,
+    /// Answer a signing request with a certificate that lasts so long (60s, 12h, 30d), by which the device then logs in.
+    #[arg(long, value_name = "LIFETIME", value_parser = lifetime)]
+    issues: Option<u64>,
+}
+
+/// In seconds; at most 90 days, as the policies of Azure.
+fn lifetime(text: &str) -> Result<u64, String> {
+    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let seconds = UNITS.iter().find_map(|(unit, seconds)| {
+        let digits = text.strip_suffix(*unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+        digits.parse::<u64>().ok()?.checked_mul(*seconds)
+    });
+    let fits = seconds.filter(|seconds| (1..=90 * 86_400).contains(seconds));
+    fits.ok_or_else(|| "a lifetime is a number with s, m, h or d, from 1s to 90d".to_owned())
 }
 
 fn json(text: &str) -> serde_json::Result<Value> {
@@ -114,6 +128,7 @@ impl Outcome {
             disabled: self.disabled,
             failure: self.fail,
             returns: self.returns,
+            issues: self.issues,
             ..enrollment
         }
     }

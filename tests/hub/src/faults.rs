@@ -36,6 +36,21 @@ pub struct MqttFaults {
     pub throttle_patches: u64,
     /// This many requests to the provisioning service are refused with 429.
     pub throttle_registrations: u64,
+    /// This many requests for a certificate are refused with 429002, or with 503001, and not taken.
+    pub throttle_certificates: u64,
+    pub unavailable_certificates: u64,
+    /// This many are answered with 202, and then with 500001.
+    pub fail_certificates: u64,
+    /// This many certificates are issued and never sent.
+    pub lose_certificates: u64,
+    /// This many connections break right after the 202.
+    pub cut_certificates: u64,
+    /// Every certificate is issued this much after its 202.
+    pub delay_certificates_ms: u64,
+    /// None is issued until this is off again.
+    pub hold_certificates: bool,
+    /// `retryAfter` of 429002, 503001 and 500001, in seconds, instead of 1, 5 and 300.
+    pub retry_certificates_after: Option<u64>,
     /// Every publish of a device is handled this much later.
     pub delay_ms: u64,
     /// No more CONNECTs than this are served in a second, evenly spread; on others the connection is closed.
@@ -234,6 +249,18 @@ impl Faults {
         };
         let mut set = self.set.subscribe();
         drop(set.wait_for(|set| !set.files.iter().any(holds)).await);
+    }
+
+    /// Waits as long as a certificate is delayed or held.
+    pub async fn before_certificate(&self) {
+        let delay = self.set.borrow().mqtt.delay_certificates_ms;
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        let mut set = self.set.subscribe();
+        drop(set.wait_for(|set| !set.mqtt.hold_certificates).await);
+    }
+
+    pub fn retry_certificates_after(&self) -> Option<u64> {
+        self.set.borrow().mqtt.retry_certificates_after
     }
 
     pub fn delay(&self) -> Duration {

@@ -1,5 +1,5 @@
-//! What devices said and when they came, in order: every session, every reported patch and every telemetry message,
-//! for tests and for the curious.
+//! What devices said, got and when they came, in order: every session, reported patch, telemetry message and issued
+//! certificate, for tests and for the curious.
 //!
 //! In memory only: it is the story of one run, the hub's restarts within it included.
 
@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::authority::Issued;
 use crate::registry::Identity;
 use crate::{clock, lock};
 
@@ -78,6 +79,7 @@ struct Story {
     patches: VecDeque<ReportedPatch>,
     telemetry: VecDeque<Telemetry>,
     visits: VecDeque<Visit>,
+    issued: VecDeque<Issued>,
     witness: Option<Witness>,
 }
 
@@ -126,6 +128,15 @@ impl History {
         let body = text.unwrap_or_else(|_| data_encoding::BASE64.encode(body));
         let entry = Telemetry { time: clock::now(), properties: properties.to_owned(), body };
         push(&mut lock(&self.0).entry(identity.clone()).or_default().telemetry, entry);
+    }
+
+    /// A certificate was issued for the device.
+    pub fn issued(&self, identity: &Identity, issued: Issued) {
+        push(&mut lock(&self.0).entry(identity.clone()).or_default().issued, issued);
+    }
+
+    pub fn certificates(&self, identity: &Identity) -> Vec<Issued> {
+        lock(&self.0).get(identity).map(|story| story.issued.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// From now on `witness` is asked at each of the device's patches.

@@ -14,8 +14,10 @@ use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 pub use self::options::Options;
+use crate::authority::{Authority, Issued};
 use crate::configurations::{self, Configurations};
 use crate::core::{Core, Tasks, Write};
+use crate::credentials::{self, Renewals};
 use crate::devicebound::Devicebound;
 use crate::dps::{Dps, Enrollment, Registration};
 use crate::error::HubError;
@@ -50,6 +52,7 @@ struct Memory {
     faults: Arc<Faults>,
     history: Arc<History>,
     trace: Arc<Trace>,
+    renewals: Arc<Renewals>,
 }
 
 impl Hub {
@@ -87,6 +90,8 @@ impl Hub {
             history: memory.history,
             trace: memory.trace,
             dps: Dps::open(&options.dir, &host, &setup.service_key)?,
+            authority: Authority::open(&options.dir)?,
+            renewals: memory.renewals,
             jobs: Jobs::open(&options.dir)?,
             configurations: Configurations::open(&options.dir)?,
             service_key: setup.service_key.clone(),
@@ -94,6 +99,7 @@ impl Hub {
             tasks: Tasks::default(),
         });
         jobs::resume(&core);
+        credentials::resume(&core);
         core.tasks.spawn(configurations::keep_applied(core.clone()));
         let devices = core.clone();
         server::accept(&core, mqtt_listener, certificates.mqtt, move |stream, peer| {
@@ -138,8 +144,12 @@ impl Hub {
 
     async fn come_up(&mut self) -> Result<()> {
         let core = &self.core;
-        let memory =
-            Memory { faults: core.faults.clone(), history: core.history.clone(), trace: core.trace.clone() };
+        let memory = Memory {
+            faults: core.faults.clone(),
+            history: core.history.clone(),
+            trace: core.trace.clone(),
+            renewals: core.renewals.clone(),
+        };
         *self = Hub::serve(self.options.clone(), self.ports.clone(), self.lock.clone(), memory).await?;
         Ok(())
     }
@@ -250,6 +260,11 @@ impl Hub {
     /// Every registration that the provisioning service brought to an end, in order.
     pub fn registrations(&self) -> Vec<Registration> {
         self.core.dps.registrations()
+    }
+
+    /// Every certificate that was issued for the device, in order.
+    pub fn issued(&self, id: &str) -> Vec<Issued> {
+        self.core.history.certificates(&Identity::device(id))
     }
 
     fn add(&self, entry: Entry) -> Result<String, HubError> {

@@ -8,10 +8,12 @@
 //! `configurations` and `jobs` are its engines for fleets; [`twin`], [`query`] and [`auth`] are the rules, as plain functions over data.
 
 pub mod auth;
+pub mod authority;
 mod certs;
 mod clock;
 mod configurations;
 pub mod core;
+mod credentials;
 pub mod demo;
 mod devicebound;
 mod disk;
@@ -35,6 +37,7 @@ mod server;
 pub mod setup;
 pub mod trace;
 pub mod twin;
+mod x509;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -101,6 +101,8 @@ pub enum Credentials {
     /// Hex of SHA-1 or SHA-256 over the certificate's DER form.
     #[serde(rename_all = "camelCase")]
     SelfSigned { primary_thumbprint: String, secondary_thumbprint: Option<String> },
+    /// By any certificate that the hub's authority issued for it.
+    CertificateAuthority,
 }
 
 impl Credentials {
@@ -116,6 +118,7 @@ impl Credentials {
             Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint } => {
                 ("selfSigned", thumbprints(Some(primary_thumbprint), secondary_thumbprint.as_ref()))
             }
+            Credentials::CertificateAuthority => ("certificateAuthority", thumbprints(None, None)),
         }
     }
 
@@ -144,6 +147,9 @@ pub struct Entry {
     pub twin: Twin,
     /// MQTT topic filters with the granted quality of service; they outlive connections and the hub itself.
     pub subscriptions: Vec<(String, u8)>,
+    /// How long a certificate that it asks for lasts, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issues: Option<u64>,
     /// When the token that was accepted last ends, Unix seconds; and the newest that counts as expired already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<u64>,
@@ -167,6 +173,7 @@ impl Entry {
             credentials,
             twin: Twin::new(&clock::now()),
             subscriptions: Vec::new(),
+            issues: None,
             token: None,
             expired: None,
             configurations: BTreeMap::new(),

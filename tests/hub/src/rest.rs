@@ -85,6 +85,7 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/admin/registrations", get(admin::registrations))
         .route("/admin/history/{device}", get(admin::history))
         .route("/admin/telemetry/{device}", get(admin::telemetry))
+        .route("/admin/certificates/{device}", get(admin::certificates))
         .layer(from_fn_with_state(core.clone(), service::authorise_admin));
     Router::new()
         .merge(service)

@@ -76,7 +76,7 @@ pub fn device_connection_string(host: &str, entry: &Entry) -> String {
     let module = module.as_ref().map(|module| format!(";ModuleId={module}")).unwrap_or_default();
     let proof = match &entry.credentials {
         Credentials::Sas { primary_key, .. } => format!("SharedAccessKey={primary_key}"),
-        Credentials::SelfSigned { .. } => "x509=true".to_owned(),
+        Credentials::SelfSigned { .. } | Credentials::CertificateAuthority => "x509=true".to_owned(),
     };
     format!("HostName={host};DeviceId={device}{module};{proof}")
 }

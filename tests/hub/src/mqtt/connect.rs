@@ -4,8 +4,9 @@
 //! refusal with code 5; the reason is only in its log.
 
 use mqttbytes::v4::Connect;
+use rustls::pki_types::CertificateDer;
 
-use crate::auth::{SasToken, normal_thumbprint};
+use crate::auth::{SasToken, normal_thumbprint, thumbprints};
 use crate::clock;
 use crate::core::Core;
 use crate::registry::{Credentials, Entry, Identity};
@@ -16,10 +17,12 @@ pub struct Accepted {
     pub identity: Identity,
     /// Unix seconds; the connection ends with its token. `None` for certificates.
     pub expiry: Option<u64>,
+    /// As the user name says; empty if it says nothing.
+    pub api_version: String,
 }
 
-/// Checks identity and proof. `thumbprints` are those of the client certificate. The error is for the log.
-pub fn authorise(core: &Core, connect: &Connect, thumbprints: &[String]) -> Result<Accepted, String> {
+/// Checks identity and proof. `chain` is that of the client certificate. The error is for the log.
+pub fn authorise(core: &Core, connect: &Connect, chain: &[CertificateDer<'_>]) -> Result<Accepted, String> {
     let login = connect.login.as_ref().ok_or("the CONNECT has no user name")?;
     let (host, identity) =
         read_user_name(&login.username).ok_or("the user name is not {hub}/{device}/?api-version=..")?;
@@ -29,12 +32,19 @@ pub fn authorise(core: &Core, connect: &Connect, thumbprints: &[String]) -> Resu
     core.require_enabled(&identity).map_err(|error| error.to_string())?;
     let entry = core.entry(&identity).map_err(|error| error.to_string())?;
     let expiry = if login.password.is_empty() {
-        check_certificate(&entry, thumbprints)?;
+        check_certificate(core, &entry, chain)?;
         None
     } else {
         Some(check_token(core, host, &entry, &login.password)?)
     };
-    Ok(Accepted { identity, expiry })
+    Ok(Accepted { identity, expiry, api_version: query(&login.username, "api-version").to_owned() })
+}
+
+/// A value of the user name's query; empty if there is none.
+fn query<'a>(user_name: &'a str, name: &str) -> &'a str {
+    let query = user_name.rsplit('/').next().unwrap_or_default();
+    let mut pairs = query.trim_start_matches('?').split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map_or("", |(_, value)| value)
 }
 
 fn read_user_name(name: &str) -> Option<(&str, Identity)> {
@@ -62,7 +72,7 @@ fn check_token(core: &Core, host: &str, entry: &Entry, password: &str) -> Result
         (None, Credentials::Sas { primary_key, secondary_key }) => token
             .covers(&wanted, false)
             .and_then(|()| token.verify([primary_key.as_str(), secondary_key.as_str()], clock::unix())),
-        (None, Credentials::SelfSigned { .. }) => {
+        (None, Credentials::SelfSigned { .. } | Credentials::CertificateAuthority) => {
             return Err(format!("{} is registered with a certificate, not with a key", entry.identity));
         }
     };
@@ -73,29 +83,41 @@ fn check_token(core: &Core, host: &str, entry: &Entry, password: &str) -> Result
     Ok(token.expiry)
 }
 
-fn check_certificate(entry: &Entry, thumbprints: &[String]) -> Result<(), String> {
-    let Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint } = &entry.credentials else {
-        return Err(format!("{} is registered with a key, but sent no token", entry.identity));
+/// By thumbprint, or by the authority: what it issued for a device that is known by a thumbprint is good too.
+fn check_certificate(core: &Core, entry: &Entry, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+    let known = match &entry.credentials {
+        Credentials::Sas { .. } => {
+            return Err(format!("{} is registered with a key, but sent no token", entry.identity));
+        }
+        Credentials::SelfSigned { primary_thumbprint, secondary_thumbprint } => {
+            vec![Some(primary_thumbprint), secondary_thumbprint.as_ref()]
+        }
+        Credentials::CertificateAuthority => Vec::new(),
     };
-    if thumbprints.is_empty() {
-        return Err("neither a password nor a client certificate was sent".to_owned());
+    let leaf = chain.first().ok_or("neither a password nor a client certificate was sent")?;
+    let sent = thumbprints(leaf);
+    if known.iter().flatten().filter_map(|text| normal_thumbprint(text)).any(|known| sent.contains(&known)) {
+        return Ok(());
     }
-    let known = [Some(primary_thumbprint), secondary_thumbprint.as_ref()];
-    let fits = known
-        .into_iter()
-        .flatten()
-        .filter_map(|text| normal_thumbprint(text))
-        .any(|t| thumbprints.contains(&t));
-    if fits {
-        Ok(())
-    } else {
-        Err(format!("the client certificate has none of {}'s thumbprints", entry.identity))
-    }
+    core.authority.vouches(chain, &entry.identity.to_string()).map_err(|problem| {
+        let by_thumbprint = if known.is_empty() { "" } else { "it has none of the device's thumbprints; " };
+        format!("the client certificate does not open {}: {by_thumbprint}{problem}", entry.identity)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn api_versions() {
+        assert_eq!(
+            query("hub/d/?api-version=2021-04-12&DeviceClientType=x%2Fy", "api-version"),
+            "2021-04-12"
+        );
+        assert_eq!(query("hub/d/api-version=2016-11-14", "api-version"), "2016-11-14");
+        assert_eq!(query("hub/d", "api-version"), "");
+    }
 
     #[test]
     fn user_names() {

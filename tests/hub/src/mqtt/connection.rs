@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::connect::{Accepted, authorise};
 use super::provisioning::Registrar;
 use super::session::{Next, Session};
+use crate::clock;
 use crate::core::Core;
 use crate::live::{Message, Ticket};
 use crate::registry::Identity;
 use crate::trace::Trace;
-use crate::{auth, clock};
 
 /// A message of 256 KB with its topic and properties.
 const PACKET_LIMIT: usize = 256 * 1024 + 16 * 1024;
@@ -68,8 +68,7 @@ where
         bail!("429 ThrottlingException: too many connects in this second");
     }
     let refused = core.faults.take(|faults| &mut faults.refuse_connects);
-    let thumbprints = chain.first().map(|leaf| auth::thumbprints(leaf).to_vec()).unwrap_or_default();
-    let accepted = match authorise(core, &connect, &thumbprints) {
+    let accepted = match authorise(core, &connect, chain) {
         Ok(accepted) if !refused => accepted,
         outcome => {
             came(false);
@@ -127,9 +126,8 @@ async fn attend<S>(core: &Arc<Core>, wire: &mut Wire<S>, connect: Connect, accep
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let identity = accepted.identity;
-    let (mut session, present) =
-        Session::open(core.clone(), identity.clone(), connect.clean_session, accepted.expiry)?;
+    let identity = accepted.identity.clone();
+    let (mut session, present) = Session::open(core.clone(), &accepted, connect.clean_session)?;
     // Before CONNACK, so that who hears of the connection can rely on it.
     let mut ticket = core.live.enter(&identity, wire.number);
     let visit = Leaving { core, identity: &identity, number: wire.number, orderly: AtomicBool::new(false) };
@@ -175,11 +173,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut last_heard = Instant::now();
-    let mut pushes = core.devicebound.watch();
+    let (mut pushes, mut answers) = (core.devicebound.watch(), core.renewals.watch());
     loop {
-        let devicebound = session.devicebound();
-        if !devicebound.is_empty() {
-            wire.send(&devicebound).await?;
+        if ticket.closed.is_cancelled() {
+            bail!("closed by the hub");
+        }
+        let mut due = session.devicebound();
+        due.extend(session.certificate());
+        if !due.is_empty() {
+            wire.send(&due).await?;
         }
         tokio::select! {
             packet = wire.read() => {
@@ -195,6 +197,7 @@ where
                 }
             }
             Ok(()) = pushes.changed() => {}
+            Ok(()) = answers.changed() => {}
             message = ticket.inbox.recv() => match message {
                 Some(Message { topic, payload }) => {
                     wire.send(&[Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload))]).await?;

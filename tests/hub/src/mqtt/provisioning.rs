@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::session::Next;
 use crate::clock;
 use crate::core::Core;
+use crate::credentials;
 use crate::dps::{self, Applicant};
 use crate::error::{HubError, Kind};
 
@@ -81,7 +82,10 @@ impl Registrar {
             return Err(invalid("the body's registrationId is not the user name's".to_owned()));
         }
         let payload = body.get("payload").filter(|payload| !payload.is_null()).cloned();
-        Ok((202, self.core.dps.register(&self.applicant, payload)))
+        // As any other unknown field an older api-version overlooks it.
+        let csr = body.get("csr").filter(|csr| self.applicant.may_ask && !csr.is_null());
+        let csr = csr.map(|csr| credentials::decode(Some(csr))).transpose().map_err(invalid)?;
+        Ok((202, self.core.dps.register(&self.applicant, dps::Request { payload, csr })))
     }
 }
 

@@ -7,12 +7,17 @@ use mqttbytes::QoS;
 use mqttbytes::v4::{Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck, Unsubscribe};
 use serde_json::{Value, json};
 
+use super::connect::Accepted;
 use super::topics::{self, Incoming};
 use crate::core::Core;
+use crate::credentials;
 use crate::error::{HubError, Kind};
 use crate::lock;
 use crate::methods::{Answer, PAYLOAD_LIMIT};
 use crate::registry::Identity;
+
+/// The packet that carries a certificate; other messages are numbered from 1.
+const CERTIFICATE: u16 = u16::MAX;
 
 /// What to do after a packet.
 #[derive(Debug, PartialEq)]
@@ -31,28 +36,27 @@ pub struct Session {
     identity: Identity,
     /// Filters with the granted quality of service; the registry has the same.
     subscriptions: Vec<(String, u8)>,
+    /// The api-version has requests for certificates.
+    credentials: bool,
 }
 
 impl Session {
     /// Resumes what the registry remembers, or starts clean; the flag is CONNACK's "session present".
-    /// `token`: when the device's token ends.
-    pub fn open(
-        core: Arc<Core>,
-        identity: Identity,
-        clean: bool,
-        token: Option<u64>,
-    ) -> Result<(Session, bool), HubError> {
+    pub fn open(core: Arc<Core>, accepted: &Accepted, clean: bool) -> Result<(Session, bool), HubError> {
+        let identity = accepted.identity.clone();
         let subscriptions = lock(&core.registry).update(&identity, |entry| {
             entry.last_activity = crate::clock::now();
-            entry.token = token;
+            entry.token = accepted.expiry;
             if clean {
                 entry.subscriptions.clear();
             }
             Ok(entry.subscriptions.clone())
         })?;
         core.devicebound.release(&identity);
+        core.renewals.release(&identity);
         let present = !subscriptions.is_empty();
-        Ok((Session { core, identity, subscriptions }, present))
+        let credentials = accepted.api_version == topics::CREDENTIALS_VERSION;
+        Ok((Session { core, identity, subscriptions, credentials }, present))
     }
 
     pub fn on_packet(&mut self, packet: Packet) -> Next {
@@ -61,6 +65,10 @@ impl Session {
             Packet::Subscribe(subscribe) => self.on_subscribe(subscribe),
             Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(unsubscribe),
             Packet::PingReq => Next::Send(vec![Packet::PingResp]),
+            Packet::PubAck(answer) if answer.pkid == CERTIFICATE => {
+                self.core.renewals.complete(&self.identity);
+                Next::Send(Vec::new())
+            }
             Packet::PubAck(answer) => {
                 self.core.devicebound.complete(&self.identity, answer.pkid);
                 self.core.live.changed();
@@ -85,6 +93,28 @@ impl Session {
         self.core.devicebound.due(&self.identity).into_iter().map(packet).collect()
     }
 
+    /// The second answer to a request for a certificate, if it is to be sent now: with the subscription's quality of
+    /// service, and with 1 until it is acknowledged.
+    pub fn certificate(&self) -> Option<Packet> {
+        let reliable = self.granted(topics::CREDENTIALS)? == QoS::AtLeastOnce as u8;
+        let (request, (status, body)) = self.core.renewals.due(&self.identity, reliable)?;
+        let mut publish = credentials_answer(status, &request, &body);
+        if reliable {
+            (publish.qos, publish.pkid) = (QoS::AtLeastOnce, CERTIFICATE);
+        }
+        Some(Packet::Publish(publish))
+    }
+
+    /// A subscription's quality of service.
+    fn granted(&self, wanted: &str) -> Option<u8> {
+        let found = self.subscriptions.iter().find(|(filter, _)| filter == wanted);
+        found.map(|(_, qos)| *qos).filter(|_| self.knows(wanted))
+    }
+
+    fn knows(&self, topic: &str) -> bool {
+        self.credentials || !topics::is_credentials(topic)
+    }
+
     /// The last will, delivered as telemetry that says so.
     pub fn on_will(&self, topic: &str, message: &Bytes) {
         if let Some(Incoming::Telemetry { properties }) = topics::parse(&self.identity, topic) {
@@ -98,7 +128,8 @@ impl Session {
         if publish.qos == QoS::ExactlyOnce {
             return Next::Close("quality of service 2 is not offered".to_owned());
         }
-        let Some(incoming) = topics::parse(&self.identity, &publish.topic) else {
+        let known = topics::parse(&self.identity, &publish.topic).filter(|_| self.knows(&publish.topic));
+        let Some(incoming) = known else {
             return Next::Close(format!("there is no topic {:?}", publish.topic));
         };
         let answer = match incoming {
@@ -115,6 +146,7 @@ impl Session {
                 self.core.live.changed();
                 None
             }
+            Incoming::IssueCertificate { request } => self.issue_certificate(request, &publish.payload),
         };
         let acknowledged =
             publish.qos == QoS::AtLeastOnce && !self.core.faults.take(|faults| &mut faults.lose_pubacks);
@@ -149,6 +181,15 @@ impl Session {
             Ok(version) => self.twin_answer(204, request, &format!("&$version={version}"), String::new()),
             Err(error) => self.twin_error(request, &error),
         }
+    }
+
+    fn issue_certificate(&self, request: &str, payload: &Bytes) -> Option<Packet> {
+        let (status, body) = credentials::ask(&self.core, &self.identity, request, payload);
+        if status == 202 && self.core.faults.take(|faults| &mut faults.cut_certificates) {
+            self.core.live.close(Some(&self.identity));
+        }
+        self.granted(topics::CREDENTIALS)?;
+        Some(Packet::Publish(credentials_answer(status, request, &body)))
     }
 
     fn twin_error(&self, request: &str, error: &HubError) -> Option<Packet> {
@@ -188,7 +229,7 @@ impl Session {
     fn on_subscribe(&mut self, subscribe: Subscribe) -> Next {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         for filter in subscribe.filters {
-            if !topics::may_subscribe(&self.identity, &filter.path) {
+            if !topics::may_subscribe(&self.identity, &filter.path) || !self.knows(&filter.path) {
                 return Next::Close(format!("there is no topic {:?} to subscribe to", filter.path));
             }
             codes.push(self.grant(filter.path, filter.qos));
@@ -225,4 +266,12 @@ impl Session {
         self.core.live.changed();
         saved.map_err(|error| error.to_string())
     }
+}
+
+fn credentials_answer(status: u16, request: &str, body: &Value) -> Publish {
+    Publish::new(
+        format!("$iothub/credentials/res/{status}/?$rid={request}"),
+        QoS::AtMostOnce,
+        body.to_string(),
+    )
 }

@@ -11,6 +11,11 @@ pub const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
 /// The same without its wildcard.
 pub const DESIRED_PREFIX: &str = "$iothub/twin/PATCH/properties/desired/";
 
+/// Filter for answers to requests for certificates.
+pub const CREDENTIALS: &str = "$iothub/credentials/res/#";
+/// The one api-version that has them.
+pub const CREDENTIALS_VERSION: &str = "2025-08-01-preview";
+
 /// What a device publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming<'a> {
@@ -18,6 +23,12 @@ pub enum Incoming<'a> {
     ReportedPatch { request: &'a str },
     MethodAnswer { status: i64, request: &'a str },
     Telemetry { properties: &'a str },
+    IssueCertificate { request: &'a str },
+}
+
+/// Whether this is about certificates, of which older api-versions know nothing.
+pub fn is_credentials(topic: &str) -> bool {
+    topic.starts_with("$iothub/credentials/")
 }
 
 /// Reads a topic; `None` for one that the hub does not know.
@@ -32,6 +43,10 @@ pub fn parse<'a>(identity: &Identity, topic: &'a str) -> Option<Incoming<'a>> {
         let (status, rest) = rest.split_once('/')?;
         return Some(Incoming::MethodAnswer { status: status.parse().ok()?, request: request_id(rest)? });
     }
+    if let Some(rest) = topic.strip_prefix("$iothub/credentials/POST/issueCertificate/") {
+        let request = request_id(rest).filter(|_| identity.module.is_none())?;
+        return Some(Incoming::IssueCertificate { request });
+    }
     let events = format!("{}/messages/events", identity.resource());
     let rest = topic.strip_prefix(&events)?;
     let properties = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
@@ -45,7 +60,7 @@ pub fn may_subscribe(identity: &Identity, filter: &str) -> bool {
     }
     let own = identity.resource();
     match identity.module {
-        None => filter == format!("{own}/messages/devicebound/#"),
+        None => filter == CREDENTIALS || filter == format!("{own}/messages/devicebound/#"),
         Some(_) => [format!("{own}/#"), format!("{own}/inputs/#")].contains(&filter.to_owned()),
     }
 }

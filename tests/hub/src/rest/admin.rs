@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::authority::Issued;
 use crate::core::Core;
 use crate::dps::Registration;
 use crate::error::{HubError, Kind};
@@ -54,6 +55,10 @@ pub async fn registrations(State(core): State<Arc<Core>>) -> Json<Vec<Registrati
 /// `{device}` or `{device}%2F{module}`.
 pub async fn history(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<ReportedPatch>> {
     Json(core.history.patches(&Identity::from(&*device)))
+}
+
+pub async fn certificates(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<Issued>> {
+    Json(core.history.certificates(&Identity::from(&*device)))
 }
 
 /// What was recorded of the wire.

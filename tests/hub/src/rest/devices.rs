@@ -149,9 +149,13 @@ fn wanted_credentials(body: &Value, kept: Option<&Credentials>) -> Result<Creden
     let kind = text("/authentication/type").unwrap_or_default();
     let invalid = |message: &str| HubError::new(Kind::ArgumentInvalid, message);
     match kind.to_ascii_lowercase().as_str() {
+        "certificateauthority" if kept == Some(&Credentials::CertificateAuthority) => {
+            Ok(Credentials::CertificateAuthority)
+        }
         "certificateauthority" | "none" => Err(HubError::new(
             Kind::NotImitated,
-            "fwupdate-hub knows SAS keys and certificate thumbprints only",
+            "fwupdate-hub makes devices with SAS keys and certificate thumbprints; those with an authority's \
+             certificates come from an enrollment that issues them",
         )),
         "selfsigned" => {
             let read = |path: &str| match text(path) {
@@ -195,7 +199,9 @@ fn document(core: &Core, entry: &Entry) -> Value {
         Credentials::Sas { primary_key, secondary_key } => {
             json!({"primaryKey": primary_key, "secondaryKey": secondary_key})
         }
-        Credentials::SelfSigned { .. } => json!({"primaryKey": null, "secondaryKey": null}),
+        Credentials::SelfSigned { .. } | Credentials::CertificateAuthority => {
+            json!({"primaryKey": null, "secondaryKey": null})
+        }
     };
     let authentication = json!({"symmetricKey": keys, "x509Thumbprint": thumbprints, "type": kind});
     let mut document = json!({

@@ -73,7 +73,7 @@ impl Site {
         self.dial_as(None).await
     }
 
-    /// With a client certificate (PEM of certificate and key).
+    /// With a client certificate (PEM of its chain and key).
     pub async fn dial_as(
         &self,
         identity: Option<(&str, &str)>,
@@ -152,7 +152,7 @@ pub fn tls(ca: &str, identity: Option<(&str, &str)>) -> Arc<rustls::ClientConfig
     Arc::new(match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap).collect();
             builder
                 .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
                 .unwrap()

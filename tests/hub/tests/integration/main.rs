@@ -3,6 +3,8 @@
 // Clippy exempts only functions marked as tests; the helpers beside them are tests no less.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+/// Certificates of devices' own keys: asked for at registration and at the hub.
+mod certificates;
 /// A hub for one test, and a bare MQTT client that can also break the rules.
 mod client;
 /// Who is let in, who is thrown out, and what survives.
