@@ -36,6 +36,7 @@ pub mod health;
 pub mod hub;
 pub mod memory;
 pub mod pkcs11;
+pub mod programs;
 pub mod reach;
 pub mod root;
 pub mod stage;

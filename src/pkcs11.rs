@@ -5,12 +5,14 @@
 
 mod der;
 mod key;
+mod refused;
 mod token;
 mod uri;
 mod worker;
 
 pub use der::ecdsa_signature;
 pub use key::{Description, KeyKind, Scheme, TokenError};
+pub use refused::keep_in;
 pub use token::TokenKey;
 pub use uri::{KeyUri, SCHEME};
 pub use worker::{WORKER, describe, serve, sign};

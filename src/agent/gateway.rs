@@ -15,6 +15,7 @@ use crate::device::{self, Identity, Kernel};
 use crate::failure::{Code, Failure};
 use crate::machine::Operation;
 use crate::manifest::TrustedKeys;
+use crate::pkcs11;
 use crate::plan;
 use crate::slot::Slot;
 use crate::stage::{self, BundleSource, Http, Meter, Target};
@@ -56,6 +57,7 @@ impl Gateway {
         if settings.cloud.is_some() {
             clock.demand_proof();
         }
+        pkcs11::keep_in(&settings.state.dir);
         Gateway {
             bootloader,
             cloud: watch::Sender::new(false),

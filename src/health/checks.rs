@@ -1,7 +1,7 @@
 //! The integrator's executables in `required.d` and `wanted.d`.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::process::Command;
 use super::command::{self, PATH};
 use super::context::Context;
 use super::failed::{EXCERPT_LIMIT, Failed, HealthError, excerpt};
+use crate::programs;
 use crate::root::{self, Finished, Verb};
 
 /// Below `health.checks_dir`: checks that must pass, and checks whose failures are only logged.
@@ -105,21 +106,11 @@ pub fn of_root(dir: &Path, name: &str) -> Result<Check, HealthError> {
     }
     let path = dir.join(folder).join(file);
     let real = path.canonicalize().map_err(|source| HealthError::Folder { path, source })?;
-    if let Some(place) = real.ancestors().find(|place| !is_roots(place)) {
+    if let Some(place) = programs::foreign(&real, &[0, geteuid().as_raw()]) {
         return Err(refused(&format!(
             "is not run: others than root can change {0}; run `chown root {0}` and `chmod go-w {0}`",
             place.display()
         )));
     }
     check(&dir.join(folder), real).map(|check| Check { name: name.to_owned(), ..check })
-}
-
-/// Belongs to root (or to whom this process runs as), and others may not write it; in a sticky folder they cannot
-/// replace what is not theirs.
-fn is_roots(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|meta| {
-        let mode = meta.permissions().mode();
-        [0, geteuid().as_raw()].contains(&meta.uid())
-            && (mode & 0o022 == 0 || meta.is_dir() && mode & 0o1000 != 0)
-    })
 }

@@ -36,7 +36,8 @@ pub enum TokenError {
     #[error("{0}")]
     Told(String),
     #[error(
-        "the PKCS#11 module {path} cannot be loaded ({cause}): install it, or name another by module-path"
+        "the PKCS#11 module {path} cannot be used ({cause}): check that it is installed and that its token is there, or name \
+         another by module-path"
     )]
     Module { path: String, cause: String },
     #[error(

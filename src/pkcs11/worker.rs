@@ -3,18 +3,18 @@
 //! no code for tokens.
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::key::{Description, Scheme, TokenError};
+use super::refused::{self, mark};
 use super::token::TokenKey;
 use super::uri::KeyUri;
+use crate::programs;
 
 /// What makes `fwupdatectl` the worker.
 pub const WORKER: &str = "token-key";
@@ -25,22 +25,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest question or answer, bytes.
 const LIMIT: u64 = 256 * 1024;
 
-/// A PIN that was refused, by the key and the time at which the PIN's file was written: it is not tried again.
-static REFUSED: Mutex<Option<(String, Option<SystemTime>)>> = Mutex::new(None);
-
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     uri: String,
     /// What to sign, and how; `None`: the key is described.
     sign: Option<(Scheme, Vec<u8>)>,
+    /// The mark of the PIN that was refused last.
+    refused: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Description(Description),
     Signature(Vec<u8>),
-    /// Why there is none, and whether the token refused the PIN.
-    Error(String, bool),
+    /// Why there is none, and the mark of the PIN if the token refused it.
+    Error(String, Option<String>),
 }
 
 /// What is known of the key. Blocks.
@@ -64,51 +63,46 @@ pub fn serve() -> io::Result<()> {
     let mut question = String::new();
     io::stdin().take(LIMIT).read_to_string(&mut question)?;
     let question: Question = serde_json::from_str(&question)?;
-    let answer = answer(&question).unwrap_or_else(|error| {
-        Answer::Error(error.to_string(), matches!(error, TokenError::PinRefused { .. }))
-    });
+    let answer = match question.uri.parse::<KeyUri>() {
+        Ok(uri) => answer(&question, &uri).unwrap_or_else(|error| {
+            let refused = matches!(error, TokenError::PinRefused { .. });
+            Answer::Error(error.to_string(), mark(&uri).filter(|_| refused))
+        }),
+        Err(why) => Answer::Error(why, None),
+    };
     io::stdout().write_all(serde_json::to_string(&answer)?.as_bytes())
 }
 
-fn answer(question: &Question) -> Result<Answer, TokenError> {
-    let uri: KeyUri = question.uri.parse().map_err(|why: String| failed(&why))?;
-    if let Some(place) = uri.module.as_deref().and_then(foreign) {
+fn answer(question: &Question, uri: &KeyUri) -> Result<Answer, TokenError> {
+    // What stood there would be run by the agent, and would outlive both slots.
+    let module = uri.module.as_deref().and_then(|module| module.canonicalize().ok());
+    if let Some(place) = module.as_deref().and_then(|module| programs::foreign(module, &[0])) {
         return Err(TokenError::Module {
             path: uri.module().display().to_string(),
             cause: format!("{} is not root's alone", place.display()),
         });
     }
-    let key = TokenKey::open(&uri)?;
+    if let (Some(file), true) = (uri.pin_file(), question.refused.is_some() && question.refused == mark(uri))
+    {
+        return Err(TokenError::PinRefused { file: file.display().to_string() });
+    }
+    let key = TokenKey::open(uri)?;
     match &question.sign {
         Some((scheme, message)) => key.sign(*scheme, message).map(Answer::Signature),
         None => Ok(Answer::Description(key.description().clone())),
     }
 }
 
-/// The file or folder on the way to the module that somebody else than root can write: what stood there would be run by
-/// the agent, and would outlive both slots.
-fn foreign(module: &Path) -> Option<PathBuf> {
-    let real = module.canonicalize().ok()?;
-    let is_roots = |place: &Path| {
-        let meta = place.symlink_metadata();
-        meta.is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
-    };
-    real.ancestors().find(|place| !is_roots(place)).map(Path::to_path_buf)
-}
-
 fn ask(uri: &KeyUri, sign: Option<(Scheme, Vec<u8>)>) -> Result<Answer, TokenError> {
-    let written = uri.pin_file().and_then(|file| file.metadata().ok()?.modified().ok());
-    let pin = (uri.to_string(), written);
-    let mut refused = REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let (Some(file), true) = (uri.pin_file(), refused.as_ref() == Some(&pin)) {
-        return Err(TokenError::PinRefused { file: file.display().to_string() });
-    }
-    let question = serde_json::to_string(&Question { uri: uri.to_string(), sign });
+    // One at a time: a wrong PIN is spent once.
+    let mut refused = refused::last();
+    let question = Question { uri: uri.to_string(), sign, refused: refused.mark.clone() };
+    let question = serde_json::to_string(&question);
     let answered = question.map_err(io::Error::from).and_then(|question| run(&question));
     let answer = serde_json::from_str(&answered.map_err(|error| failed(&error.to_string()))?);
     match answer.map_err(|_| failed("its module ended without an answer"))? {
-        Answer::Error(why, pin_refused) => {
-            *refused = pin_refused.then_some(pin).or(refused.take());
+        Answer::Error(why, mark) => {
+            mark.into_iter().for_each(|mark| refused.keep(mark));
             Err(TokenError::Told(why))
         }
         answer => Ok(answer),
@@ -116,10 +110,7 @@ fn ask(uri: &KeyUri, sign: Option<(Scheme, Vec<u8>)>) -> Result<Answer, TokenErr
 }
 
 fn run(question: &str) -> io::Result<String> {
-    // The one beside this program, else the installed one.
-    let beside = std::env::current_exe().ok().map(|path| path.with_file_name("fwupdatectl"));
-    let program = beside.filter(|path| path.is_file()).unwrap_or_else(|| PROGRAM.into());
-    let mut command = Command::new(program);
+    let mut command = Command::new(programs::beside("fwupdatectl", PROGRAM));
     command.arg(WORKER).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut worker = command.spawn()?;
     let answered = converse(&mut worker, question);

@@ -26,9 +26,9 @@ const CORE: [&str; 12] = [
     "uri",
 ];
 /// Settings, and what several edges need of the system.
-const GROUND: [&str; 13] = [
-    "backoff", "cause", "clock", "config", "device", "durable", "fault", "memory", "pkcs11", "reach", "root",
-    "tls", "tunnel",
+const GROUND: [&str; 14] = [
+    "backoff", "cause", "clock", "config", "device", "durable", "fault", "memory", "pkcs11", "programs",
+    "reach", "root", "tls", "tunnel",
 ];
 const EDGES: [&str; 6] = ["boot", "control", "health", "hub", "stage", "store"];
 /// What a core without I/O and without a clock never says.

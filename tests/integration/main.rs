@@ -81,6 +81,8 @@ mod thrift;
 mod token;
 /// The ways to the hub: WebSocket, proxies, module identity, renewed certificates.
 mod transport;
+/// A trial proves the device's key.
+mod trial_keys;
 /// The tutorial's service app, unmodified, sees an update through.
 mod tutorial;
 /// A good update, there and back.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{LIMIT, Release, Setup, Spec, World};
 
 /// The gateway's own settings with these replacements, and a verdict that falls soon.
-fn settings(world: &World, changes: &[(&str, &str)]) -> String {
+pub fn settings(world: &World, changes: &[(&str, &str)]) -> String {
     let own = fs::read_to_string(world.gateway.dir().join("fwupdate.toml")).unwrap();
     let soon = own.replace("deadline = \"20s\"", "deadline = \"2s\"");
     changes.iter().fold(soon, |text, (from, to)| {
@@ -24,12 +24,12 @@ fn line(world: &World, start: &str) -> String {
     own.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("no {start}")).to_owned()
 }
 
-fn image(world: &mut World, version: &str, etc: &[(&str, &str)]) -> Release {
+pub fn image(world: &mut World, version: &str, etc: &[(&str, &str)]) -> Release {
     world.make(Spec { version, etc, ..Spec::default() })
 }
 
 /// Installs an image with such settings, which must be found wanting.
-async fn goes_back(world: &mut World, version: &str, etc: &[(&str, &str)], question: &str, word: &str) {
+pub async fn goes_back(world: &mut World, version: &str, etc: &[(&str, &str)], question: &str, word: &str) {
     let release = image(world, version, etc);
     let last = world.install(&release).await;
     assert_eq!(

@@ -13,12 +13,12 @@ use tempfile::TempDir;
 
 use crate::harness::{DEVICE, Setup, World, run};
 
-const PIN: &str = "1234";
-const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+pub const PIN: &str = "1234";
+pub const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const TPM2: &str = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so";
 
 /// A token with a label, a PIN and one key.
-struct Token {
+pub struct Token {
     dir: TempDir,
     module: &'static str,
     /// What its module is told of where it is.
@@ -27,7 +27,7 @@ struct Token {
 }
 
 impl Token {
-    fn softhsm(key: &str) -> Token {
+    pub fn softhsm(key: &str) -> Token {
         let dir = tempfile::tempdir().unwrap();
         let (config, store) = (dir.path().join("softhsm2.conf"), dir.path().join("store"));
         fs::create_dir(&store).unwrap();
@@ -51,7 +51,7 @@ impl Token {
     }
 
     /// Starts the TPM, which keeps what it held; SoftHSM's store comes back to its place.
-    fn plug_in(&mut self) {
+    pub fn plug_in(&mut self) {
         let at = |name: &str| self.dir.path().join(name);
         if self.module == SOFTHSM {
             return fs::rename(at("away"), at("store")).unwrap();
@@ -62,13 +62,14 @@ impl Token {
         chip.args(["socket", "--tpm2", "--flags", "startup-clear", "--tpmstate"])
             .arg(format!("dir={}", at("state").display()))
             .args(["--server", &socket("chip"), "--ctrl", &socket("chip.ctrl")]);
-        self.chip = Some(chip.spawn().unwrap());
+        let chip = self.chip.insert(chip.spawn().unwrap());
         while !at("chip.ctrl").exists() || !at("chip").exists() {
+            assert_eq!(chip.try_wait().unwrap(), None, "swtpm ended");
             std::thread::yield_now();
         }
     }
 
-    fn unplug(&mut self) {
+    pub fn unplug(&mut self) {
         match &mut self.chip {
             None => fs::rename(self.dir.path().join("store"), self.dir.path().join("away")).unwrap(),
             Some(chip) => {
@@ -99,7 +100,7 @@ impl Token {
     }
 
     /// A file with the public key.
-    fn public_der(&self) -> PathBuf {
+    pub fn public_der(&self) -> PathBuf {
         let file = self.dir.path().join("public.der");
         let read = ["--token-label", "gateway", "--read-object", "--type", "pubkey", "--id", "01", "-o"];
         self.tool(&[&read[..], &[file.to_str().unwrap()]].concat());
@@ -143,25 +144,25 @@ impl Drop for Token {
     }
 }
 
-fn state(world: &World, name: &str) -> PathBuf {
+pub fn state(world: &World, name: &str) -> PathBuf {
     world.gateway.dir().join("state").join(name)
 }
 
-fn write_pin(world: &World, pin: &str) {
+pub fn write_pin(world: &World, pin: &str) {
     let file = state(world, "pin");
     fs::write(&file, format!("{pin}\n")).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// A public key of which nobody here has the private one.
-struct Public {
+pub struct Public {
     bits: Vec<u8>,
     algorithm: &'static SignatureAlgorithm,
 }
 
 impl Public {
     /// From its `SubjectPublicKeyInfo`: of a P-256 key, or an RSA key of 2048 bits.
-    fn of(der: &[u8]) -> Public {
+    pub fn of(der: &[u8]) -> Public {
         match der.len() {
             91 => Public { bits: der[26..].to_vec(), algorithm: &rcgen::PKCS_ECDSA_P256_SHA256 },
             294 => Public { bits: der[24..].to_vec(), algorithm: &rcgen::PKCS_RSA_SHA256 },
@@ -180,7 +181,7 @@ impl PublicKeyData for Public {
     }
 }
 
-fn issue(public: &Public) -> Certificate {
+pub fn issue(public: &Public) -> Certificate {
     let key = KeyPair::generate().unwrap();
     let authority = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -189,7 +190,7 @@ fn issue(public: &Public) -> Certificate {
 }
 
 /// A gateway whose key is in the token, at a hub that knows its certificate.
-async fn world(token: &Token, pin: &str) -> World {
+pub async fn world(token: &Token, pin: &str) -> World {
     let mut world = World::with(Setup { registered: false, on: false, ..Setup::default() }).await;
     let thumbprint = token.certify(&world);
     world.hub.add_device_x509(DEVICE, &thumbprint).unwrap();
@@ -240,8 +241,12 @@ async fn a_wrong_pin_is_tried_once_and_again_when_its_file_has_changed() {
     let mut world = world(&token, "9999").await;
     world.gateway.power_on().unwrap();
     world.doctor_says_of_the_hub("refuses the PIN").await;
+    // The token would take it now: who tried it again would have a session.
+    let change = ["--change-pin", "--token-label", "gateway", "--login", "--pin", PIN, "--new-pin", "9999"];
+    token.tool(&change);
     world.gateway.restart_agent().await.unwrap();
-    write_pin(&world, PIN);
+    world.doctor_says_of_the_hub("refuses the PIN").await;
+    write_pin(&world, "9999");
     world.reported(|reported| reported["firmwareStatus"] == "standBy").await;
     world.finish_disturbed().await;
 }
@@ -328,7 +333,7 @@ fn a_key_that_cannot_sign_a_release_is_named_as_what_it_is() {
         (key.clone(), "an RSA key signs no bundle"),
         (key.replace("id=%01", "id=%02"), "has no private key"),
         (key.replace("token=gateway", "token=other"), "no token is there"),
-        (key.replace(SOFTHSM, "/nowhere.so"), "cannot be loaded"),
+        (key.replace(SOFTHSM, "/nowhere.so"), "cannot be used"),
         ("pkcs11:token=gateway".to_owned(), "names no key"),
     ] {
         let said = said(&key);

@@ -21,7 +21,7 @@ const LAST_ERROR: &str = "last-error";
 /// Longest sentence that is kept or repeated, bytes.
 const LIMIT: u64 = 2048;
 
-/// Examines the gateway while no agent runs. Blocks, and changes nothing.
+/// Examines the gateway while no agent runs. Blocks, and changes nothing; a PIN that a token refuses is remembered.
 pub fn examine(options: &Options) -> Value {
     let settings = match config::load(options) {
         Ok(loaded) => loaded.settings,
