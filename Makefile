@@ -37,7 +37,7 @@ explore: ## the crash explorer with one more fault of each kind (minutes)
 	FWUPDATE_EXPLORE_LONG=1 $(CARGO) test --release --lib machine::tests::explorer -- --nocapture --test-threads 2
 
 mutants: ## breaks the machine's rules one at a time; the explorer must notice each (minutes)
-	@tests/mutants.py
+	@tests/mutants/rules.py
 
 size: ## size of the daemon, and its memory and wake-ups when idle
 	@tests/size.sh

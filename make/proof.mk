@@ -1,4 +1,9 @@
-.PHONY: storm reconnect-plot settings-docs
+.PHONY: storm reconnect-plot settings-docs mutants-all
+
+AREAS ?=
+
+mutants-all: ## cargo-mutants over machine, store, manifest, slot and boot: each mutant is noticed or explained; goes on where it stopped (as root; an hour or two; AREAS="store boot")
+	@tests/mutants/every.py $(AREAS)
 
 storm: ## 1,000 agents' connections against a hub that fails over, restarts and throttles (minutes)
 	FWUPDATE_STORM=1000 $(CARGO) test --test integration storm::a_fleet -- --ignored --nocapture

@@ -1,19 +1,17 @@
 #!/usr/bin/env python3
 """Breaks the machine's rules one at a time and lets the crash explorer look for the harm.
 
-The machine is pure, so it is copied into a crate of its own that compiles in seconds. Each break must be caught;
-one that is not means that the explorer would not notice that rule broken. Prints the table of docs/testing.md.
-Arguments are words that the names of the breaks to try must have.
+Each break must be caught; one that is not means that the explorer would not notice that rule broken.
+Prints the table of docs/testing.md. Arguments are words that the names of the breaks to try must have.
 """
 
-import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-CRATE = ROOT / "target" / "mutants"
+from piece import EXPLORER, Piece, environment
+
+PIECE = Piece("rules", ["machine"])
 
 BREAKS = [
     ("success is recorded before the commit is written", "machine/step.rs",
@@ -62,53 +60,22 @@ BREAKS = [
 ]
 
 
-def crate():
-    shutil.rmtree(CRATE / "src", ignore_errors=True)
-    (CRATE / "src").mkdir(parents=True)
-    (CRATE / "Cargo.toml").write_text("""[package]
-name = "mutants"
-version = "0.0.0"
-edition = "2024"
-[dependencies]
-serde = { version = "1", features = ["derive"] }
-serde_json = "1"
-time = { version = "0.3", features = ["serde", "formatting", "macros", "parsing"] }
-data-encoding = "2"
-sha2 = "0.10"
-url = "2"
-[profile.dev]
-opt-level = 2
-[workspace]
-""")
-    (CRATE / "src" / "lib.rs").write_text(
-        "pub mod bounds;\npub mod command;\npub mod desired;\npub mod failure;\npub mod machine;\npub mod manifest;\npub mod slot;\npub mod uri;\n")
-    # Of the manifest the machine takes the digest alone.
-    shutil.copy(ROOT / "src" / "manifest" / "digest.rs", CRATE / "src" / "manifest.rs")
-    restore()
-
-
-def restore():
-    shutil.copytree(ROOT / "src" / "machine", CRATE / "src" / "machine", dirs_exist_ok=True)
-    # The explorer is what is asked here, so the other tests stay out.
-    (CRATE / "src" / "machine" / "tests.rs").write_text("mod explorer;\n")
-    for name in ["bounds.rs", "failure.rs", "slot.rs", "machine.rs", "command.rs", "desired.rs", "uri.rs"]:
-        text = (ROOT / "src" / name).read_text()
-        (CRATE / "src" / name).write_text(re.sub(r"#\[cfg\(test\)\]\nmod tests \{.*", "", text, flags=re.DOTALL))
-
-
 def explore():
-    """Runs the explorer: (caught, what it said)."""
-    command = ["cargo", "test", "--quiet", "--lib", "explorer", "--", "--test-threads", "2"]
-    done = subprocess.run(command, cwd=CRATE, capture_output=True, text=True, errors="replace")
-    output = done.stdout + done.stderr
-    if "could not compile" in output:
-        sys.exit(output)
-    said = re.search(r"panicked at [^\n]*\n([^\n]*)", output)
-    return done.returncode != 0, said.group(1)[:90] if said else "nothing"
+    """Runs the explorer until a search fails: (caught, what it said)."""
+    for searches in EXPLORER:
+        command = ["cargo", "test", "--quiet", "--profile", "explore", "--lib", "--", *searches]
+        done = subprocess.run(command, cwd=PIECE.crate, env=environment(), capture_output=True, text=True, errors="replace")
+        output = done.stdout + done.stderr
+        if "could not compile" in output:
+            sys.exit(output)
+        if done.returncode:
+            said = re.search(r"failed\b.*?panicked at [^\n]*\n([^\n]*)|panicked at [^\n]*\n([^\n]*)", output)
+            return True, (said.group(1) or said.group(2))[:90] if said else "nothing"
+    return False, "nothing"
 
 
 def main():
-    crate()
+    PIECE.lay()
     caught, said = explore()
     if caught:
         sys.exit(f"the explorer fails on the machine as it is: {said}")
@@ -116,7 +83,7 @@ def main():
     print("| the rule that was broken | what the explorer said |\n|---|---|")
     wanted = [one for one in BREAKS if all(word in one[0] for word in sys.argv[1:])]
     for name, file, good, bad in wanted:
-        path = CRATE / "src" / file
+        path = PIECE.crate / "src" / file
         text = path.read_text()
         if good not in text:
             sys.exit(f"{file} no longer holds what {name!r} replaces")
@@ -124,7 +91,7 @@ def main():
         caught, said = explore()
         missed += not caught
         print(f"| {name} | {said if caught else '**missed**'} |", flush=True)
-        restore()
+        PIECE.lay()
     print(f"test result: {'ok' if missed == 0 else 'FAILED'}. {len(wanted) - missed} passed; {missed} failed")
     return 1 if missed else 0
 

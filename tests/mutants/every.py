@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Lets cargo-mutants change every operator, condition and function of the parts on which a gateway's life hangs, one
+at a time. A mutant that no test notices must be explained in explained.toml: anything else is an assertion that is
+missing, and fails the run.
+
+Arguments are areas; without any, all of them. A run that was stopped goes on where it stopped, as long as the area's
+code is the same; FRESH=1 begins anew.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+from piece import EXPLORER, PIECES, TESTS, Piece, environment
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = PIECES / "results"
+
+# Area: its piece, the files that are changed, and the tests with their profile: each sees only what those before it miss.
+AREAS = {
+    "machine": (
+        Piece("machine", ["machine", "desired"], ["src/agent/tests.rs"]), ["src/machine/**"],
+        [["dev", "--lib", "--", "--skip", "explorer"],
+         *(["explore", "--lib", "--", *part] for part in EXPLORER)]),
+    "store": (Piece("store", ["store"]), ["src/store.rs", "src/store/**"], [["dev", "--lib"]]),
+    "manifest": (
+        Piece("manifest", ["manifest", "bundle"]), ["src/manifest.rs", "src/manifest/**"],
+        [["dev", "--lib", "--", "manifest::"], ["dev", "--lib"]]),
+    "slot": (
+        Piece("slot", ["stage"], whole_config=True), ["src/stage/slot/**"],
+        [["dev", "--lib", "--", "stage::slot::", "on_the_first_mib", "on_devices", "on_bad_media"],
+         ["dev", "--lib", "--", "stage::"]]),
+    "boot": (
+        Piece("boot", ["boot"], ["tests/boot.rs"]), ["src/boot.rs", "src/boot/**"], [["dev", "--lib"], ["dev", "--test", "boot"]]),
+}
+
+# An endless loop is noticed by this: many times what the slowest tests take.
+TIMEOUT = {"machine": 600, "slot": 600}
+
+
+def cargo(piece, *arguments, **more):
+    return subprocess.run(["cargo", *arguments], cwd=piece.crate, env=environment(), text=True, **more)
+
+
+def mutants(piece, globs):
+    """Name of each mutant -> the text of the line that it changes."""
+    command = ["mutants", "--no-config", "--list", "--json", *files(globs)]
+    listed = json.loads(cargo(piece, *command, stdout=subprocess.PIPE, check=True).stdout)
+    lines = {file: (piece.crate / file).read_text().splitlines() for file in {one["file"] for one in listed}}
+    return {one["name"]: lines[one["file"]][one["span"]["start"]["line"] - 1].strip() for one in listed}
+
+
+def files(globs):
+    return [argument for glob in globs for argument in ("--file", glob)]
+
+
+def judge(area, piece, globs, tests, out):
+    """Runs one kind of test on all mutants that no earlier one caught."""
+    profile, tests = ["--profile", tests[0]], tests[1:]
+    print(f"== {area}: cargo test {' '.join(profile + tests)}", flush=True)
+    if cargo(piece, "test", "--quiet", *profile, *tests, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(f"{area}: the tests fail on the code as it is")
+    command = ["mutants", "--no-config", "--in-place", "--iterate", "--baseline", "skip", "--output", str(out)]
+    limit = ["--timeout", str(TIMEOUT.get(area, 60))]
+    cargo(piece, *command, *limit, *profile, *files(globs), "--", *tests)
+
+
+def names(out, kinds):
+    found = set()
+    for kind in kinds:
+        file = out / "mutants.out" / f"{kind}.txt"
+        found |= set(file.read_text().splitlines()) if file.exists() else set()
+    return found
+
+
+def begin(area, laid, globs):
+    """The folder of the area's results, empty if they are those of other code."""
+    out = RESULTS / area
+    changed = [glob.removesuffix("/**") for glob in globs]
+    code = [path + TESTS.sub("", text) for path, text in sorted(laid.items())
+            if "/tests" not in path and any(path == one or path.startswith(one + "/") for one in changed)]
+    mark = hashlib.sha256("".join(code).encode()).hexdigest()
+    stamp = out / "code"
+    if os.environ.get("FRESH") or not stamp.exists() or stamp.read_text() != mark:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        stamp.write_text(mark)
+    return out
+
+
+def run(area, explained):
+    """Judges the area; gives how many of its mutants were well, and those that were not."""
+    piece, globs, kinds = AREAS[area]
+    out = begin(area, piece.lay(), globs)
+    every = mutants(piece, globs)
+    for tests in kinds:
+        judge(area, piece, globs, tests, out)
+        piece.lay()
+    unviable = names(out, ["unviable"])
+    caught = names(out, ["caught", "previously_caught", "timeout"]) - unviable
+    left = {name: line for name, line in every.items() if name not in caught | unviable}
+    known = {name for name, line in left.items() if (re.sub(r":\d+:\d+:", ":", name), line) in explained}
+    missed = sorted(set(left) - known)
+    for name in missed:
+        print(f"MISSED {name}\n       {every[name]}")
+    print(f"{area}: {len(every)} mutants: {len(every) - len(left)} caught or not to be compiled, {len(known)} explained, "
+          f"{len(missed)} missed", flush=True)
+    return len(every) - len(missed), len(missed)
+
+
+def main():
+    if shutil.which("cargo-mutants") is None:
+        sys.exit("cargo install cargo-mutants --version 27.1.0 --locked")
+    unknown = set(sys.argv[1:]) - set(AREAS)
+    if unknown:
+        sys.exit(f"no such area: {', '.join(unknown)}; there are {', '.join(AREAS)}")
+    listed = tomllib.loads((HERE / "explained.toml").read_text()).get("mutant", [])
+    explained = {(one["name"], one["line"]) for one in listed}
+    done = [run(area, explained) for area in sys.argv[1:] or AREAS]
+    well, missed = sum(one[0] for one in done), sum(one[1] for one in done)
+    print(f"test result: {'FAILED' if missed else 'ok'}. {well} passed; {missed} failed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
