@@ -31,7 +31,7 @@ pub use proxy::{Proxy, Via};
 pub use render::render;
 pub use secret::Secret;
 pub use settings::{
-    Allowed, Bootloader, BootloaderKind, Download, Health, Policy, Report, Settings, Slots, State, System,
-    Trust,
+    Allowed, BootloaderKind, BootloaderSettings, Download, Health, Policy, Report, Settings, SlotSettings,
+    State, System, Trust,
 };
 pub use units::{Window, duration};

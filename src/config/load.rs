@@ -11,8 +11,8 @@ use super::fragments::{self, Environment, Options};
 use super::inputs::{Fragment, Inputs};
 use super::row::Layer;
 use super::settings::{
-    Allowed, Bootloader, BootloaderKind, BootloaderRows as row, CloudRows, Download, Health, Policy, Report,
-    Settings, SlotA, SlotB, Slots, State, System, Top, Trust,
+    Allowed, BootloaderKind, BootloaderRows as row, BootloaderSettings, CloudRows, Download, Health, Policy,
+    Report, Settings, SlotA, SlotB, SlotSettings, State, System, Top, Trust,
 };
 
 /// Settings, and what is to be said about them.
@@ -102,8 +102,8 @@ fn with_own_layer(
 /// The part of the settings that the service's sandbox depends on, and what root does for the agent.
 #[derive(Debug)]
 pub struct RootSettings {
-    pub slots: Slots,
-    pub bootloader: Bootloader,
+    pub slots: SlotSettings,
+    pub bootloader: BootloaderSettings,
     pub state: State,
     pub health: Health,
     pub reboot_command: Vec<String>,
@@ -201,8 +201,8 @@ fn require(inputs: &Inputs, warnings: &[Warning]) -> Result<(), ConfigError> {
     Err(ConfigError::Missing { missing, warnings: warnings.to_vec() })
 }
 
-fn slots(inputs: &Inputs) -> Result<Slots, ConfigError> {
-    let slots = Slots::read(inputs, inputs.get(&SlotA::device)?, inputs.get(&SlotB::device)?)?;
+fn slots(inputs: &Inputs) -> Result<SlotSettings, ConfigError> {
+    let slots = SlotSettings::read(inputs, inputs.get(&SlotA::device)?, inputs.get(&SlotB::device)?)?;
     if slots.a == slots.b {
         return Err(inputs.wrong(&SlotB::device, "another device than slots.a.device"));
     }
@@ -210,7 +210,7 @@ fn slots(inputs: &Inputs) -> Result<Slots, ConfigError> {
 }
 
 /// The other kind's file is nobody's business.
-fn bootloader(inputs: &Inputs) -> Result<Bootloader, ConfigError> {
+fn bootloader(inputs: &Inputs) -> Result<BootloaderSettings, ConfigError> {
     let kind = match inputs.get(&row::kind)?.as_str() {
         "uboot" => BootloaderKind::Uboot { config: inputs.get(&row::config)? },
         "grub" => BootloaderKind::Grub {
@@ -223,7 +223,7 @@ fn bootloader(inputs: &Inputs) -> Result<Bootloader, ConfigError> {
         },
         _ => return Err(inputs.wrong(&row::kind, "\"uboot\" or \"grub\"")),
     };
-    Ok(Bootloader { kind, tries: inputs.get(&row::tries)? })
+    Ok(BootloaderSettings { kind, tries: inputs.get(&row::tries)? })
 }
 
 fn policy(inputs: &Inputs) -> Result<Policy, ConfigError> {

@@ -19,8 +19,8 @@ pub struct Settings {
     pub compatible: String,
     /// `None`: no hub is configured; only local control works.
     pub cloud: Option<Cloud>,
-    pub slots: Slots,
-    pub bootloader: Bootloader,
+    pub slots: SlotSettings,
+    pub bootloader: BootloaderSettings,
     pub trust: Trust,
     pub download: Download,
     pub health: Health,
@@ -34,7 +34,7 @@ pub struct Settings {
 
 /// Which boot environment is used, and how many boots a trial gets.
 #[derive(Debug, Clone)]
-pub struct Bootloader {
+pub struct BootloaderSettings {
     pub kind: BootloaderKind,
     /// Boot attempts of a trial, 1 to 9.
     pub tries: u8,
@@ -54,7 +54,7 @@ pub fn rows() -> impl Iterator<Item = &'static Row> {
         Top::ROWS,
         CloudRows::ROWS,
         DpsRows::ROWS,
-        Slots::ROWS,
+        SlotSettings::ROWS,
         SlotA::ROWS,
         SlotB::ROWS,
         BootloaderRows::ROWS,
@@ -156,7 +156,7 @@ section! {
 
 section! {
     /// The two slots: a block device, PARTLABEL=NAME, PARTUUID=ID, or a regular file.
-    struct Slots(a: String, b: String) = "slots.", DropIn {
+    struct SlotSettings(a: String, b: String) = "slots.", DropIn {
         /// Slots and boot environment may be on several disks, as this board is built so. Without it that is refused:
         /// labels that two disks share would lead an update to the wrong one.
         span_disks: Flag = false;

@@ -81,6 +81,10 @@ fn a_person_can_read_it_and_sees_nothing_of_longer_old_ones() {
     assert!(header.starts_with("fwupdate-record 1 seq=4 len="), "{header}");
     assert_eq!(serde_json::from_str::<Value>(body).unwrap(), record(4));
     assert!(body.contains("\n  \"n\": 4"));
+    fs::write(dir.path().join(NAMES[0]), [b'x'; CAPACITY]).unwrap();
+    store.save(&record(5)).unwrap();
+    let text = fs::read_to_string(dir.path().join(NAMES[0])).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(text.split_once('\n').unwrap().1).unwrap(), record(5));
 }
 
 #[test]
@@ -193,6 +197,9 @@ fn a_folder_that_cannot_be_made_is_an_error_and_no_fresh_start() {
     let mut store = Store::open(&dir.path().join("file/state")).unwrap();
     assert!(matches!(store.load::<Value>(), Err(StoreError::Io { .. })));
     assert!(matches!(store.save(&record(1)), Err(StoreError::Io { .. })));
+    std::os::unix::fs::symlink(NAMES[0], dir.path().join(NAMES[0])).unwrap();
+    let error = Store::open(dir.path()).unwrap().save(&record(1)).unwrap_err().to_string();
+    assert!(error.contains("cannot examine"), "{error}");
 }
 
 /// A small tmpfs of its own; needs root.
