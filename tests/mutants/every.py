@@ -26,7 +26,7 @@ RESULTS = PIECES / "results"
 AREAS = {
     "machine": (
         Piece("machine", ["machine", "desired"], ["src/agent/tests.rs"]), ["src/machine/**"],
-        [["dev", "--lib", "--", "--skip", "explorer"],
+        [["dev", "--lib", "--", "--skip", "explorer", "--skip", "agent"], ["explore", "--lib", "--", "agent"],
          *(["explore", "--lib", "--", *part] for part in EXPLORER)]),
     "store": (Piece("store", ["store"]), ["src/store.rs", "src/store/**"], [["dev", "--lib"]]),
     "manifest": (
@@ -40,8 +40,8 @@ AREAS = {
         Piece("boot", ["boot"], ["tests/boot.rs"]), ["src/boot.rs", "src/boot/**"], [["dev", "--lib"], ["dev", "--test", "boot"]]),
 }
 
-# An endless loop is noticed by this: many times what the slowest tests take.
-TIMEOUT = {"machine": 600, "slot": 600}
+# Seconds after which a mutant goes round for ever: many times what the tests of the area, or the explorer, take.
+TIMEOUT = {"slot": 300, "explore": 600}
 
 
 def cargo(piece, *arguments, **more):
@@ -67,7 +67,7 @@ def judge(area, piece, globs, tests, out):
     if cargo(piece, "test", "--quiet", *profile, *tests, stdout=subprocess.DEVNULL).returncode:
         sys.exit(f"{area}: the tests fail on the code as it is")
     command = ["mutants", "--no-config", "--in-place", "--iterate", "--baseline", "skip", "--output", str(out)]
-    limit = ["--timeout", str(TIMEOUT.get(area, 60))]
+    limit = ["--timeout", str(TIMEOUT.get(profile[1], TIMEOUT.get(area, 40)))]
     cargo(piece, *command, *limit, *profile, *files(globs), "--", *tests)
 
 
