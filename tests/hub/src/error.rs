@@ -1,5 +1,7 @@
 //! What the hub answers when it refuses: status, error code and name as IoT Hub's REST and SDKs know them.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -61,11 +63,18 @@ pub struct HubError {
     pub message: String,
     /// Direct methods nest their error as JSON inside `Message`.
     nested: bool,
+    /// What a call waited in vain.
+    waited: Option<Duration>,
 }
 
 impl HubError {
     pub fn new(kind: Kind, message: impl Into<String>) -> HubError {
-        HubError { kind, message: message.into(), nested: false }
+        HubError { kind, message: message.into(), nested: false, waited: None }
+    }
+
+    /// Nothing came within this time.
+    pub fn after(self, waited: Duration) -> HubError {
+        HubError { waited: Some(waited), ..self }
     }
 
     /// In the shape that method calls answer with.
@@ -79,10 +88,13 @@ impl HubError {
         if !self.nested {
             return format!("ErrorCode:{name};{}", self.message);
         }
-        let info = json!({"timeout": "00:00:00"});
         let stamp = clock::now();
-        json!({"errorCode": code, "trackingId": tracking, "message": self.message, "info": info, "timestampUtc": stamp})
-            .to_string()
+        let mut field = json!({"errorCode": code, "trackingId": tracking, "message": self.message, "timestampUtc": stamp});
+        if let (Some(waited), Some(field)) = (self.waited, field.as_object_mut()) {
+            let (minutes, seconds) = (waited.as_secs() / 60, waited.as_secs() % 60);
+            field.insert("info".into(), json!({"timeout": format!("00:{minutes:02}:{seconds:02}")}));
+        }
+        field.to_string()
     }
 }
 

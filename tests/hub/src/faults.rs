@@ -32,6 +32,8 @@ pub struct MqttFaults {
     pub repeat_patch_answers: u64,
     /// This many method calls are delivered twice, with the same request id.
     pub repeat_methods: u64,
+    /// This many connections break before the acknowledgement of a cloud-to-device message has come.
+    pub cut_messages: u64,
     /// This many reported patches are refused with 429 and not applied.
     pub throttle_patches: u64,
     /// This many requests to the provisioning service are refused with 429.

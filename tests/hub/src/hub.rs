@@ -2,6 +2,7 @@
 
 mod options;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::authority::{Authority, Issued};
 use crate::configurations::{self, Configurations};
 use crate::core::{Core, Tasks, Write};
 use crate::credentials::{self, Renewals};
-use crate::devicebound::Devicebound;
+use crate::devicebound::{Devicebound, Letter};
 use crate::dps::{Dps, Enrollment, Registration};
 use crate::error::HubError;
 use crate::faults::Faults;
@@ -311,7 +312,8 @@ impl Hub {
 
     /// A cloud-to-device message: it waits until the device has subscribed to such, and acknowledged it.
     pub fn send_to_device(&self, id: &str, body: &str) {
-        self.core.devicebound.push(&Identity::from(id), body.as_bytes().to_vec().into());
+        let letter = Letter { body: body.to_owned(), properties: BTreeMap::new() };
+        self.core.devicebound.push(&Identity::from(id), letter);
     }
 
     /// Cloud-to-device messages that the device has not acknowledged.

@@ -138,18 +138,20 @@ pub async fn invoke(core: &Core, identity: &Identity, call: Call) -> Result<Answ
     }
     if !core.live.send(identity, message) {
         core.calls.close(&request);
-        return Err(not_online());
+        return Err(not_online(call.connect_timeout));
     }
     let answer = timeout_at(deadline, wait).await;
     core.calls.close(&request);
     match answer {
         Ok(Ok(answer)) => Ok(answer),
-        _ => Err(HubError::new(Kind::DeviceTimeout, "Timed out waiting for the response from device.")),
+        _ => Err(HubError::new(Kind::DeviceTimeout, "Timed out waiting for the response from device.")
+            .after(call.response_timeout)),
     }
 }
 
+/// The star parts a component's name from its command's, and clients do not decode it.
 const NON_ALPHANUMERIC_BUT_WORDS: &percent_encoding::AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'*');
 
 /// Online means connected and subscribed to methods.
 async fn wait_for_listener(core: &Core, identity: &Identity, patience: Duration) -> Result<(), HubError> {
@@ -157,12 +159,12 @@ async fn wait_for_listener(core: &Core, identity: &Identity, patience: Duration)
     let mut changes = core.live.watch();
     while !(core.live.is_connected(identity) && core.is_subscribed(identity, topics::METHODS)) {
         if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-            return Err(not_online());
+            return Err(not_online(patience));
         }
     }
     Ok(())
 }
 
-fn not_online() -> HubError {
-    HubError::new(Kind::DeviceNotOnline, "Timed out waiting for device to connect.")
+fn not_online(patience: Duration) -> HubError {
+    HubError::new(Kind::DeviceNotOnline, "Timed out waiting for device to connect.").after(patience)
 }

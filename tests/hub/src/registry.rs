@@ -150,6 +150,9 @@ pub struct Entry {
     /// How long a certificate that it asks for lasts, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issues: Option<u64>,
+    /// What it is by its own word, said when it connects.
+    #[serde(default)]
+    pub model_id: String,
     /// When the token that was accepted last ends, Unix seconds; and the newest that counts as expired already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<u64>,
@@ -174,6 +177,7 @@ impl Entry {
             twin: Twin::new(&clock::now()),
             subscriptions: Vec::new(),
             issues: None,
+            model_id: String::new(),
             token: None,
             expired: None,
             configurations: BTreeMap::new(),

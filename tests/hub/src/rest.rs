@@ -75,6 +75,7 @@ pub fn router(core: Arc<Core>) -> Router {
         )
         .route("/devices/{device}/applyConfigurationContent", post(service::not_imitated))
         .route("/messages/{*rest}", any(service::not_imitated))
+        .route("/digitaltwins/{*rest}", any(service::not_imitated))
         .layer(from_fn(service::check_version))
         .layer(from_fn_with_state(core.clone(), service::authorise));
     let admin = Router::new()
@@ -86,12 +87,18 @@ pub fn router(core: Arc<Core>) -> Router {
         .route("/admin/history/{device}", get(admin::history))
         .route("/admin/telemetry/{device}", get(admin::telemetry))
         .route("/admin/certificates/{device}", get(admin::certificates))
+        .route("/admin/messages/{device}", post(admin::send))
         .layer(from_fn_with_state(core.clone(), service::authorise_admin));
     Router::new()
         .merge(service)
         .merge(admin)
         .route("/files/{*path}", get(files::serve))
         .route("/$iothub/websocket", get(websocket::upgrade))
+        // What devices may use over HTTPS, with tokens of their own.
+        .route("/devices/{device}/files", post(service::not_imitated))
+        .route("/devices/{device}/files/notifications/{*rest}", any(service::not_imitated))
+        .route("/devices/{device}/files/notifications", any(service::not_imitated))
+        .route("/devices/{device}/messages/{*rest}", any(service::not_imitated))
         .fallback(service::unknown_path)
         .layer(DefaultBodyLimit::max(512 * 1024))
         .with_state(core)

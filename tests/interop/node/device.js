@@ -1,19 +1,20 @@
 'use strict';
 // azure-iot-device with azure-iot-device-mqtt, unmodified, over MQTT and over WebSocket: what a device does all day.
 
-const { execFileSync } = require('node:child_process');
-const fs = require('node:fs');
-const path = require('node:path');
 const { NoRetry, SharedAccessSignature } = require('azure-iot-common');
 const { Client, Message, ModuleClient } = require('azure-iot-device');
 const { Mqtt, MqttWs } = require('azure-iot-device-mqtt');
 const service = require('azure-iothub');
-const { assert, called, eventually, fields, hub, refused, run, within } = require('./harness');
+const { assert, called, certificate, eventually, fields, hub, noted, refused, run, uncalled, within } = require('./harness');
 
 const registry = service.Registry.fromConnectionString(hub.service);
 const caller = service.Client.fromConnectionString(hub.service);
 let transport;
 let device;
+
+function connecting(text, kind) {
+  return noted(Client.fromConnectionString(text, kind));
+}
 
 async function invoke(methodName, payload, deviceId = 'node') {
   const call = { methodName, payload, responseTimeoutInSeconds: 20, connectTimeoutInSeconds: 20 };
@@ -24,13 +25,18 @@ async function state(deviceId) {
   return (await registry.getTwin(deviceId)).responseBody.connectionState;
 }
 
+/** Cloud-to-device messages that wait. */
+async function messages(deviceId = 'node') {
+  return (await registry.get(deviceId)).responseBody.cloudToDeviceMessageCount;
+}
+
 async function reported() {
   return (await registry.getTwin('node')).responseBody.properties.reported;
 }
 
 async function opens_by_its_key() {
   const id = transport === Mqtt ? 'by-mqtt' : 'by-ws';
-  const other = Client.fromConnectionString(hub.tool('device', 'add', id), transport);
+  const other = connecting(hub.tool('device', 'add', id), transport);
   await other.open();
   assert.equal(await state(id), 'Connected');
   await other.close();
@@ -82,14 +88,49 @@ async function hears_of_desired_properties() {
   await registry.updateTwin('node', { properties: { desired: { wanted: null } } }, '*');
 }
 
-async function takes_no_message_and_is_granted_its_subscription() {
+async function receives_messages_and_settles_them() {
   const got = [];
   device.on('message', (message) => got.push(message));
-  // The subscription is made behind the caller's back; what follows shows that the connection stands.
-  assert.equal((await invoke('echo', 1)).payload.got, 1);
+  await hub.say('node', '{"open": 1}', { '$.mid': 'm-1', '$.cid': 'c-1', '$.ct': 'application/json', '$.ce': 'utf-8', 'a b': 'c&d=ä' });
+  const message = await eventually(() => got[0]);
+  assert.equal(message.data.toString(), '{"open": 1}');
+  assert.deepEqual([message.messageId, message.correlationId, message.contentType, message.contentEncoding],
+    ['m-1', 'c-1', 'application/json', 'utf-8']);
+  assert.deepEqual([message.to, message.properties.getValue('a b')], ['/devices/node/messages/devicebound', 'c&d=ä']);
+  assert.equal((await device.complete(message)).constructor.name, 'MessageCompleted');
+  // The acknowledgement of MQTT settles it; the client knows no other.
+  for (const way of ['reject', 'abandon']) {
+    assert.equal((await refused(device[way](message))).name, 'NotImplementedError');
+  }
+  await eventually(async () => (await messages()) === 0);
   device.removeAllListeners('message');
   assert.equal((await invoke('echo', 2)).payload.got, 2);
-  assert.deepEqual(got, []);
+}
+
+async function receives_a_message_again_that_was_not_settled() {
+  const got = [];
+  device.on('message', (message) => got.push(message.data.toString()));
+  await hub.admin('faults', 'PUT', JSON.stringify({ mqtt: { cutMessages: 1 } }));
+  await hub.say('node', 'twice');
+  await eventually(() => got.length === 2, 50);
+  assert.deepEqual(got, ['twice', 'twice']);
+  await eventually(async () => (await messages()) === 0);
+  device.removeAllListeners('message');
+}
+
+async function finds_messages_that_came_while_it_was_away() {
+  const id = `away-${transport.name}`;
+  const text = hub.tool('device', 'add', id);
+  await hub.say(id, 'one');
+  await hub.say(id, 'two');
+  assert.equal(await messages(id), 2);
+  const other = connecting(text, transport);
+  const got = [];
+  other.on('message', (message) => got.push(message.data.toString()));
+  await eventually(() => got.length === 2);
+  assert.deepEqual(got, ['one', 'two']);
+  await eventually(async () => (await messages(id)) === 0);
+  await other.close();
 }
 
 async function comes_back_when_it_is_dropped() {
@@ -107,7 +148,7 @@ async function renews_its_token() {
   const { DeviceId, HostName, SharedAccessKey } = fields(hub.tool('device', 'add', `token-${transport.name}`));
   const token = (seconds) => SharedAccessSignature.create(
     `${HostName}/devices/${DeviceId}`, null, SharedAccessKey, Math.floor(Date.now() / 1000) + seconds).toString();
-  const other = Client.fromSharedAccessSignature(token(60), transport);
+  const other = noted(Client.fromSharedAccessSignature(token(60), transport));
   await other.open();
   await other.updateSharedAccessSignature(token(600));
   await other.sendEvent(new Message('after'));
@@ -117,7 +158,7 @@ async function renews_its_token() {
 
 async function is_refused_with_a_wrong_key() {
   const wrong = hub.tool('device', 'add', `wrong-${transport.name}`).replace(/SharedAccessKey=.*/, 'SharedAccessKey=d3Jvbmd3cm9uZw==');
-  const stranger = Client.fromConnectionString(wrong, transport);
+  const stranger = connecting(wrong, transport);
   stranger.setRetryPolicy(new NoRetry());
   assert.equal((await refused(stranger.open())).name, 'UnauthorizedError');
 }
@@ -125,8 +166,10 @@ async function is_refused_with_a_wrong_key() {
 async function works_as_a_module() {
   const id = `host-${transport.name}`;
   hub.tool('device', 'add', id);
-  const module = ModuleClient.fromConnectionString(hub.tool('device', 'add', `${id}/updater`), transport);
+  const module = noted(ModuleClient.fromConnectionString(hub.tool('device', 'add', `${id}/updater`), transport));
   await module.open();
+  await module.sendOutputEvent('out', new Message('o'));
+  assert.match((await hub.admin(`telemetry/${id}%2Fupdater`)).at(-1).properties, /%24\.on=out/);
   module.onMethod('echo', (request, response) => response.send(200, request.payload));
   const twin = await module.getTwin();
   await called((done) => twin.properties.reported.update({ m: 1 }, done));
@@ -138,21 +181,56 @@ async function works_as_a_module() {
 
 async function works_by_a_certificate() {
   const id = `cert-${transport.name}`;
-  const [cert, key] = ['pem', 'key'].map((end) => path.join(hub.dir, `${id}.${end}`));
-  const options = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'];
-  execFileSync('openssl', ['req', '-x509', ...options, '-subj', `/CN=${id}`, '-out', cert, '-keyout', key], { stdio: 'ignore' });
-  const print = execFileSync('openssl', ['x509', '-in', cert, '-noout', '-fingerprint', '-sha256'], { encoding: 'utf8' });
-  const text = hub.tool('device', 'add', id, '--thumbprint', print.split('=')[1].trim());
-  const other = Client.fromConnectionString(text, transport);
-  await other.setOptions({ cert: fs.readFileSync(cert, 'utf8'), key: fs.readFileSync(key, 'utf8') });
+  const own = certificate(id);
+  const text = hub.tool('device', 'add', id, '--thumbprint', own.thumbprint);
+  const other = connecting(text, transport);
+  await other.setOptions(own.pair);
   await other.open();
   await other.sendEvent(new Message('x'));
   assert.equal((await hub.admin(`telemetry/${id}`)).length, 1);
   await other.close();
+  const stranger = connecting(text, transport);
+  stranger.setRetryPolicy(new NoRetry());
+  await stranger.setOptions(certificate(`not-${id}`).pair);
+  assert.equal((await refused(stranger.open())).name, 'UnauthorizedError');
+}
+
+async function says_what_it_is_when_it_connects() {
+  const id = `said-${transport.name}`;
+  const other = connecting(hub.tool('device', 'add', id), transport);
+  await other.setOptions({ modelId: 'dtmi:com:example:Gateway;1', productInfo: 'fw/1 (x y)', keepalive: 77 });
+  await hub.admin('trace', 'PUT');
+  await other.open();
+  const [{ user, keepAlive }] = await hub.connects(id);
+  assert.equal(keepAlive, 77);
+  assert.match(decodeURIComponent(user), /&DeviceClientType=azure-iot-device\/1.*fw\/1 \(x y\)/);
+  assert.equal((await registry.getTwin(id)).responseBody.modelId, 'dtmi:com:example:Gateway;1');
+  const found = await registry.createQuery(`SELECT * FROM devices WHERE modelId = 'dtmi:com:example:Gateway;1'`).next();
+  assert(found.result.some((row) => row.deviceId === id));
+  await other.close();
+}
+
+async function answers_commands_of_its_components() {
+  device.onDeviceMethod('thermostat1*getMaxMinReport', (request, response) => response.send(200, { since: request.payload }));
+  assert.deepEqual((await invoke('thermostat1*getMaxMinReport', '2026')).payload, { since: '2026' });
+}
+
+async function keeps_one_listener_for_a_method() {
+  assert.throws(() => device.onDeviceMethod('echo', () => {}), /already been registered/);
+  // What no listener takes is answered by nobody.
+  assert.deepEqual((await invoke('echo', null)).payload, { got: null });
+}
+
+async function sends_no_batches() {
+  assert.equal((await refused(device.sendEventBatch([new Message('a')]))).name, 'NotImplementedError');
+  await device.setTransportOptions({ at: 1 });
 }
 
 async function finds_no_place_for_files() {
-  assert.equal((await refused(device.getBlobSharedAccessSignature('log.txt'))).response.statusCode, 404);
+  assert.equal((await refused(device.getBlobSharedAccessSignature('log.txt'))).response.statusCode, 501);
+  const { Readable } = require('node:stream');
+  await refused(device.uploadToBlob('log.txt', Readable.from('log'), 3));
+  await refused(device.notifyBlobUploadStatus('correlation', true, 200, 'OK'));
 }
 
 /** The checks that want a device, around one that is open. */
@@ -161,7 +239,7 @@ function over(kind) {
     transport = kind;
     const text = kind === Mqtt ? hub.tool('device', 'add', 'node') : `HostName=${hub.address};DeviceId=node;SharedAccessKey=${
       (await registry.get('node')).responseBody.authentication.symmetricKey.primaryKey}`;
-    device = Client.fromConnectionString(text, kind);
+    device = connecting(text, kind);
     await device.open();
     device.onDeviceMethod('echo', (request, response) => response.send(200, { got: request.payload }));
     device.onDeviceMethod('refuse', (_request, response) => response.send(409));
@@ -171,10 +249,20 @@ function over(kind) {
     await eventually(async () => (await state('node')) === 'Disconnected');
   }
   const all = [opens, opens_by_its_key, sends_telemetry, answers_methods, reads_its_twin_and_reports,
-    hears_of_desired_properties, takes_no_message_and_is_granted_its_subscription, comes_back_when_it_is_dropped,
+    hears_of_desired_properties, receives_messages_and_settles_them,
+    receives_a_message_again_that_was_not_settled, finds_messages_that_came_while_it_was_away,
+    answers_commands_of_its_components, keeps_one_listener_for_a_method, says_what_it_is_when_it_connects,
+    sends_no_batches, comes_back_when_it_is_dropped,
     renews_its_token, is_refused_with_a_wrong_key, works_as_a_module, works_by_a_certificate, finds_no_place_for_files,
     closes];
   return all.map((check) => Object.defineProperty(() => check(), 'name', { value: `${kind.name}_${check.name}` }));
 }
 
-run('azure-iot-device', [...over(Mqtt), ...over(MqttWs)]);
+async function has_made_every_call_there_is() {
+  assert.deepEqual(uncalled(Client), []);
+  // The others are the device client's, but for what IoT Edge serves.
+  const own = Object.getOwnPropertyNames(ModuleClient.prototype).filter((name) => uncalled(ModuleClient).includes(name));
+  assert.deepEqual(own, ['sendOutputEventBatch', 'invokeMethod', 'setOptions']);
+}
+
+run('azure-iot-device', [...over(Mqtt), ...over(MqttWs), has_made_every_call_there_is]);

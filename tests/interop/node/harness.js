@@ -4,6 +4,7 @@
 
 const assert = require('node:assert/strict');
 const { execFileSync } = require('node:child_process');
+const { EventEmitter } = require('node:events');
 const fs = require('node:fs');
 const https = require('node:https');
 const path = require('node:path');
@@ -27,12 +28,84 @@ const hub = {
     return fields(hub.tool('enrollment', 'add', ...words));
   },
 
+  /** Ends it and starts it again, by node.py. A fault that hurts nobody is forgotten then: that is how it is known. */
+  async restart() {
+    await hub.admin('faults', 'PUT', JSON.stringify({ files: [{ path: 'none', do: 'noRanges' }] }));
+    process.kill(process.ppid, 'SIGUSR1');
+    await eventually(async () => (await hub.admin('faults').catch(() => null))?.files.length === 0);
+  },
+
+  /** Sends a cloud-to-device message: the SDK for services does that over AMQP alone. */
+  say(deviceId, body, properties = {}) {
+    return hub.admin(`messages/${deviceId}`, 'POST', JSON.stringify({ body, properties }));
+  },
+
+  /** The user names and keep-alives of a device's CONNECTs since the recording of the wire began. */
+  async connects(deviceId) {
+    const frames = (await hub.admin('trace')).filter((frame) => frame.fromDevice && frame.bytes.startsWith('10'));
+    return frames.map((frame) => connect(Buffer.from(frame.bytes, 'hex'))).filter((one) => one.client === deviceId);
+  },
+
   /** The administration, which asks for no token. */
   admin(where, method = 'GET', body = undefined) {
     return request(`https://${hub.address}/admin/${where}`, { method }, body).then((answer) =>
       answer.body.length ? JSON.parse(answer.body) : null);
   },
 };
+
+/** What a CONNECT packet says; it has no will. */
+function connect(packet) {
+  let at = packet.findIndex((byte, index) => index > 0 && byte < 128) + 9;
+  const field = () => {
+    const end = at + 2 + packet.readUInt16BE(at);
+    const text = packet.toString('utf8', at + 2, end);
+    at = end;
+    return text;
+  };
+  const keepAlive = packet.readUInt16BE(at);
+  at += 2;
+  return { keepAlive, client: field(), user: field() };
+}
+
+/** A key and a certificate for `name`: its own, or what the authority `by` issued. */
+function certificate(name, by = null) {
+  const [cert, key, request] = ['pem', 'key', 'csr'].map((end) => path.join(hub.dir, `${name}.${end}`));
+  const openssl = (...words) => execFileSync('openssl', words, { stdio: ['ignore', 'pipe', 'ignore'], encoding: 'utf8' });
+  const fresh = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-subj', `/CN=${name}`, '-keyout', key];
+  if (by) {
+    // With an extension, for without any it would be of version 1, which nobody takes.
+    openssl('req', ...fresh, '-addext', 'basicConstraints=critical,CA:FALSE', '-out', request);
+    const issue = ['-req', '-copy_extensions', 'copy', '-days', '2', '-CA', by.file, '-CAkey', by.keyFile, '-CAcreateserial'];
+    openssl('x509', ...issue, '-in', request, '-out', cert);
+  } else {
+    openssl('req', '-x509', ...fresh, '-days', '2', '-out', cert);
+  }
+  const thumbprint = openssl('x509', '-in', cert, '-noout', '-fingerprint', '-sha256').split('=')[1].trim();
+  const [certText, keyText] = [cert, key].map((file) => fs.readFileSync(file, 'utf8'));
+  return { file: cert, keyFile: key, thumbprint, pair: { cert: certText, key: keyText } };
+}
+
+const made = new Map();
+
+/** The client as it is; which of its calls are made is noted. */
+function noted(client) {
+  const names = made.get(client.constructor) ?? new Set();
+  made.set(client.constructor, names);
+  const call = (target, name) => (...words) => {
+    names.add(name);
+    return target[name](...words);
+  };
+  return new Proxy(client, { get: (target, name) => (typeof target[name] === 'function' ? call(target, name) : target[name]) });
+}
+
+/** The public calls of an SDK's class, and of those that it extends, that nothing here has made. */
+function uncalled(kind) {
+  const names = [];
+  for (let proto = kind.prototype; proto !== EventEmitter.prototype && proto !== Object.prototype; proto = Object.getPrototypeOf(proto)) {
+    names.push(...Object.getOwnPropertyNames(proto));
+  }
+  return names.filter((name) => name !== 'constructor' && !name.startsWith('_') && !made.get(kind)?.has(name));
+}
 
 /** `a=b;c=d` as an object. */
 function fields(text) {
@@ -89,12 +162,12 @@ function called(start) {
 }
 
 /** Runs the checks one after the other, counts them, and ends the process by the verdict. */
-async function run(family, checks) {
+async function run(family, checks, patience = 60) {
   let [passed, failed] = [0, 0];
   for (const check of checks) {
     const name = `${family}: ${check.name.replaceAll('_', ' ')}`;
     try {
-      await within(60, name, check());
+      await within(patience, name, check());
       passed += 1;
       console.log(`ok      ${name}`);
     } catch (error) {
@@ -106,4 +179,4 @@ async function run(family, checks) {
   process.exit(failed || !passed ? 1 : 0);
 }
 
-module.exports = { assert, called, eventually, fields, hub, refused, request, run, within };
+module.exports = { assert, called, certificate, eventually, fields, hub, noted, refused, request, run, uncalled, within };

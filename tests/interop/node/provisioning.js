@@ -1,17 +1,14 @@
 'use strict';
 // azure-iot-provisioning-device over MQTT and WebSocket, with the packages for keys and certificates, unmodified.
 
-const { execFileSync } = require('node:child_process');
 const { createHmac } = require('node:crypto');
-const fs = require('node:fs');
-const path = require('node:path');
 const { Client, Message } = require('azure-iot-device');
 const device = require('azure-iot-device-mqtt');
 const { ProvisioningDeviceClient } = require('azure-iot-provisioning-device');
 const { Mqtt, MqttWs } = require('azure-iot-provisioning-device-mqtt');
 const { SymmetricKeySecurityClient } = require('azure-iot-security-symmetric-key');
 const { X509Security } = require('azure-iot-security-x509');
-const { assert, called, hub, refused, run } = require('./harness');
+const { assert, called, certificate, hub, refused, run } = require('./harness');
 
 /** Registers, and waits until the client has let go: its callback comes after UNSUBSCRIBE and DISCONNECT. */
 function register(scope, security, transport = new Mqtt(), payload = undefined) {
@@ -53,18 +50,40 @@ async function registers_by_a_key_derived_from_a_group_s() {
   await works(result, derived);
 }
 
-async function registers_by_a_certificate() {
-  const [cert, key] = ['pem', 'key'].map((end) => path.join(hub.dir, `node-cert.${end}`));
-  const options = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'];
-  execFileSync('openssl', ['req', '-x509', ...options, '-subj', '/CN=node-cert', '-out', cert, '-keyout', key], { stdio: 'ignore' });
-  const { IdScope } = hub.enrol('node-cert', '--certificate', cert);
-  const pair = { cert: fs.readFileSync(cert, 'utf8'), key: fs.readFileSync(key, 'utf8') };
-  const result = await register(IdScope, new X509Security('node-cert', pair));
-  assert.deepEqual([result.deviceId, result.assignedHub], ['node-cert', hub.address]);
-  const client = Client.fromConnectionString(`HostName=${hub.address};DeviceId=node-cert;x509=true`, device.Mqtt);
+/** The device's own certificate opens what it was assigned. */
+async function opens({ deviceId, assignedHub }, pair, transport = device.Mqtt) {
+  assert.equal(assignedHub, hub.address);
+  const client = Client.fromConnectionString(`HostName=${assignedHub};DeviceId=${deviceId};x509=true`, transport);
   await client.setOptions(pair);
   await client.open();
+  await client.sendEvent(new Message('here'));
+  assert.equal((await hub.admin(`telemetry/${deviceId}`)).length, 1);
   await client.close();
+}
+
+async function registers_by_a_certificate() {
+  const own = certificate('node-cert');
+  const { IdScope } = hub.enrol('node-cert', '--certificate', own.file);
+  const result = await register(IdScope, new X509Security('node-cert', own.pair));
+  assert.equal(result.deviceId, 'node-cert');
+  await opens(result, own.pair);
+  const other = certificate('node-other');
+  await refused(register(IdScope, new X509Security('node-cert', other.pair)));
+}
+
+async function registers_by_a_certificate_of_a_group_s_authority() {
+  const authority = certificate('node-authority');
+  const { IdScope } = hub.enrol('node-line', '--group', '--certificate', authority.file);
+  for (const [name, Transport, kind] of [['node-21', Mqtt, device.Mqtt], ['node-22', MqttWs, device.MqttWs]]) {
+    const leaf = certificate(name, authority);
+    const result = await register(IdScope, new X509Security(name, leaf.pair), new Transport());
+    assert.equal(result.deviceId, name);
+    assert.equal((await recorded(name)).enrollment, 'node-line');
+    await opens(result, leaf.pair, kind);
+  }
+  // The common name is the registration id, and no other authority will do.
+  await refused(register(IdScope, new X509Security('node-23', certificate('node-24', authority).pair)));
+  await refused(register(IdScope, new X509Security('node-25', certificate('node-25', certificate('node-forger')).pair)));
 }
 
 async function registers_over_websocket() {
@@ -98,6 +117,15 @@ async function is_told_why_not() {
   assert.equal((await recorded('node-unlucky')).status, 'disabled');
 }
 
+async function ends_a_registration_that_it_cancels() {
+  const { IdScope, SymmetricKey } = hub.enrol('node-hasty', '--polls', '1000');
+  const security = new SymmetricKeySecurityClient('node-hasty', SymmetricKey);
+  const client = ProvisioningDeviceClient.create(hub.address, IdScope, new Mqtt(), security);
+  const outcome = refused(called((done) => client.register(done)));
+  await called((done) => client.cancel(done));
+  assert.equal((await outcome).name, 'OperationCancelledError');
+}
+
 async function is_refused_with_a_wrong_key() {
   const { IdScope } = hub.enrol('node-impostor');
   const refusal = await refused(register(IdScope, new SymmetricKeySecurityClient('node-impostor', 'd3Jvbmd3cm9uZw==')));
@@ -108,6 +136,8 @@ run('azure-iot-provisioning-device', [
   registers_by_a_key_and_hands_over_a_payload,
   registers_by_a_key_derived_from_a_group_s,
   registers_by_a_certificate,
+  registers_by_a_certificate_of_a_group_s_authority,
+  ends_a_registration_that_it_cancels,
   registers_over_websocket,
   asks_again_while_it_is_assigned_and_throttled,
   is_led_to_another_hub,

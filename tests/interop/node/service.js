@@ -1,12 +1,14 @@
 'use strict';
 // azure-iothub, unmodified, against fwupdate-hub: every call of its registry, queries, configurations, jobs and methods.
 
-const { Client, JobClient, Registry } = require('azure-iothub');
-const { assert, eventually, hub, refused, run } = require('./harness');
+const { NoRetry } = require('azure-iot-common');
+const { Client, DigitalTwinClient, IoTHubTokenCredentials, JobClient, Registry } = require('azure-iothub');
+const { assert, eventually, hub, noted, refused, run, uncalled, within } = require('./harness');
 
-const registry = Registry.fromConnectionString(hub.service);
-const jobs = JobClient.fromConnectionString(hub.service);
-const client = Client.fromConnectionString(hub.service);
+const registry = noted(Registry.fromConnectionString(hub.service));
+const jobs = noted(JobClient.fromConnectionString(hub.service));
+const client = noted(Client.fromConnectionString(hub.service));
+const digital = noted(new DigitalTwinClient(new IoTHubTokenCredentials(hub.service)));
 
 const KEY = 'MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=';
 const THUMBPRINT = 'A9993E364706816ABA3E25717850C26C9CD0D89D';
@@ -79,8 +81,14 @@ async function patches_a_twin_by_its_etag() {
   const late = await refused(registry.updateTwin('shadow', { tags: { site: null } }, stale));
   assert.equal(late.name, 'InvalidEtagError');
   await registry.updateTwin('shadow', { tags: { site: null } }, '*');
+  // The object has the etag of its last look, and another wrote since.
+  assert.equal((await refused(twin.update({ tags: { x: 1 } }))).name, 'InvalidEtagError');
   await twin.get();
   assert.deepEqual(twin.tags, {});
+  assert.deepEqual(JSON.parse(JSON.stringify(twin)).properties.desired.a, { b: 1 });
+  await twin.update({ properties: { desired: { a: null } } });
+  assert.equal('a' in twin.properties.desired, false);
+  assert.equal((await refused(registry.getTwin('nobody'))).name, 'DeviceNotFoundError');
 }
 
 async function makes_modules_with_twins_of_their_own() {
@@ -90,7 +98,9 @@ async function makes_modules_with_twins_of_their_own() {
   const read = (await registry.getModule('edgy', 'updater')).responseBody;
   assert.equal(read.authentication.symmetricKey.primaryKey, made.authentication.symmetricKey.primaryKey);
   assert.deepEqual((await registry.getModulesOnDevice('edgy')).responseBody.map((one) => one.moduleId), ['updater']);
-  await registry.updateModule({ ...read, managedBy: 'me' }, true);
+  const changed = (await registry.updateModule({ ...read, managedBy: 'me' }, true)).responseBody;
+  assert.notEqual(changed.etag, read.etag);
+  assert.equal((await refused(registry.updateModule(read))).name, 'InvalidEtagError');
   const twin = (await registry.getModuleTwin('edgy', 'updater')).responseBody;
   await registry.updateModuleTwin('edgy', 'updater', { properties: { desired: { x: 1 } } }, twin.etag);
   assert.equal((await registry.getModuleTwin('edgy', 'updater')).responseBody.properties.desired.x, 1);
@@ -111,6 +121,10 @@ async function queries_in_pages() {
     pages.push(result.map((twin) => twin.deviceId));
   }
   assert.deepEqual(pages, [['page-1', 'page-2'], ['page-3']]);
+  const again = registry.createQuery('SELECT * FROM devices WHERE is_defined(tags.page)', 2);
+  const { message: { headers } } = await again.next();
+  const rest = await again.next(headers['x-ms-continuation']);
+  assert.deepEqual(rest.result.map((row) => row.deviceId), ['page-3']);
   const counted = await registry.createQuery('SELECT COUNT() AS n FROM devices WHERE tags.page > 1').next();
   assert.deepEqual(counted.result, [{ n: 2 }]);
   assert.equal((await refused(registry.createQuery('SELECT 1').next())).name, 'ArgumentError');
@@ -137,6 +151,7 @@ async function makes_and_changes_a_configuration() {
   assert.equal((await registry.getTwin('ring-1')).responseBody.properties.desired.fwupdate.version, '2.0.0');
   const kept = (await registry.getConfiguration('fw-2')).responseBody;
   assert.deepEqual([kept.systemMetrics.results.targetedCount, kept.systemMetrics.results.appliedCount], [1, 1]);
+  assert(kept.metrics.results.all >= 1);
   assert.deepEqual((await registry.getConfigurations()).responseBody.map((one) => one.id), ['fw-2']);
   const changed = (await registry.updateConfiguration({ ...kept, priority: 11 })).responseBody;
   assert.equal(changed.priority, 11);
@@ -197,6 +212,7 @@ async function asks_for_jobs_in_pages() {
 async function tells_of_imports_and_exports_that_there_are_none() {
   assert.deepEqual((await registry.listJobs()).responseBody, []);
   assert.equal((await refused(registry.getJob('x'))).response.statusCode, 404);
+  assert.equal((await refused(registry.cancelJob('x'))).response.statusCode, 404);
 }
 
 async function says_why_a_method_reaches_nobody() {
@@ -218,13 +234,37 @@ async function says_what_it_leaves_out() {
   const left_out = [
     () => registry.applyConfigurationContentOnDevice('page-1', { modulesContent: {} }),
     () => registry.importDevicesFromBlob('https://x/in', 'https://x/out'),
+    () => registry.importDevicesFromBlobByIdentity('https://x/in', 'https://x/out', 'me'),
     () => registry.exportDevicesToBlob('https://x/out', true),
+    () => registry.exportDevicesToBlobByIdentity('https://x/out', true, 'me'),
     () => registry.create({ deviceId: 'edge', capabilities: { iotEdge: true } }),
     () => registry.create({ deviceId: 'ca', authentication: { type: 'certificateAuthority' } }),
   ];
   for (const call of left_out) {
     assert.equal((await refused(call())).response.statusCode, 501);
   }
+  const digital_twins = [
+    () => digital.getDigitalTwin('page-1'),
+    () => digital.updateDigitalTwin('page-1', [{ op: 'add', path: '/a', value: 1 }]),
+    () => digital.invokeCommand('page-1', 'reboot', 'now'),
+    () => digital.invokeComponentCommand('page-1', 'thermostat1', 'reboot', 'now'),
+  ];
+  for (const call of digital_twins) {
+    assert.equal((await refused(call())).statusCode, 501);
+  }
+}
+
+async function finds_nobody_who_speaks_amqp() {
+  client.setRetryPolicy(new NoRetry());
+  const calls = ['open', 'send', 'getFeedbackReceiver', 'getFileNotificationReceiver'];
+  for (const call of calls) {
+    assert.equal((await refused(within(20, call, call === 'send' ? client.send('page-1', 'hello') : client[call]()))).name, 'NotConnectedError');
+  }
+  await client.close();
+}
+
+async function has_made_every_call_there_is() {
+  assert.deepEqual([Registry, JobClient, Client, DigitalTwinClient].map(uncalled), [[], [], [], []]);
 }
 
 run('azure-iothub', [
@@ -245,4 +285,6 @@ run('azure-iothub', [
   says_why_a_method_reaches_nobody,
   refuses_a_wrong_key,
   says_what_it_leaves_out,
+  finds_nobody_who_speaks_amqp,
+  has_made_every_call_there_is,
 ]);

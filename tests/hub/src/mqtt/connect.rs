@@ -19,6 +19,8 @@ pub struct Accepted {
     pub expiry: Option<u64>,
     /// As the user name says; empty if it says nothing.
     pub api_version: String,
+    /// The same of the model, escapes undone.
+    pub model_id: String,
 }
 
 /// Checks identity and proof. `chain` is that of the client certificate. The error is for the log.
@@ -37,7 +39,9 @@ pub fn authorise(core: &Core, connect: &Connect, chain: &[CertificateDer<'_>]) -
     } else {
         Some(check_token(core, host, &entry, &login.password)?)
     };
-    Ok(Accepted { identity, expiry, api_version: query(&login.username, "api-version").to_owned() })
+    let query = |name| query(&login.username, name);
+    let model_id = percent_encoding::percent_decode_str(query("model-id")).decode_utf8_lossy().into_owned();
+    Ok(Accepted { identity, expiry, api_version: query("api-version").to_owned(), model_id })
 }
 
 /// A value of the user name's query; empty if there is none.

@@ -11,6 +11,7 @@ use super::connect::Accepted;
 use super::topics::{self, Incoming};
 use crate::core::Core;
 use crate::credentials;
+use crate::devicebound::Letter;
 use crate::error::{HubError, Kind};
 use crate::lock;
 use crate::methods::{Answer, PAYLOAD_LIMIT};
@@ -47,6 +48,9 @@ impl Session {
         let subscriptions = lock(&core.registry).update(&identity, |entry| {
             entry.last_activity = crate::clock::now();
             entry.token = accepted.expiry;
+            if !accepted.model_id.is_empty() {
+                entry.model_id.clone_from(&accepted.model_id);
+            }
             if clean {
                 entry.subscriptions.clear();
             }
@@ -69,6 +73,9 @@ impl Session {
                 self.core.renewals.complete(&self.identity);
                 Next::Send(Vec::new())
             }
+            Packet::PubAck(_) if self.core.faults.take(|faults| &mut faults.cut_messages) => {
+                Next::Close("a fault cuts the connection before a message is acknowledged".to_owned())
+            }
             Packet::PubAck(answer) => {
                 self.core.devicebound.complete(&self.identity, answer.pkid);
                 self.core.live.changed();
@@ -85,10 +92,9 @@ impl Session {
         if !self.subscriptions.iter().any(|(filter, _)| *filter == format!("{own}/messages/devicebound/#")) {
             return Vec::new();
         }
-        let to = format!("%24.to=%2F{}%2Fmessages%2Fdevicebound", own.replace('/', "%2F"));
-        let packet = |(pkid, body)| {
-            let topic = format!("{own}/messages/devicebound/{to}");
-            Packet::Publish(Publish { pkid, ..Publish::from_bytes(topic, QoS::AtLeastOnce, body) })
+        let packet = |(pkid, letter): (_, Letter)| {
+            let topic = format!("{own}/messages/devicebound/{}", letter.bag(&own));
+            Packet::Publish(Publish { pkid, ..Publish::new(topic, QoS::AtLeastOnce, letter.body) })
         };
         self.core.devicebound.due(&self.identity).into_iter().map(packet).collect()
     }

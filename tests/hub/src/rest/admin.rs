@@ -72,6 +72,21 @@ pub async fn start_trace(State(core): State<Arc<Core>>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
+/// Sends a cloud-to-device message, which services send over AMQP alone.
+pub async fn send(
+    State(core): State<Arc<Core>>,
+    Path(device): Path<String>,
+    body: Bytes,
+) -> Result<StatusCode, HubError> {
+    let letter = serde_json::from_slice(&body).map_err(|error| {
+        HubError::new(Kind::ArgumentInvalid, format!("the message cannot be read: {error}"))
+    })?;
+    let identity = Identity::from(&*device);
+    core.require_enabled(&identity)?;
+    core.devicebound.push(&identity, letter);
+    Ok(StatusCode::NO_CONTENT)
+}
+
 pub async fn telemetry(State(core): State<Arc<Core>>, Path(device): Path<String>) -> Json<Vec<Telemetry>> {
     Json(core.history.telemetry(&Identity::from(&*device)))
 }

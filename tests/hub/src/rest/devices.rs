@@ -211,7 +211,7 @@ fn document(core: &Core, entry: &Entry) -> Value {
         "connectionState": core.connection_state(&entry.identity),
         "connectionStateUpdatedTime": clock::NEVER,
         "lastActivityTime": entry.last_activity,
-        "cloudToDeviceMessageCount": 0,
+        "cloudToDeviceMessageCount": core.devicebound.waiting(&entry.identity),
         "authentication": authentication,
     });
     let Some(map) = document.as_object_mut() else { return document };
