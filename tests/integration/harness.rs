@@ -20,6 +20,7 @@
 //!   that reads `/etc/health` of the booted image: `good` passes.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub struct Setup {
     /// Settings that override the gateway's own.
     pub settings: String,
     pub slot_size: u64,
+    /// The hub's own address, where it has port 443 too: Microsoft's clients for Node dial no other.
+    pub address: Option<IpAddr>,
     /// Switched on, and connected to the hub.
     pub on: bool,
     /// The way to the hub leads through [`World::relay`].
@@ -69,8 +72,18 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         let (bootloader, settings) = (Bootloader::Uboot, String::new());
-        let (device, registered, agent) = (DEVICE, true, None);
-        Setup { bootloader, agent, settings, slot_size: SLOT, on: true, relay: false, device, registered }
+        let (device, registered, agent, address) = (DEVICE, true, None, None);
+        Setup {
+            bootloader,
+            agent,
+            settings,
+            slot_size: SLOT,
+            address,
+            on: true,
+            relay: false,
+            device,
+            registered,
+        }
     }
 }
 
@@ -139,7 +152,10 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let www = dir.path().join("www");
         fs::create_dir_all(&www).unwrap();
-        let options = Options { www: Some(www), ..Options::ephemeral(dir.path().join("hub")) };
+        let mut options = Options { www: Some(www), ..Options::ephemeral(dir.path().join("hub")) };
+        if let Some(address) = setup.address {
+            (options.bind, options.https_port) = (address, 443);
+        }
         let hub = Hub::start(options).await.unwrap();
         keygen(dir.path());
         let mut cloud = match (setup.registered, setup.device.split_once('/')) {

@@ -150,6 +150,9 @@ pub struct Entry {
     /// How long a certificate that it asks for lasts, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issues: Option<u64>,
+    /// Who made a module, by that one's own word.
+    #[serde(default)]
+    pub managed_by: Option<String>,
     /// What it is by its own word, said when it connects.
     #[serde(default)]
     pub model_id: String,
@@ -177,6 +180,7 @@ impl Entry {
             twin: Twin::new(&clock::now()),
             subscriptions: Vec::new(),
             issues: None,
+            managed_by: None,
             model_id: String::new(),
             token: None,
             expired: None,

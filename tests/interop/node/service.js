@@ -100,6 +100,7 @@ async function makes_modules_with_twins_of_their_own() {
   assert.deepEqual((await registry.getModulesOnDevice('edgy')).responseBody.map((one) => one.moduleId), ['updater']);
   const changed = (await registry.updateModule({ ...read, managedBy: 'me' }, true)).responseBody;
   assert.notEqual(changed.etag, read.etag);
+  assert.equal((await registry.getModule('edgy', 'updater')).responseBody.managedBy, 'me');
   assert.equal((await refused(registry.updateModule(read))).name, 'InvalidEtagError');
   const twin = (await registry.getModuleTwin('edgy', 'updater')).responseBody;
   await registry.updateModuleTwin('edgy', 'updater', { properties: { desired: { x: 1 } } }, twin.etag);

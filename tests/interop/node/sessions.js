@@ -2,6 +2,10 @@
 // azure-iot-device and azure-iothub, unmodified: what they say when nothing comes back, and sessions that outlive their
 // token and the hub.
 
+const http = require('node:http');
+const https = require('node:https');
+const net = require('node:net');
+const tls = require('node:tls');
 const { Client, Message, NoRetry } = { ...require('azure-iot-common'), ...require('azure-iot-device') };
 const { Mqtt, MqttWs } = require('azure-iot-device-mqtt');
 const service = require('azure-iothub');
@@ -64,6 +68,46 @@ async function gives_up_on_a_device_that_does_not_answer() {
   await Promise.all(devices.map((device) => device.close()));
 }
 
+/** An HTTP proxy on a port of its own, which notes where it was asked to lead. */
+async function proxy() {
+  const asked = [];
+  const server = http.createServer().on('connect', (request, near) => {
+    asked.push(request.url);
+    const far = net.connect(Number(request.url.split(':')[1]), request.url.split(':')[0], () => {
+      near.write('HTTP/1.1 200 Connection established\r\n\r\n');
+      near.pipe(far).pipe(near);
+    });
+    near.on('error', () => far.destroy());
+    far.on('error', () => near.destroy());
+  });
+  await new Promise((done) => server.listen(0, '127.0.0.1', done));
+  return { asked, port: server.address().port };
+}
+
+/** As the clients take it: an agent of Node's that makes its connections by CONNECT. */
+class Tunnel extends https.Agent {
+  constructor(port) {
+    super();
+    this.way = { host: '127.0.0.1', port, method: 'CONNECT' };
+  }
+
+  createConnection(options, done) {
+    const request = http.request({ ...this.way, path: `${options.host}:${options.port}` });
+    request.on('connect', (_answer, socket) => done(null, tls.connect({ ...options, socket })));
+    request.on('error', done).end();
+  }
+}
+
+async function goes_through_a_proxy() {
+  const { asked, port } = await proxy();
+  const webSocketAgent = new Tunnel(port);
+  const ca = process.env.NODE_EXTRA_CA_CERTS;
+  const device = await opened('proxied', MqttWs, { mqtt: { webSocketAgent }, ca });
+  assert.deepEqual((await invoke('proxied', 'echo', { connectTimeoutInSeconds: 20 })).payload, { a: 1 });
+  assert.deepEqual(asked, [`${hub.address}:443`]);
+  await device.close();
+}
+
 /** On its own the client makes new tokens; each opens a connection, for MQTT has no other way. */
 async function renews_its_token_over_and_over() {
   await hub.admin('trace', 'PUT');
@@ -107,6 +151,7 @@ async function comes_back_when_the_hub_has_restarted() {
 run('azure-iot-device', [
   waits_for_a_device_to_connect,
   gives_up_on_a_device_that_does_not_answer,
+  goes_through_a_proxy,
   renews_its_token_over_and_over,
   comes_back_when_the_hub_has_restarted,
 ]);

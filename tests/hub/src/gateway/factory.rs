@@ -46,7 +46,8 @@ pub struct Cloud {
     /// `None`: other settings say how the gateway gets its place.
     pub connection_string: Option<String>,
     pub mqtt_port: u16,
-    pub https_port: u16,
+    /// Host and port of the server from which it may fetch.
+    pub files: String,
     pub ca_file: PathBuf,
 }
 
@@ -62,7 +63,7 @@ impl Cloud {
             device: device.to_owned(),
             connection_string: None,
             mqtt_port: hub.mqtt_addr().port(),
-            https_port: hub.https_addr().port(),
+            files: format!("{}:{}", hub.host(), hub.https_addr().port()),
             ca_file: hub.ca_path(),
         }
     }
@@ -125,7 +126,7 @@ pub fn settings(dir: &Path, parts: &Parts) -> String {
         );
         section("cloud", &lines);
     }
-    let hosts = parts.cloud.as_ref().map(|cloud| format!("\"localhost:{}\"", cloud.https_port));
+    let hosts = parts.cloud.as_ref().map(|cloud| format!("{:?}", cloud.files));
     section("slots.a", &[("device", at("slot-a"))]);
     section("slots.b", &[("device", at("slot-b"))]);
     match parts.bootloader {

@@ -99,13 +99,14 @@ pub fn write(core: &Core, identity: Identity, etag: Option<&str>, body: &Value) 
             "fwupdate-hub knows no devices with IoT Edge: leave iotEdge out",
         ));
     }
-    let reason = body.get("statusReason").and_then(Value::as_str).map(str::to_owned);
+    let text = |field: &str| body.get(field).and_then(Value::as_str).map(str::to_owned);
+    let (reason, managed_by) = (text("statusReason"), text("managedBy"));
     let mut registry = lock(&core.registry);
     match etag {
         None => {
             let mut entry = Entry::new(identity.clone(), wanted_credentials(body, None)?);
             entry.enabled = enabled.unwrap_or(true);
-            entry.status_reason = reason;
+            (entry.status_reason, entry.managed_by) = (reason, managed_by);
             registry.create(entry)?;
         }
         Some(etag) => registry.update(&identity, |entry| {
@@ -116,7 +117,7 @@ pub fn write(core: &Core, identity: Identity, etag: Option<&str>, body: &Value) 
                 entry.status_updated = clock::now();
             }
             entry.enabled = enabled;
-            entry.status_reason = reason;
+            (entry.status_reason, entry.managed_by) = (reason, managed_by);
             entry.revision = entry.revision.wrapping_add(1);
             Ok(())
         })?,
@@ -218,6 +219,7 @@ fn document(core: &Core, entry: &Entry) -> Value {
     match &entry.identity.module {
         Some(module) => {
             map.insert("moduleId".into(), json!(module));
+            map.insert("managedBy".into(), json!(entry.managed_by));
         }
         None => {
             map.insert("status".into(), json!(if entry.enabled { "enabled" } else { "disabled" }));
