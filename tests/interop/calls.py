@@ -14,6 +14,8 @@ from azure.iot.device.exceptions import ClientError
 from azure.iot.hub import DigitalTwinClient, IoTHubHttpRuntimeManager
 from azure.iot.hub.models import Twin, TwinProperties
 
+from uamqp.errors import AMQPConnectionError
+
 from harness import Box, PortProxy, equal, eventually, verdict_on
 from sdks import Scene, service_error
 
@@ -81,6 +83,8 @@ def is_told_what_is_left_out(scene):
     digital = DigitalTwinClient.from_connection_string(scene.hub.service)
     feedback = IoTHubHttpRuntimeManager.from_connection_string(scene.hub.service)
     left_out = [
+        lambda: scene.service.create_module_with_certificate_authority("host", "ca", ""),
+        lambda: scene.service.update_device_with_certificate_authority("host", "*", "enabled"),
         lambda: digital.get_digital_twin("host"),
         lambda: digital.update_digital_twin("host", [{"op": "add", "path": "/a", "value": 1}]),
         lambda: digital.invoke_command("host", "reboot", "now"),
@@ -90,6 +94,14 @@ def is_told_what_is_left_out(scene):
         lambda: feedback.abandon_feedback_notification("lock"),
     ]
     equal([service_error(call)[0] for call in left_out], [501] * len(left_out))
+
+
+def finds_nobody_who_speaks_amqp(scene):
+    try:
+        scene.service.send_c2d_message("host", "hello")
+    except AMQPConnectionError:
+        return
+    raise AssertionError("the message should not have been sent")
 
 
 # -- the device --
@@ -160,6 +172,7 @@ CHECKS = [
     makes_reads_changes_and_removes_modules,
     patches_and_replaces_a_module_s_twin,
     is_told_what_is_left_out,
+    finds_nobody_who_speaks_amqp,
     receives_messages,
     changes_its_token,
     finds_no_place_for_files,

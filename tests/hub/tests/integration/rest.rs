@@ -225,7 +225,7 @@ fn a_command_line_without_sense_ends_with_2_and_says_what_to_do() {
         std::process::Command::new(env!("CARGO_BIN_EXE_fwupdate-hub")).args(arguments).output().unwrap()
     };
     for (arguments, said) in [
-        (&["serve", "--www", "/nonexistent"][..], "/nonexistent is no folder"),
+        (&["serve", "--www", "/dev/null/www"][..], "/dev/null/www is no folder"),
         (&["serve", "--mqtt-port", "99999"], "--mqtt-port"),
         (&["device", "add", "x", "--thumbprint", "zz"], "hex digits"),
         (&["device", "add", "a/b/c"], "a/b/c"),
