@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::digest;
@@ -20,10 +20,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::proof::Proof;
-pub use self::proof::derive;
+pub use self::proof::{derive, read_certificate};
 pub use self::state::state;
 use crate::auth::SasToken;
-use crate::registry::Credentials;
+use crate::registry::{Credentials, Identity};
+use crate::x509::common_name;
 use crate::{clock, disk, lock};
 
 /// The api-versions in which a registration may carry a signing request.
@@ -88,6 +89,30 @@ impl Enrollment {
 
     pub fn group(id: &str, attestation: Attestation) -> Enrollment {
         Enrollment { group: true, ..Enrollment::individual(id, attestation) }
+    }
+
+    /// Whether anybody could register by it: Azure's rules for names, and for a device's own certificate.
+    fn check(&self) -> Result<()> {
+        let (id, good) = (&self.id, |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c));
+        let named = (1..=128).contains(&id.len()) && id.chars().all(good) && !id.ends_with(['.', '_', ':']);
+        ensure!(
+            named,
+            "{id:?} must have 1 to 128 letters, digits, - . _ and :, with a letter, digit or - at its end"
+        );
+        if let Some(device) = &self.device_id {
+            Identity::device(device).check()?;
+        }
+        if let Attestation::X509 { certificate } = &self.attestation {
+            let leaf = read_certificate(certificate.as_bytes())
+                .map_err(|p| anyhow!("the certificate of {id} {p}"))?;
+            let name = common_name(&leaf).unwrap_or_default();
+            let fits = self.group || name == *id;
+            ensure!(
+                fits,
+                "the certificate is for {name:?}; its common name must be the registration id, {id}"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -162,6 +187,7 @@ impl Dps {
 
     /// Adds an enrollment, or replaces it.
     pub fn enroll(&self, enrollment: &Enrollment) -> Result<()> {
+        enrollment.check()?;
         disk::replace(&self.path(&enrollment.id), &serde_json::to_vec_pretty(enrollment)?, true)
     }
 

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use clap::builder::{NonEmptyStringValueParser, PathBufValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use fwupdate_hub::dps::{Attestation, Dps, Enrollment};
 use fwupdate_hub::setup::open_dps;
 use serde_json::Value;
+
+use crate::arguments::{certificate, host, lifetime};
 
 #[derive(Debug, Subcommand)]
 pub enum Action {
@@ -17,8 +20,8 @@ pub enum Action {
         #[arg(long)]
         group: bool,
         /// Known by this certificate (PEM), or for a group by the authority that signs its certificates; else by a key.
-        #[arg(long, value_name = "FILE")]
-        certificate: Option<PathBuf>,
+        #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(certificate))]
+        certificate: Option<String>,
         #[command(flatten)]
         result: Outcome,
         #[arg(long, default_value = "./hub")]
@@ -51,7 +54,7 @@ pub struct Outcome {
     #[arg(long, value_name = "ID")]
     device: Option<String>,
     /// Assign this hub instead of this one.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = host)]
     assign_to: Option<String>,
     /// Answer "assigning" this often first.
     #[arg(long, default_value_t = 1)]
@@ -60,7 +63,7 @@ pub struct Outcome {
     #[arg(long)]
     disabled: bool,
     /// Answer "failed", with this message.
-    #[arg(long, value_name = "MESSAGE")]
+    #[arg(long, value_name = "MESSAGE", value_parser = NonEmptyStringValueParser::new())]
     fail: Option<String>,
     /// Hand this JSON to the device, as a custom allocation policy would.
     #[arg(long, value_name = "JSON", value_parser = json)]
@@ -68,17 +71,6 @@ pub struct Outcome {
     /// Answer a signing request with a certificate that lasts so long (60s, 12h, 30d), by which the device then logs in.
     #[arg(long, value_name = "LIFETIME", value_parser = lifetime)]
     issues: Option<u64>,
-}
-
-/// In seconds; at most 90 days, as the policies of Azure.
-fn lifetime(text: &str) -> Result<u64, String> {
-    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    let seconds = UNITS.iter().find_map(|(unit, seconds)| {
-        let digits = text.strip_suffix(*unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
-        digits.parse::<u64>().ok()?.checked_mul(*seconds)
-    });
-    let fits = seconds.filter(|seconds| (1..=90 * 86_400).contains(seconds));
-    fits.ok_or_else(|| "a lifetime is a number with s, m, h or d, from 1s to 90d".to_owned())
 }
 
 fn json(text: &str) -> serde_json::Result<Value> {
@@ -91,10 +83,7 @@ pub fn run(action: Action) -> Result<Vec<String>> {
         Action::Add { id, group, certificate, result, dir } => {
             let attestation = match certificate {
                 None => Attestation::new_keys(),
-                Some(path) => Attestation::X509 {
-                    certificate: std::fs::read_to_string(&path)
-                        .with_context(|| format!("cannot read {}", path.display()))?,
-                },
+                Some(certificate) => Attestation::X509 { certificate },
             };
             let dps = open_dps(&dir)?;
             if dps.get(&id).is_ok() {

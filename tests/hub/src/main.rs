@@ -1,5 +1,6 @@
 //! `fwupdate-hub`: the local stand-in for IoT Hub and DPS as a program.
 
+mod arguments;
 mod enrollment;
 
 use std::io::{IsTerminal, Write};
@@ -7,16 +8,17 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use fwupdate_hub::error::HubError;
 use fwupdate_hub::registry::{Credentials, Entry, Identity};
 use fwupdate_hub::setup::{device_connection_string, open_registry};
 use fwupdate_hub::{Hub, Options};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+use self::arguments::{folder, host, identity};
 
 /// Says nothing of the agent: how pages are made from a command definition.
 #[cfg(feature = "pages")]
@@ -51,7 +53,7 @@ enum What {
     /// Four updates of a simulated gateway, told while they happen; the exit status is the verdict.
     Demo {
         /// Folder of fwupdated and fwupdate-bundle; without it, where this program lies.
-        #[arg(long, value_name = "FOLDER")]
+        #[arg(long, value_name = "FOLDER", value_parser = PathBufValueParser::new().try_map(folder))]
         programs: Option<PathBuf>,
     },
 }
@@ -66,7 +68,7 @@ struct Serve {
     bind: IpAddr,
     /// Another name or address by which clients reach the hub, for its certificate; the first one given stands in
     /// connection strings. May be repeated.
-    #[arg(long = "name", value_name = "NAME")]
+    #[arg(long = "name", value_name = "NAME", value_parser = host)]
     names: Vec<String>,
     /// Port for MQTT over TLS; 0 takes a free one.
     #[arg(long, default_value_t = 8883)]
@@ -103,15 +105,6 @@ enum Device {
         #[arg(long, default_value = "./hub")]
         dir: PathBuf,
     },
-}
-
-fn folder(path: PathBuf) -> Result<PathBuf, String> {
-    if path.is_dir() { Ok(path) } else { Err(format!("{} is no folder", path.display())) }
-}
-
-fn identity(text: &str) -> Result<Identity, HubError> {
-    let identity = Identity::from(text);
-    identity.check().map(|()| identity)
 }
 
 fn main() -> ExitCode {
@@ -211,6 +204,8 @@ async fn demo(programs: Option<PathBuf>) -> Result<()> {
 async fn serve(options: Serve) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let Serve { dir, bind, names, mqtt_port, https_port, www } = options;
+    let apart = mqtt_port != https_port || mqtt_port == 0;
+    ensure!(apart, "--mqtt-port and --https-port are both {mqtt_port}; choose two ports");
     let hub = Hub::start(Options { dir, bind, names, mqtt_port, https_port, www }).await?;
     print(&format!(
         "ready: mqtt {} https {} ca {} service {} dps {}",

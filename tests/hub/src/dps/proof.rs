@@ -4,7 +4,7 @@
 use data_encoding::BASE64;
 use ring::hmac;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{PemObject, SectionKind};
 
 use super::{Attestation, Enrollment};
 use crate::auth::{self, SasToken};
@@ -38,8 +38,8 @@ impl Proof<'_> {
             }
             (Proof::Certificate(chain), Attestation::X509 { certificate }) => {
                 let (leaf, intermediates) = chain.split_first().ok_or("no client certificate was sent")?;
-                let enrolled = CertificateDer::from_pem_slice(certificate.as_bytes())
-                    .map_err(|error| format!("its certificate cannot be read: {error}"))?;
+                let enrolled = read_certificate(certificate.as_bytes())
+                    .map_err(|problem| format!("its certificate cannot be read: it {problem}"))?;
                 match enrollment.group {
                     true => signed_by(leaf, intermediates, enrolled)?,
                     false if *leaf == enrolled => {}
@@ -57,6 +57,36 @@ impl Proof<'_> {
             (Proof::Certificate(_), _) => Err("it wants a token".to_owned()),
         }
     }
+}
+
+/// The certificate of a file in PEM form, which must hold nothing that is secret; the error says what it holds instead.
+pub fn read_certificate(content: &[u8]) -> Result<CertificateDer<'static>, String> {
+    const DER: &str = "holds a certificate in DER form; convert it with `openssl x509 -inform DER -in FILE`";
+    let sections: Result<Vec<(SectionKind, Vec<u8>)>, _> = PemObject::pem_slice_iter(content).collect();
+    let sections = sections.map_err(|error| format!("is damaged: {error}"))?;
+    let holds = |wanted: fn(&SectionKind) -> bool| sections.iter().any(|(kind, _)| wanted(kind));
+    if holds(|kind| {
+        matches!(kind, SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey)
+    }) {
+        return Err(
+            "holds a private key, which nobody but its owner needs: give the certificate alone".to_owned()
+        );
+    }
+    let first = sections.iter().find(|(kind, _)| *kind == SectionKind::Certificate);
+    match first.map(|(_, der)| CertificateDer::from(der.clone())) {
+        Some(der) if is_x509(&der) => Ok(der),
+        Some(_) => Err("is damaged: its certificate is no X.509 certificate of version 3".to_owned()),
+        None if holds(|kind| *kind == SectionKind::Csr) => {
+            Err("holds a signing request, no certificate".to_owned())
+        }
+        None if is_x509(&CertificateDer::from(content)) => Err(DER.to_owned()),
+        None if content.is_empty() => Err("is empty".to_owned()),
+        None => Err("holds no certificate in PEM form".to_owned()),
+    }
+}
+
+fn is_x509(der: &CertificateDer<'_>) -> bool {
+    webpki::EndEntityCert::try_from(der).is_ok()
 }
 
 /// The key of a group's member.

@@ -1,6 +1,6 @@
 //! How a hub is started, and by which name its clients know it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 /// How to start a hub.
@@ -29,6 +29,7 @@ impl Options {
     /// The name that stands in URLs and connection strings.
     pub fn host_name(&self) -> String {
         match (self.names.first(), self.bind) {
+            (Some(name), _) if name.parse::<Ipv6Addr>().is_ok() => format!("[{name}]"),
             (Some(name), _) => name.clone(),
             (None, bind) if bind == Ipv4Addr::LOCALHOST || bind.is_unspecified() => "localhost".to_owned(),
             (None, IpAddr::V4(address)) => address.to_string(),

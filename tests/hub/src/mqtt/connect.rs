@@ -4,6 +4,7 @@
 //! refusal with code 5; the reason is only in its log.
 
 use mqttbytes::v4::Connect;
+use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 
 use crate::auth::{SasToken, normal_thumbprint, thumbprints};
@@ -19,9 +20,12 @@ pub struct Accepted {
     pub expiry: Option<u64>,
     /// As the user name says; empty if it says nothing.
     pub api_version: String,
-    /// The same of the model, escapes undone.
-    pub model_id: String,
+    /// The model that the device says it implements.
+    pub model_id: Option<String>,
 }
+
+/// The first api-version that knows models.
+const MODELS: &str = "2020-09-30";
 
 /// Checks identity and proof. `chain` is that of the client certificate. The error is for the log.
 pub fn authorise(core: &Core, connect: &Connect, chain: &[CertificateDer<'_>]) -> Result<Accepted, String> {
@@ -39,9 +43,33 @@ pub fn authorise(core: &Core, connect: &Connect, chain: &[CertificateDer<'_>]) -
     } else {
         Some(check_token(core, host, &entry, &login.password)?)
     };
-    let query = |name| query(&login.username, name);
-    let model_id = percent_encoding::percent_decode_str(query("model-id")).decode_utf8_lossy().into_owned();
-    Ok(Accepted { identity, expiry, api_version: query("api-version").to_owned(), model_id })
+    let api_version = query(&login.username, "api-version").to_owned();
+    let model_id = if *api_version < *MODELS { None } else { model_id(&login.username)? };
+    Ok(Accepted { identity, expiry, api_version, model_id })
+}
+
+fn model_id(user_name: &str) -> Result<Option<String>, String> {
+    let text = query(user_name, "model-id");
+    let id = percent_decode_str(text).decode_utf8_lossy().into_owned();
+    match text.is_empty() {
+        true => Ok(None),
+        false if is_model_id(&id) => Ok(Some(id)),
+        false => Err(format!("the model-id {id:?} is not of the form dtmi:<path>;<version>")),
+    }
+}
+
+/// A digital twin's model identifier: `dtmi:segment[:segment..];version`, by the DTDL's grammar.
+fn is_model_id(text: &str) -> bool {
+    let Some((path, version)) = text.strip_prefix("dtmi:").and_then(|rest| rest.split_once(';')) else {
+        return false;
+    };
+    let segment = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic())
+            && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    };
+    let numbered = version.bytes().all(|b| b.is_ascii_digit()) && !version.starts_with('0');
+    path.split(':').all(segment) && numbered && (1..=9).contains(&version.len())
 }
 
 /// A value of the user name's query; empty if there is none.
@@ -121,6 +149,29 @@ mod tests {
         );
         assert_eq!(query("hub/d/api-version=2016-11-14", "api-version"), "2016-11-14");
         assert_eq!(query("hub/d", "api-version"), "");
+    }
+
+    #[test]
+    fn model_ids() {
+        for id in ["dtmi:a;1", "dtmi:azure:iot:deviceUpdateModel;3", "dtmi:com:ex_1:Sensor;999999999"] {
+            assert!(is_model_id(id), "{id}");
+        }
+        for id in [
+            "",
+            "dtmi:;1",
+            "dtmi:a",
+            "dtmi:a;",
+            "dtmi:a;0",
+            "dtmi:a;1.2",
+            "dtmi:a:;1",
+            "dtmi:1a;1",
+            "dtmi:_a;1",
+            "dtmi:a_;1",
+            "dtmi:a-b;1",
+            "urn:a;1",
+        ] {
+            assert!(!is_model_id(id), "{id}");
+        }
     }
 
     #[test]

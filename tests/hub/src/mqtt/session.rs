@@ -48,8 +48,8 @@ impl Session {
         let subscriptions = lock(&core.registry).update(&identity, |entry| {
             entry.last_activity = crate::clock::now();
             entry.token = accepted.expiry;
-            if !accepted.model_id.is_empty() {
-                entry.model_id.clone_from(&accepted.model_id);
+            if let Some(model) = &accepted.model_id {
+                entry.model_id.clone_from(model);
             }
             if clean {
                 entry.subscriptions.clear();

@@ -7,6 +7,8 @@
 mod certificates;
 /// A hub for one test, and a bare MQTT client that can also break the rules.
 mod client;
+/// The command line: what it refuses, and what it says then.
+mod command;
 /// Who is let in, who is thrown out, and what survives.
 mod connect;
 /// Ranges, conditions and faults of the file server.

@@ -219,31 +219,6 @@ async fn a_device_added_from_outside_is_known_at_once() {
     assert!(String::from_utf8(nowhere.stderr).unwrap().contains("fwupdate-hub serve --dir /nonexistent"));
 }
 
-#[test]
-fn a_command_line_without_sense_ends_with_2_and_says_what_to_do() {
-    let run = |arguments: &[&str]| {
-        std::process::Command::new(env!("CARGO_BIN_EXE_fwupdate-hub")).args(arguments).output().unwrap()
-    };
-    for (arguments, said) in [
-        (&["serve", "--www", "/dev/null/www"][..], "/dev/null/www is no folder"),
-        (&["serve", "--mqtt-port", "99999"], "--mqtt-port"),
-        (&["device", "add", "x", "--thumbprint", "zz"], "hex digits"),
-        (&["device", "add", "a/b/c"], "a/b/c"),
-        (&["enrollment", "add", "x", "--returns", "{"], "--returns"),
-        (&["device", "add", "\u{1b}[2J", "more"], "unexpected argument 'more'"),
-    ] {
-        let plain = run(arguments);
-        let told = String::from_utf8(plain.stderr).unwrap();
-        assert!(told.contains(said) && plain.stdout.is_empty(), "{told}");
-        assert!(!told.contains('\u{1b}'), "{told}");
-        let scripts = run(&[arguments, &["--json"]].concat());
-        let error: Value = serde_json::from_slice(&scripts.stderr).unwrap();
-        assert_eq!(error["error"]["code"], "MalformedRequest", "{error}");
-        assert!(error["error"]["message"].as_str().unwrap().contains(said), "{error}");
-        assert_eq!([plain.status.code(), scripts.status.code()], [Some(2); 2], "{told}");
-    }
-}
-
 #[tokio::test]
 async fn faults_are_switched_over_rest() {
     let site = Site::new().await;

@@ -1,5 +1,6 @@
 //! Twins from the device's side, and the MQTT faults.
 
+use mqttbytes::v4::ConnectReturnCode;
 use serde_json::{Value, json};
 
 use crate::client::{Client, DESIRED, Site, TWIN_ANSWERS};
@@ -132,4 +133,29 @@ async fn a_patch_of_the_largest_size_passes() {
     assert_eq!(patch(&mut client, "2", json!({"a": true})).await.0, "$iothub/twin/res/400/?$rid=2");
     client.publish("$iothub/twin/GET/?$rid=3", "").await;
     assert_eq!(client.message().await.1["reported"]["key7"], json!(text));
+}
+
+#[tokio::test]
+async fn the_model_that_a_device_announces_stands_in_its_twin() {
+    let site = Site::new().await;
+    let connect = async |query: &str| {
+        let mut connect = site.login("d");
+        connect.set_login(format!("localhost/d/?{query}"), site.token("d", 60));
+        site.dial().await.login(connect).await
+    };
+    let model = || site.hub.twin("d").unwrap()["modelId"].as_str().unwrap().to_owned();
+    connect("api-version=2019-10-01&model-id=dtmi%3Aacme%3Agateway%3B1").await.unwrap();
+    assert_eq!(model(), "", "older api-versions know no models");
+    connect("api-version=2020-09-30&DeviceClientType=x&model-id=dtmi%3Aacme%3Agateway%3B1").await.unwrap();
+    assert_eq!(model(), "dtmi:acme:gateway;1");
+    for bad in ["gateway", "dtmi%3Aacme%3B0", "dtmi%3A%FF%3B1"] {
+        let refused = connect(&format!("api-version=2021-04-12&model-id={bad}")).await;
+        assert_eq!(refused, Err(ConnectReturnCode::NotAuthorized), "{bad}");
+    }
+    connect("api-version=2021-04-12").await.unwrap();
+    connect("api-version=2021-04-12&model-id=dtmi:acme:gateway;2").await.unwrap();
+    let query = json!({"query": "SELECT deviceId FROM devices WHERE modelId = 'dtmi:acme:gateway;2'"});
+    let (_, _, rows) = site.service("POST", "/devices/query", Some(query)).await;
+    assert_eq!(rows, json!([{"deviceId": "d"}]));
+    assert_eq!(site.service("GET", "/twins/d", None).await.2["modelId"], "dtmi:acme:gateway;2");
 }
