@@ -145,6 +145,31 @@ async fn the_front_asks_for_a_certificate_by_a_renegotiation_unless_the_query_is
     world.finish().await;
 }
 
+/// It leaves the query out, with a key too, and the OpenSSL below it renegotiates.
+#[tokio::test]
+async fn the_sdk_for_node_gets_through_azure_s_front_by_a_renegotiation() {
+    let world = World::with(Setup { on: false, ..Setup::default() }).await;
+    let port = world.hub.https_addr().port();
+    let mut front = Front::start(world.scratch(), port, "https", RSA, "").await;
+    let own = pair(world.scratch(), "client", P256);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    run(&mut Command::new(root.join("tests/interop/node.sh")));
+    let mut client = Command::new("node");
+    client.arg(root.join("tests/interop/node/front.js")).arg(world.hub.add_device("node").unwrap());
+    client.arg(front.port.to_string()).args(own);
+    client.env("NODE_PATH", root.join("target/node/node_modules"));
+    client.env("NODE_EXTRA_CA_CERTS", world.scratch().join("front.pem"));
+    let told = tokio::process::Command::from(client).kill_on_drop(true).output().await.unwrap();
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stdout));
+    for certificate in [Value::Null, "client".into()] {
+        let seen = front.seen().await;
+        assert_eq!((&seen["target"], &seen["renegotiated"]), (&"/$iothub/websocket".into(), &true.into()));
+        assert_eq!((&seen["certificate"], &seen["error"]), (&certificate, &Value::Null), "{seen}");
+    }
+    assert_eq!(world.hub.telemetry("node").len(), 1);
+    world.finish().await;
+}
+
 /// What IoT Hub speaks since 2025-08-31 and rustls does too: OpenSSL's names, the server's key, and the groups.
 const SUITES: [(&str, &str, &[&str], &str); 8] = [
     ("TLSv1.2", "ECDHE-RSA-AES128-GCM-SHA256", RSA, "P-256"),

@@ -2,14 +2,11 @@
 // azure-iot-device and azure-iothub, unmodified: what they say when nothing comes back, and sessions that outlive their
 // token and the hub.
 
-const http = require('node:http');
-const https = require('node:https');
-const net = require('node:net');
-const tls = require('node:tls');
 const { Client, Message, NoRetry } = { ...require('azure-iot-common'), ...require('azure-iot-device') };
 const { Mqtt, MqttWs } = require('azure-iot-device-mqtt');
 const service = require('azure-iothub');
 const { assert, called, eventually, hub, refused, run, within } = require('./harness');
+const { Tunnel, proxy } = require('./tunnel');
 
 const registry = service.Registry.fromConnectionString(hub.service);
 const caller = service.Client.fromConnectionString(hub.service);
@@ -66,36 +63,6 @@ async function gives_up_on_a_device_that_does_not_answer() {
   });
   await Promise.all(calls);
   await Promise.all(devices.map((device) => device.close()));
-}
-
-/** An HTTP proxy on a port of its own, which notes where it was asked to lead. */
-async function proxy() {
-  const asked = [];
-  const server = http.createServer().on('connect', (request, near) => {
-    asked.push(request.url);
-    const far = net.connect(Number(request.url.split(':')[1]), request.url.split(':')[0], () => {
-      near.write('HTTP/1.1 200 Connection established\r\n\r\n');
-      near.pipe(far).pipe(near);
-    });
-    near.on('error', () => far.destroy());
-    far.on('error', () => near.destroy());
-  });
-  await new Promise((done) => server.listen(0, '127.0.0.1', done));
-  return { asked, port: server.address().port };
-}
-
-/** As the clients take it: an agent of Node's that makes its connections by CONNECT. */
-class Tunnel extends https.Agent {
-  constructor(port) {
-    super();
-    this.way = { host: '127.0.0.1', port, method: 'CONNECT' };
-  }
-
-  createConnection(options, done) {
-    const request = http.request({ ...this.way, path: `${options.host}:${options.port}` });
-    request.on('connect', (_answer, socket) => done(null, tls.connect({ ...options, socket })));
-    request.on('error', done).end();
-  }
 }
 
 async function goes_through_a_proxy() {
