@@ -8,7 +8,7 @@ cargo build --quiet -p fwupdate-hub
 cargo build --quiet --bin fwupdated
 hub="${CARGO_TARGET_DIR:-target}/debug/fwupdate-hub"
 # Each has a hub of its own and mostly waits: all at once, and what they say one after the other.
-parts="sdks calls provisioning service_app trace node"
+parts="sdks calls provisioning certificates service_app trace node"
 said=$(mktemp -d)
 trap 'rm -rf "$said"' EXIT
 for part in $parts; do
