@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests use, or says which are missing. `setup.sh demo`: the demo's alone;
-# `setup.sh vm`: those of the virtual gateway too.
+# `setup.sh interop`: what Microsoft's SDKs need; `setup.sh vm`: those of the virtual gateway too.
 set -euo pipefail
 
 # program:package
 needed="mkfs.ext4:e2fsprogs cc:gcc"
-if [ "${1:-}" != demo ]; then
+[ "${1:-}" != interop ] || needed="openssl:openssl node:nodejs npm:npm"
+all=true
+case "${1:-}" in demo | interop) all=false ;; esac
+if $all; then
     needed+=" fw_printenv:libubootenv-tool grub-editenv:grub-common zstd:zstd openssl:openssl
         c++:g++ mmdebstrap:mmdebstrap mksquashfs:squashfs-tools python3:python3 mkimage:u-boot-tools
         node:nodejs npm:npm /usr/lib/softhsm/libsofthsm2.so:softhsm2 pkcs11-tool:opensc swtpm:swtpm
         /usr/lib/$(uname -m)-linux-gnu/pkcs11/libtpm2_pkcs11.so:libtpm2-pkcs11-1"
 fi
 # The packages, and the networks, whose tests need root.
-if [ "${1:-}" != demo ] && [ "$(id -u)" -eq 0 ]; then
+if $all && [ "$(id -u)" -eq 0 ]; then
     needed+=" pandoc:pandoc lintian:lintian systemd-analyze:systemd ip:iproute2 nsenter:util-linux"
 fi
 if [ "${1:-}" = vm ]; then
@@ -33,7 +36,7 @@ if [ "${1:-}" != demo ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; th
     missing+=(python3-venv)
 fi
 # Azure's front in tests/integration/front.py: Debian's python3 with Debian's OpenSSL.
-if [ "${1:-}" != demo ] && ! /usr/bin/python3 -c 'import OpenSSL' 2>/dev/null; then
+if $all && ! /usr/bin/python3 -c 'import OpenSSL' 2>/dev/null; then
     missing+=(python3-openssl)
 fi
 # Both of one release: Debian's emulator and a newer qemu-img exclude each other.

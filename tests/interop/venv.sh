@@ -11,18 +11,7 @@ exec 9>target/venv.lock
 flock 9
 if cmp -s "$wanted" "$venv/requirements.done"; then exit 0; fi
 
-missing=""
-python3 -c 'import ensurepip' 2>/dev/null || missing="python3-venv"
-command -v openssl >/dev/null || missing="$missing openssl"
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "interop: install these packages and try again: $missing" >&2
-        exit 1
-    fi
-    apt-get update -qq
-    # shellcheck disable=SC2086 # a list of packages
-    apt-get install -qq -y $missing >/dev/null
-fi
+tests/setup.sh interop
 python3 -m venv --clear "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$wanted"
 cp "$wanted" "$venv/requirements.done"
