@@ -36,3 +36,18 @@ pub fn places(kind: &BootloaderKind) -> Result<Vec<PathBuf>, BootError> {
         BootloaderKind::Grub { grubenv } => Ok(vec![grubenv.clone()]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_lead_to_all_places_of_the_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, grubenv) = (folder.path().join("fw_env.config"), folder.path().join("grubenv"));
+        std::fs::write(&config, "/dev/mmcblk0boot0 0 4000\n/dev/mmcblk0boot1 0 4000\n").unwrap();
+        let found = places(&BootloaderKind::Uboot { config }).unwrap();
+        assert_eq!(found, ["/dev/mmcblk0boot0", "/dev/mmcblk0boot1"].map(PathBuf::from));
+        assert_eq!(places(&BootloaderKind::Grub { grubenv: grubenv.clone() }).unwrap(), [grubenv]);
+    }
+}

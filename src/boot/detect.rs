@@ -221,6 +221,14 @@ mod tests {
         let machine = Machine::new("fwupdate.slot=A fwupdate.env=lost");
         fs::remove_file(&machine.slots[1].1).unwrap();
         let found = machine.booted();
-        assert_eq!((found.slot, found.env_lost), (Some(Slot::A), true));
+        assert_eq!((found.slot, found.env_lost, found.env_unset), (Some(Slot::A), true, false));
+    }
+
+    #[test]
+    fn a_command_line_alone_names_a_slot_and_what_is_wrong_with_the_environment() {
+        assert_eq!(named("quiet fwupdate.slot=B"), Some(Slot::B));
+        assert_eq!(named("fwupdate.slot=A fwupdate.slot=B"), None);
+        let found = Machine::new("fwupdate.slot=A fwupdate.env=unset").booted();
+        assert_eq!((found.slot, found.env_lost, found.env_unset), (Some(Slot::A), false, true));
     }
 }

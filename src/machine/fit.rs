@@ -167,7 +167,8 @@ fn fit_failure(failure: &mut Failure, message: usize, excerpt: usize) {
 
 /// A time that cannot be written would make the record one that cannot be saved.
 fn fit_time(time: &mut OffsetDateTime) {
-    let nearest = if time.year() < *bounds::YEARS.start() { OffsetDateTime::UNIX_EPOCH } else { LATEST };
+    // What is too early by its offset alone has the first year's number.
+    let nearest = if time.year() <= *bounds::YEARS.start() { OffsetDateTime::UNIX_EPOCH } else { LATEST };
     *time = bounds::utc(*time).unwrap_or(nearest);
 }
 
@@ -188,4 +189,89 @@ fn fit_extra(extra: &mut Extra) {
         room = left.unwrap_or(room);
         left.is_some()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last(n: u8) -> Last {
+        let record = include_str!("../../tests/records/0.1.0-trying.json");
+        let record: Record = serde_json::from_str(record).unwrap();
+        Last { id: n.to_string(), ..record.history[0].clone() }
+    }
+
+    /// What `shed` gives up, one after the other.
+    fn order(unreported: usize) -> Vec<&'static str> {
+        let quarantined = Quarantined {
+            sha256: crate::manifest::Digest([1; 32]),
+            version: "1".into(),
+            failure: Failure::new(crate::failure::Code::Internal, "no"),
+            refused: true,
+        };
+        let mut record = Record {
+            history: (0..6).map(last).collect(),
+            unreported,
+            quarantine: vec![quarantined],
+            failed_units: Some(BTreeSet::new()),
+            extra: Extra::from([("newer".into(), 1.into())]),
+            ..Record::default()
+        };
+        let mut shed = Vec::new();
+        loop {
+            let before = record.clone();
+            if !record.shed() {
+                assert_eq!(record, before);
+                return shed;
+            }
+            let changed = [
+                (record.history.len() + 1 == before.history.len(), "history"),
+                (record.extra != before.extra, "extra"),
+                (record.failed_units != before.failed_units, "units"),
+                (record.quarantine != before.quarantine, "quarantine"),
+            ];
+            shed.extend(changed.into_iter().filter(|(gone, _)| *gone).map(|(_, what)| what));
+        }
+    }
+
+    #[test]
+    fn what_can_best_be_spared_goes_first() {
+        let rest = ["units", "history", "history", "history", "history", "quarantine"];
+        assert_eq!(order(5), [&["history", "extra", "history"], &rest[..]].concat());
+        assert_eq!(order(0), [&["history", "history", "extra"], &rest[..]].concat());
+    }
+
+    #[test]
+    fn answers_and_keys_are_as_many_and_as_long_as_may_be() {
+        let long = |length| "n".repeat(length);
+        let names = |count: usize| (0..count).map(|n| n.to_string()).chain([long(bounds::WORD + 1)]);
+        let mut abilities = Abilities {
+            answers: names(ANSWERS + 1).map(|name| (name, true)).collect(),
+            keys: names(KEYS + 1).collect(),
+            ..Abilities::default()
+        };
+        fit_abilities(&mut abilities);
+        assert_eq!((abilities.answers.len(), abilities.keys.len()), (32, 16));
+        let mut fits = Abilities {
+            answers: [(long(bounds::WORD), true)].into(),
+            keys: [long(bounds::WORD)].into(),
+            ..Abilities::default()
+        };
+        fit_abilities(&mut fits);
+        assert_eq!((fits.answers.len(), fits.keys.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_time_beyond_the_bounds_becomes_the_nearest_within() {
+        for (time, nearest) in [
+            (datetime!(0000-01-01 00:00:00 +23:59), OffsetDateTime::UNIX_EPOCH),
+            (datetime!(1970-01-01 00:00:00 +01:00), OffsetDateTime::UNIX_EPOCH),
+            (datetime!(9999-12-31 23:59:59 -01:00), LATEST),
+            (datetime!(2026-01-01 01:00:00 +01:00), datetime!(2026-01-01 00:00:00 UTC)),
+        ] {
+            let mut fitted = time;
+            fit_time(&mut fitted);
+            assert_eq!(fitted, nearest, "{time}");
+        }
+    }
 }

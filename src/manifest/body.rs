@@ -113,10 +113,10 @@ impl Body {
 }
 
 impl Image {
-    /// How many chunks `rootfs.index` lists; `None` if no index has that size.
+    /// How many chunks `rootfs.index` lists; `None` if no list has that size.
     pub fn chunks(&self) -> Option<u64> {
         let records = self.index_size.checked_sub(LIST_HEADER)?;
-        (records > 0 && records % INDEX_RECORD == 0).then_some(records / INDEX_RECORD)
+        (records % INDEX_RECORD == 0).then_some(records / INDEX_RECORD)
     }
 
     fn validate(&self) -> Result<(), ManifestError> {

@@ -217,6 +217,16 @@ mod tests {
         }
         let id = PublicKey::from_pem(ED25519).unwrap().id();
         assert_eq!(keys.get(&id).unwrap().algorithm(), Algorithm::Ed25519);
+        assert!(keys.ids().any(|known| *known == id) && keys.ids().count() == 2 && !keys.is_empty());
+        assert_eq!(id.to_string(), "a1e9156054e04fac");
+    }
+
+    #[test]
+    fn another_key_of_the_same_id_is_refused() {
+        let (key, other) =
+            (PublicKey::from_pem(ED25519).unwrap(), PublicKey::from_point(Algorithm::Ed25519, &[7; 32]));
+        let mut keys = TrustedKeys(BTreeMap::from([(key.id(), other.unwrap())]));
+        assert_eq!(keys.add(key.clone()), Err(KeyError::SameId(key.id())));
     }
 
     #[test]

@@ -4,4 +4,6 @@ pub mod frontier;
 pub mod ioctl;
 pub mod read_back;
 pub mod target;
+#[cfg(test)]
+pub mod testing;
 pub mod withheld;

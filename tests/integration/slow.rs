@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use fwupdate_hub::faults::{FileEffect, FileRule};
@@ -110,21 +111,21 @@ async fn a_boot_environment_that_does_not_answer_holds_up_the_update_alone() {
     world.until_shown_at_all(&["status"]).await;
     let release = world.release("2.0.0");
     medium.hold();
-    let install = installing(&world, &release.bundle);
+    install_waits(world, &systemd, &medium, &release.bundle).await;
+}
+
+/// `fwupdatectl install` waits for the medium, and nothing else does; when it answers again the install comes to its end.
+async fn install_waits(mut world: World, systemd: &Systemd, medium: &Medium, bundle: &Path) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fwupdatectl"));
+    command.arg("install").arg(bundle).arg("--socket").arg(world.gateway.socket());
+    let install = tokio::task::spawn_blocking(move || command.output().unwrap());
     medium.awaited().await;
-    lives(&mut world, &systemd).await;
+    lives(&mut world, systemd).await;
     medium.release();
-    let output = tokio::task::spawn_blocking(|| install.join().unwrap()).await.unwrap();
+    let output = install.await.unwrap();
     assert!(output.status.success(), "{output:?}");
     world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
     world.finish_without_twin().await;
-}
-
-/// `fwupdatectl install`, which may have to wait.
-fn installing(world: &World, bundle: &std::path::Path) -> std::thread::JoinHandle<std::process::Output> {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fwupdatectl"));
-    command.arg("install").arg(bundle).arg("--socket").arg(world.gateway.socket());
-    std::thread::spawn(move || command.output().unwrap())
 }
 
 /// A stick that sleeps, or a share whose server is away.
@@ -140,14 +141,7 @@ async fn a_bundle_on_a_medium_that_does_not_answer_holds_up_its_own_install_alon
     world.gateway.power_on().unwrap();
     world.until_shown_at_all(&["status"]).await;
     medium.hold();
-    let install = installing(&world, &folder.join("2.fwb"));
-    medium.awaited().await;
-    lives(&mut world, &systemd).await;
-    medium.release();
-    let output = tokio::task::spawn_blocking(|| install.join().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{output:?}");
-    world.gateway.wait_reboot_requested(LIMIT).await.unwrap();
-    world.finish_without_twin().await;
+    install_waits(world, &systemd, &medium, &folder.join("2.fwb")).await;
 }
 
 #[tokio::test]

@@ -22,26 +22,31 @@ from piece import EXPLORER, PIECES, TESTS, Piece, environment
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = PIECES / "results"
 
-# Area: its piece, the files that are changed, and the tests with their profile: each sees only what those before it miss.
+MACHINE = Piece("machine", ["machine", "desired"])
+RECORD = Piece("record", ["machine"], ["src/agent/tests.rs"])
+STORE = Piece("store", ["store"])
+MANIFEST = Piece("manifest", ["manifest", "bundle"])
+SLOT = Piece("slot", ["stage"], inner=["buffer", "error", "progress", "slot", "workspace"])
+STAGE = Piece("stage", ["stage"], whole_config=True)
+BOOT = Piece("boot", ["boot"], ["tests/boot.rs"])
+
+# Area: the files that are changed, and the tests, each with its piece and profile: they see only what those before miss.
 AREAS = {
-    "machine": (
-        Piece("machine", ["machine", "desired"], ["src/agent/tests.rs"]), ["src/machine/**"],
-        [["dev", "--lib", "--", "--skip", "explorer", "--skip", "agent"], ["explore", "--lib", "--", "agent"],
-         *(["explore", "--lib", "--", *part] for part in EXPLORER)]),
-    "store": (Piece("store", ["store"]), ["src/store.rs", "src/store/**"], [["dev", "--lib"]]),
-    "manifest": (
-        Piece("manifest", ["manifest", "bundle"]), ["src/manifest.rs", "src/manifest/**"],
-        [["dev", "--lib", "--", "manifest::"], ["dev", "--lib"]]),
-    "slot": (
-        Piece("slot", ["stage"], whole_config=True), ["src/stage/slot/**"],
-        [["dev", "--lib", "--", "stage::slot::", "on_the_first_mib", "on_devices", "on_bad_media"],
-         ["dev", "--lib", "--", "stage::"]]),
-    "boot": (
-        Piece("boot", ["boot"], ["tests/boot.rs"]), ["src/boot.rs", "src/boot/**"], [["dev", "--lib"], ["dev", "--test", "boot"]]),
+    "machine": (["src/machine/**"], [
+        (MACHINE, "dev", ["--lib", "--", "--skip", "explorer"]),
+        (RECORD, "explore", ["--lib", "--", "agent"]),
+        *((MACHINE, "explore", ["--lib", "--", *part]) for part in EXPLORER)]),
+    "store": (["src/store.rs", "src/store/**"], [(STORE, "dev", ["--lib"])]),
+    "manifest": (["src/manifest.rs", "src/manifest/**"], [
+        (MANIFEST, "dev", ["--lib", "--", "manifest::"]), (MANIFEST, "dev", ["--lib"])]),
+    "slot": (["src/stage/slot/**"], [
+        (SLOT, "dev", ["--lib", "--", "slot::"]),
+        (STAGE, "dev", ["--lib", "--", "on_faulty_media", "on_the_first_mib", "on_bad_media"])]),
+    "boot": (["src/boot.rs", "src/boot/**"], [(BOOT, "dev", ["--lib"]), (BOOT, "dev", ["--test", "boot"])]),
 }
 
 # Seconds after which a mutant goes round for ever: many times what the tests of the area, or the explorer, take.
-TIMEOUT = {"slot": 300, "explore": 600}
+TIMEOUT = {"stage": 300, "explore": 600}
 
 
 def cargo(piece, *arguments, **more):
@@ -60,14 +65,14 @@ def files(globs):
     return [argument for glob in globs for argument in ("--file", glob)]
 
 
-def judge(area, piece, globs, tests, out):
+def judge(area, globs, piece, profile, tests, out):
     """Runs one kind of test on all mutants that no earlier one caught."""
-    profile, tests = ["--profile", tests[0]], tests[1:]
+    profile = ["--profile", profile]
     print(f"== {area}: cargo test {' '.join(profile + tests)}", flush=True)
     if cargo(piece, "test", "--quiet", *profile, *tests, stdout=subprocess.DEVNULL).returncode:
         sys.exit(f"{area}: the tests fail on the code as it is")
     command = ["mutants", "--no-config", "--in-place", "--iterate", "--baseline", "skip", "--output", str(out)]
-    limit = ["--timeout", str(TIMEOUT.get(profile[1], TIMEOUT.get(area, 40)))]
+    limit = ["--timeout", str(TIMEOUT.get(profile[1], TIMEOUT.get(piece.crate.name, 40)))]
     cargo(piece, *command, *limit, *profile, *files(globs), "--", *tests)
 
 
@@ -96,12 +101,14 @@ def begin(area, laid, globs):
 
 def run(area, explained):
     """Judges the area; gives how many of its mutants were well, and those that were not."""
-    piece, globs, kinds = AREAS[area]
-    out = begin(area, piece.lay(), globs)
-    every = mutants(piece, globs)
-    for tests in kinds:
-        judge(area, piece, globs, tests, out)
+    globs, kinds = AREAS[area]
+    first = kinds[0][0]
+    out = begin(area, first.lay(), globs)
+    every = mutants(first, globs)
+    for piece, profile, tests in kinds:
         piece.lay()
+        judge(area, globs, piece, profile, tests, out)
+    first.lay()
     unviable = names(out, ["unviable"])
     caught = names(out, ["caught", "previously_caught", "timeout"]) - unviable
     left = {name: line for name, line in every.items() if name not in caught | unviable}

@@ -28,11 +28,11 @@ use nix::libc::O_NONBLOCK;
 
 class Piece:
     """The crate of `modules`, in a folder of its own below target/mutants. `tests` are files of tests/ and, below
-    src/, of modules that are otherwise left out."""
+    src/, of modules that are otherwise left out; `inner` are the modules to take of the first one."""
 
-    def __init__(self, name, modules, tests=(), whole_config=False):
+    def __init__(self, name, modules, tests=(), inner=(), whole_config=False):
         self.crate = PIECES / name
-        self.modules, self.tests, self.whole_config = modules, tests, whole_config
+        self.modules, self.tests, self.inner, self.whole_config = modules, tests, inner, whole_config
 
     def lay(self):
         """Writes it anew, and gives its files. What has not changed keeps its time: cargo compiles no more than it must."""
@@ -57,12 +57,20 @@ class Piece:
                 for file, item in CONFIG)}
         if any(path.startswith(f"src/{module}/") for path in self.tests):
             return {f"src/{module}.rs": "#[cfg(test)]\nmod tests;\n"}
-        files = [source(module), *sorted((ROOT / "src" / module).rglob("*.rs"))]
-        texts = {str(file.relative_to(ROOT)): file.read_text() for file in files}
+        if self.inner and module == self.modules[0]:
+            texts = {f"src/{module}.rs": "".join(f"pub mod {inner};\n" for inner in self.inner)}
+            for inner in self.inner:
+                texts |= self.files(f"{module}/{inner}")
+            return texts
+        texts = self.files(module)
         # The rows of the settings are described by a type of their tests.
         if module in self.modules or module == "config":
             return texts
         return {path: TESTS.sub("", text) for path, text in texts.items() if "/tests" not in path}
+
+    def files(self, module):
+        files = [source(module), *sorted((ROOT / "src" / module).rglob("*.rs"))]
+        return {str(file.relative_to(ROOT)): file.read_text() for file in files}
 
     def manifest(self, text):
         """The library's own manifest, less the dependencies that the piece does not name."""
@@ -104,9 +112,10 @@ class Piece:
 
 
 def environment():
-    """Of all pieces the dependencies are compiled once; a fast linker is used where there is one."""
+    """A fast linker is used where there is one."""
     linker = "-C link-arg=-fuse-ld=mold" if shutil.which("mold") else ""
-    return os.environ | {"CARGO_TARGET_DIR": str(PIECES / "target"), "RUSTFLAGS": linker, "CARGO_TERM_COLOR": "never"}
+    ours = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+    return ours | {"RUSTFLAGS": linker, "CARGO_TERM_COLOR": "never"}
 
 
 def source(module):

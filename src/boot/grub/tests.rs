@@ -115,6 +115,12 @@ fn a_missing_file_is_created_and_a_missing_folder_is_an_error() {
     assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
     board.grub.rebuild(&armed(Slot::A, 9)).unwrap();
     assert_eq!(board.grub.read().unwrap(), armed(Slot::A, 9));
+    let circle = Grub::new(&board.path.with_file_name("circle"));
+    std::os::unix::fs::symlink("circle", &circle.path).unwrap();
+    assert!(
+        matches!(circle.read(), Err(BootError::Io { .. })),
+        "it cannot be opened, which is not the same as lost"
+    );
     let nowhere = Grub::new(&board.path.with_file_name("nowhere/grubenv"));
     assert!(matches!(nowhere.rebuild(&BootEnv::only(Slot::A)), Err(BootError::Io { .. })));
 }

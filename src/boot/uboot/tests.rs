@@ -1,6 +1,7 @@
 //! The environment on regular files; the tools of libubootenv join in tests/boot.rs.
 
 use super::*;
+use crate::failure::{Code, Failure};
 use crate::slot::{Armed, Slot};
 
 const SIZE: usize = 0x200;
@@ -143,7 +144,9 @@ fn a_single_copy_is_read_but_never_written() {
     let before = board.bytes();
     assert_eq!(board.uboot.read().unwrap(), BootEnv::only(Slot::B));
     assert!(matches!(board.uboot.ready(), Err(BootError::SingleCopy(_))));
-    assert!(matches!(board.uboot.write(&BootEnv::only(Slot::A)), Err(BootError::SingleCopy(_))));
+    let error = board.uboot.write(&BootEnv::only(Slot::A)).unwrap_err();
+    assert!(matches!(error, BootError::SingleCopy(_)), "{error}");
+    assert_eq!(Failure::from(error).code, Code::NotReady, "a matter of the settings");
     assert_eq!(board.bytes(), before);
 }
 

@@ -79,5 +79,7 @@ mod tests {
         frontier.end();
         frontier.wait(8192).unwrap();
         assert!(matches!(frontier.wait(8193), Err(StageError::Cancelled)));
+        frontier.keep(&[4096].into());
+        frontier.wait(8193).unwrap();
     }
 }

@@ -97,3 +97,39 @@ pub fn compare(target: &Target, found: Digest, expected: Digest) -> Result<(), S
         false => Err(StageError::ReadBack { path: target.path().to_owned(), found, expected }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_images_bytes_are_judged_and_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let slot = folder.path().join("slot");
+        let bytes: Vec<u8> = (0..=255).cycle().take(2 * PIECE + 4096).collect();
+        std::fs::write(&slot, &bytes).unwrap();
+        let target = Target::acquire(&slot, &[]).unwrap();
+        let (size, cancel) = (bytes.len() - 4096, CancellationToken::new());
+        let sha256 = Digest::of(&bytes[..size]);
+        let before = Progress { done: 7, total: 9, downloaded: 3, ..Progress::default() };
+        let progress = watch::Sender::new(before);
+        let judge = |size: usize, sha256| read_back(&target, size as u64, sha256, &progress, &cancel);
+        judge(size, sha256).unwrap();
+        let told = Progress {
+            step: Step::ReadingBack,
+            done: size as u64,
+            total: size as u64,
+            downloaded: 3,
+            ..before
+        };
+        assert_eq!(*progress.borrow(), told);
+        let error = judge(size + 1, sha256).unwrap_err();
+        assert!(matches!(error, StageError::ReadBack { found, expected, .. }
+                if found == Digest::of(&bytes[..size + 1]) && expected == sha256));
+        assert!(matches!(judge(bytes.len() + 1, sha256), Err(StageError::TooLarge { .. })));
+        progress.send_replace(before);
+        cancel.cancel();
+        assert!(matches!(judge(size, sha256), Err(StageError::Cancelled)));
+        assert_eq!(*progress.borrow(), Progress { done: 0, ..told });
+    }
+}

@@ -297,3 +297,6 @@ fn refuse(path: &Path, error: &io::Error) -> StageError {
     };
     StageError::Unusable { path: path.to_owned(), reason }
 }
+
+#[cfg(test)]
+mod tests;

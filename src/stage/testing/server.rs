@@ -214,6 +214,39 @@ pub fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
     headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
+/// By what the server tells one state of the file from another.
+struct Tags {
+    etag: Option<String>,
+    modified: Option<String>,
+}
+
+impl Tags {
+    fn of(served: &Served, act: &Act) -> Tags {
+        let etag = match act {
+            Act::Tag(tag) => Some(tag.clone()),
+            _ => served.etag.lock().unwrap().clone(),
+        };
+        Tags { etag, modified: served.modified.lock().unwrap().clone() }
+    }
+
+    fn lines(&self) -> String {
+        let etag = self.etag.iter().map(|tag| format!("ETag: {tag}\r\n"));
+        etag.chain(self.modified.iter().map(|date| format!("Last-Modified: {date}\r\n"))).collect()
+    }
+
+    /// The request is for another state of the file.
+    fn are_stale(&self, headers: &str) -> bool {
+        let modified = self.modified.as_ref().map(|date| date.to_lowercase());
+        header(headers, "if-match").is_some_and(|tag| Some(tag) != self.etag.as_deref())
+            || header(headers, "if-unmodified-since").is_some_and(|date| Some(date) != modified.as_deref())
+    }
+}
+
+/// First byte and end of what is asked for.
+fn asked(request: &Request, size: u64) -> (u64, u64) {
+    request.range.map_or((0, size), |(first, end)| (first, end.min(size)))
+}
+
 async fn answer(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     served: &Served,
@@ -222,99 +255,127 @@ async fn answer(
     carried: &mut u64,
 ) -> std::io::Result<()> {
     let file = served.file.lock().unwrap().clone();
-    let size = file.len() as u64;
-    let etag = match &act {
-        Act::Tag(tag) => Some(tag.clone()),
-        _ => served.etag.lock().unwrap().clone(),
-    };
-    let modified = served.modified.lock().unwrap().clone();
-    let mut head = String::new();
-    etag.iter().for_each(|tag| head += &format!("ETag: {tag}\r\n"));
-    modified.iter().for_each(|date| head += &format!("Last-Modified: {date}\r\n"));
-    let stale = header(&request.headers, "if-match").is_some_and(|tag| Some(tag) != etag.as_deref())
-        || header(&request.headers, "if-unmodified-since")
-            .is_some_and(|date| Some(date.to_owned()) != modified.map(|date| date.to_lowercase()));
-    let (first, end) = request.range.map_or((0, size), |(first, end)| (first, end.min(size)));
+    let tags = Tags::of(served, &act);
+    let (first, end) = asked(request, file.len() as u64);
     let act = match act {
-        Act::Serve | Act::Tag(_) if stale => Act::Status(412, String::new()),
+        Act::Serve | Act::Tag(_) if tags.are_stale(&request.headers) => Act::Status(412, String::new()),
         Act::Serve | Act::Tag(_) if first >= end => Act::Status(416, String::new()),
         act => act,
     };
-    if let Act::Status(status, lines) = &act {
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{lines}\r\n");
-        return put(stream, served, head.as_bytes()).await;
-    }
-    if let Act::Page(text) = &act {
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
-        return put(stream, served, head.as_bytes()).await;
-    }
-    if let Act::Interim(count) = act {
-        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(988));
-        for _ in 0..count {
-            put(stream, served, hint.as_bytes()).await?;
+    match &act {
+        Act::Status(status, lines) => {
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{lines}\r\n");
+            return put(stream, served, head.as_bytes()).await;
         }
+        Act::Page(text) => {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+            return put(stream, served, head.as_bytes()).await;
+        }
+        Act::Interim(count) => {
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "x".repeat(988));
+            for _ in 0..*count {
+                put(stream, served, hint.as_bytes()).await?;
+            }
+        }
+        Act::Silent => return fall_silent(stream).await,
+        _ => {}
     }
-    if let Act::Silent = act {
-        return stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into()));
+    let (head, body) = reply(&tags, request, &act, file);
+    put(stream, served, head.as_bytes()).await?;
+    match act {
+        Act::Trickle(pause) => trickle(stream, served, &body, Duration::from_millis(pause)).await,
+        Act::Crumbs => crumble(stream, served, &body).await,
+        Act::Cut(_) => {
+            pour(stream, served, &body, carried).await?;
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        Act::Stall(_) => {
+            pour(stream, served, &body, carried).await?;
+            fall_silent(stream).await
+        }
+        _ => pour(stream, served, &body, carried).await,
     }
+}
+
+/// Head and body of an answer with bytes of the file.
+fn reply(tags: &Tags, request: &Request, act: &Act, file: Vec<u8>) -> (String, Vec<u8>) {
+    let size = file.len() as u64;
+    let (first, end) = asked(request, size);
     let mut body = match act {
         Act::Whole => file,
         _ => file[first as usize..end as usize].to_vec(),
     };
     if let Act::Short(most) = act {
-        body.truncate(most);
+        body.truncate(*most);
     }
-    if let Act::With(lines) = &act {
-        head += lines;
-    }
-    let off = u64::from(matches!(act, Act::WrongRange));
-    match act {
-        Act::Whole => head.insert_str(0, "HTTP/1.1 200 OK\r\n"),
-        Act::Range(ref range) => {
-            head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\nContent-Range: {range}\r\n"));
-        }
+    let (off, last) = (u64::from(matches!(act, Act::WrongRange)), first + body.len() as u64);
+    let mut head = match act {
+        Act::Whole => "HTTP/1.1 200 OK\r\n".to_owned(),
+        Act::Range(range) => format!("HTTP/1.1 206 Partial Content\r\nContent-Range: {range}\r\n"),
         _ => {
-            let end = first + body.len() as u64;
-            let range = format!("Content-Range: bytes {}-{}/{size}\r\n", first + off, end - 1);
-            head.insert_str(0, &format!("HTTP/1.1 206 Partial Content\r\n{range}"));
+            let range = format!("bytes {}-{}/{size}", first + off, last - 1);
+            format!("HTTP/1.1 206 Partial Content\r\nContent-Range: {range}\r\n")
         }
+    };
+    head += &tags.lines();
+    if let Act::With(lines) = act {
+        head += lines;
     }
     head += &match act {
         Act::Crumbs => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
         _ => format!("Content-Length: {}\r\n\r\n", body.len()),
     };
-    if let Act::Flip(count) = act {
-        body.iter_mut().rev().take(count).for_each(|byte| *byte ^= 1);
+    match act {
+        Act::Flip(count) => body.iter_mut().rev().take(*count).for_each(|byte| *byte ^= 1),
+        Act::Cut(after) | Act::Stall(after) => body.truncate(*after),
+        _ => {}
     }
-    if let Act::Cut(after) | Act::Stall(after) = act {
-        body.truncate(after);
+    (head, body)
+}
+
+/// Waits for the client to give up.
+async fn fall_silent(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
+    stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into()))
+}
+
+async fn trickle(
+    stream: &mut (impl AsyncWrite + Unpin),
+    served: &Served,
+    body: &[u8],
+    pause: Duration,
+) -> std::io::Result<()> {
+    for byte in body {
+        put(stream, served, &[*byte]).await?;
+        tokio::time::sleep(pause).await;
     }
-    put(stream, served, head.as_bytes()).await?;
-    if let Act::Trickle(pause) = act {
-        for byte in body {
-            put(stream, served, &[byte]).await?;
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        return Ok(());
+    Ok(())
+}
+
+async fn crumble(
+    stream: &mut (impl AsyncWrite + Unpin),
+    served: &Served,
+    body: &[u8],
+) -> std::io::Result<()> {
+    for part in body.chunks(4096) {
+        let crumbs: Vec<u8> = part.iter().flat_map(|byte| [b'1', 13, 10, *byte, 13, 10]).collect();
+        put(stream, served, &crumbs).await?;
     }
-    if let Act::Crumbs = act {
-        for part in body.chunks(4096) {
-            let crumbs: Vec<u8> = part.iter().flat_map(|byte| [b'1', 13, 10, *byte, 13, 10]).collect();
-            put(stream, served, &crumbs).await?;
-        }
-        return put(stream, served, b"0\r\n\r\n").await;
-    }
-    // In small steps, so that a client that stops early is not counted for what it never took.
+    put(stream, served, b"0\r\n\r\n").await
+}
+
+/// Sends in small steps, so that a client that stops early is not counted for what it never took.
+async fn pour(
+    stream: &mut (impl AsyncWrite + Unpin),
+    served: &Served,
+    body: &[u8],
+    carried: &mut u64,
+) -> std::io::Result<()> {
     for part in body.chunks(16 * 1024) {
         put(stream, served, part).await?;
         served.sent.fetch_add(part.len() as u64, Ordering::SeqCst);
         *carried += part.len() as u64;
     }
-    match act {
-        Act::Cut(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
-        Act::Stall(_) => stream.read_u8().await.and(Err(std::io::ErrorKind::BrokenPipe.into())),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Sends, and counts what was sent.

@@ -10,8 +10,8 @@ use std::sync::Mutex;
 
 use nix::errno::Errno;
 
+use crate::stage::slot::testing::Loop;
 use crate::stage::testing::*;
-use crate::stage::tests::on_devices::Loop;
 use crate::stage::*;
 
 const MIB: u64 = 1 << 20;

@@ -2,46 +2,11 @@
 //! passes over.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::device::Identity;
+use crate::stage::slot::testing::{Loop, run};
 use crate::stage::testing::*;
 use crate::stage::*;
-
-fn run(program: &str, args: &[&str]) -> Option<String> {
-    let done = Command::new(program).args(args).output().ok()?;
-    done.status.success().then(|| String::from_utf8(done.stdout).unwrap().trim().to_owned())
-}
-
-/// A loop device over a file; detached when dropped.
-pub struct Loop {
-    pub device: PathBuf,
-}
-
-impl Loop {
-    pub fn over(file: &Path, sector: u32) -> Option<Loop> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: loop devices need root");
-            return None;
-        }
-        let sector = sector.to_string();
-        let device = run("losetup", &["--sector-size", &sector, "-f", "--show", file.to_str()?]);
-        if device.is_none() {
-            eprintln!("skipped: losetup made no loop device");
-        }
-        Some(Loop { device: device?.into() })
-    }
-
-    fn text(&self) -> &str {
-        self.device.to_str().unwrap()
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        run("losetup", &["-d", self.text()]);
-    }
-}
 
 /// A mounted folder; unmounted when dropped.
 struct TestMount(PathBuf);
