@@ -12,6 +12,10 @@ use fwupdate::boot::{self, BootError, Bootloader, Detected, Grub, Uboot};
 use fwupdate::device::{Identity, Kernel};
 use fwupdate::slot::{Armed, BootEnv, Slot};
 
+/// Holds up whoever opens a file for writing.
+#[path = "integration/lease.rs"]
+mod lease;
+
 /// The simulated firmware, by its source: it shares nothing with the agent but the bytes on the disk.
 #[path = "hub/src/firmware.rs"]
 mod firmware;
@@ -346,5 +350,23 @@ fn agent_and_firmware_understand_each_other_through_a_whole_trial() {
         gateway.bootloader.write(&committed).unwrap();
         assert_eq!(gateway.boot().slot, Some(Slot::B));
         assert_eq!(gateway.bootloader.read().unwrap(), committed);
+    }
+}
+
+/// A file server or a backup: the kernel ends its lease, and nothing is wrong with the environment meanwhile.
+#[tokio::test]
+async fn who_holds_a_lease_on_the_environment_is_waited_for() {
+    for (gateway, file) in Gateway::both().into_iter().zip(["env", "grubenv"]) {
+        gateway.bootloader.rebuild(&BootEnv::only(Slot::A)).unwrap();
+        let lease = lease::Lease::on(&gateway.dir.path().join(file)).await;
+        gateway.bootloader.ready().unwrap();
+        let bootloader = gateway.bootloader;
+        let mut writing = tokio::task::spawn_blocking(move || {
+            bootloader.write(&armed(Slot::B, 3)).unwrap();
+            bootloader.read().unwrap()
+        });
+        tokio::time::timeout(std::time::Duration::from_millis(100), &mut writing).await.unwrap_err();
+        drop(lease);
+        assert_eq!(writing.await.unwrap(), armed(Slot::B, 3));
     }
 }

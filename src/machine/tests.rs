@@ -9,6 +9,7 @@ use crate::failure::{Code, Evidence, Failure};
 use crate::slot::{BootEnv, Slot};
 
 mod explorer;
+mod start;
 
 /// What release 0.1.0 wrote: every later agent must be able to read it.
 const RELEASE_0_1: &str = include_str!("../../tests/records/0.1.0-trying.json");
@@ -111,6 +112,7 @@ fn tries_used_up_by_power_cuts_are_offered_once_more() {
     let sha256 = plan().image.unwrap().sha256;
     let (once, _) = step(&record(), &used_up, Event::Started);
     assert_eq!((once.quarantine.len(), once.refusal(&sha256)), (1, None));
+    assert!(once.quarantine[0].failure.message.contains("used up its boot attempts"), "{once:?}");
     let again = Record { phase: record().phase, ..once };
     let (twice, _) = step(&again, &used_up, Event::Started);
     assert!(twice.refusal(&sha256).is_some());
@@ -121,17 +123,28 @@ fn an_image_in_which_the_agent_never_starts_is_quarantined() {
     let trial = crate::slot::Armed { slot: Slot::B, tries: 0 };
     let env = BootEnv { trial: Some(trial), ..BootEnv::only(Slot::A) };
     let phase = Phase::Rebooting { plan: plan(), boot_id: BootId("b0".into()), connected: true };
-    let (next, effect) = step(&Record { phase, ..record() }, &boot(Slot::A, env), Event::Started);
+    let record = Record { phase, ..record() };
+    let (next, effect) = step(&record, &boot(Slot::A, plan().env_armed()), Event::Started);
     assert!(matches!(effect, Some(Effect::Revert(_))));
+    assert!(matches!(next.phase, Phase::RollingBack { tried: false, .. }), "the bootloader did not try it");
+    let (next, effect) = step(&record, &boot(Slot::A, env), Event::Started);
+    assert!(matches!(effect, Some(Effect::Revert(_))));
+    assert!(matches!(next.phase, Phase::RollingBack { tried: true, .. }), "{:?}", next.phase);
     let entry = next.refusal(&plan().image.unwrap().sha256).unwrap();
     assert_eq!(entry.failure.code, Code::BootloaderFellBack);
+    assert!(entry.failure.message.contains("the agent started in none of its boots"), "{entry:?}");
     assert_eq!(entry.failure.evidence.as_ref().unwrap().boot_attempts, Some(3));
 }
 
 #[test]
 fn a_commit_raises_the_floor_and_a_rollback_does_not_lower_it() {
-    let record = Record { phase: Phase::Committing { plan: plan() }, ..record() };
+    let mut record = Record { phase: Phase::Committing { plan: plan() }, ..record() };
+    let failure = Failure::new(Code::BootloaderFellBack, "no");
+    let image = ImageInfo { sha256: crate::manifest::Digest([7; 32]), ..plan().image.unwrap() };
+    record.quarantine(&plan(), &failure, false);
+    record.quarantine(&Plan { image: Some(image.clone()), ..plan() }, &failure, true);
     let (next, _) = step(&record, &boot(Slot::B, plan().env_committed()), Event::Committed);
+    assert_eq!(next.quarantine.iter().map(|entry| entry.sha256).collect::<Vec<_>>(), [image.sha256]);
     assert_eq!(next.floor, 4);
     assert_eq!(next.last().unwrap().result, Outcome::Committed);
     assert_eq!(next.slots.b.state, SlotState::Proven);
@@ -197,6 +210,42 @@ fn a_forged_way_back_leads_away_from_no_slot_that_was_committed() {
 }
 
 #[test]
+fn an_image_is_applied_since_it_was_armed_for_the_first_time() {
+    let (then, now) = (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::UNIX_EPOCH + time::Duration::DAY);
+    let boot = Boot { now, ..boot(Slot::A, plan().env_before()) };
+    let arming = Phase::Arming { plan: plan(), boot_id: BootId("b1".into()) };
+    let holding = Phase::Holding { plan: plan(), hold: Hold::default() };
+    for (phase, before, event, since) in [
+        (holding, Some(then), Event::Released, now),
+        (arming.clone(), Some(then), Event::Started, then),
+        (arming, None, Event::Started, now),
+    ] {
+        let times = Times { started_applying_image: before, ..Times::default() };
+        let (next, _) = step(&Record { phase, times, ..record() }, &boot, event);
+        assert_eq!(next.times.started_applying_image, Some(since));
+    }
+}
+
+#[test]
+fn a_slot_that_was_neither_written_nor_tried_is_as_good_as_before() {
+    for (rewrite, tried, state) in [
+        (false, false, SlotState::Proven),
+        (true, false, SlotState::Failed),
+        (false, true, SlotState::Failed),
+    ] {
+        let failure = Failure::new(Code::BootloaderFailed, "no");
+        let plan = Plan { rewrite, ..plan() };
+        let phase = Phase::RollingBack { plan, failure, tried, rebooted: None };
+        let mut record = Record { phase, ..record() };
+        record.slots.b.state = SlotState::Proven;
+        let (next, _) = step(&record, &boot(Slot::A, BootEnv::only(Slot::A)), Event::Reverted);
+        assert_eq!(next.slots.b.state, state, "{rewrite} {tried}");
+        let result = if tried { Outcome::RolledBack } else { Outcome::Failed };
+        assert_eq!(next.last().unwrap().result, result);
+    }
+}
+
+#[test]
 fn what_a_record_says_of_passed_checks_is_asked_again() {
     let record = Record { phase: Phase::Committing { plan: plan() }, ..record() };
     let on_trial = boot(Slot::B, plan().env_armed());
@@ -206,7 +255,8 @@ fn what_a_record_says_of_passed_checks_is_asked_again() {
     let (next, effect) = step(&next, &on_trial, Event::ChecksPassed);
     assert_eq!(effect, Some(Effect::Commit(plan())));
     let (back, effect) = step(&next, &on_trial, Event::Failed(Failure::new(Code::HealthCheckFailed, "no")));
-    assert!(matches!(effect, Some(Effect::Revert(_))) && back.phase.name() == "rollingBack");
+    assert!(matches!(effect, Some(Effect::Revert(_))), "{effect:?}");
+    assert!(matches!(back.phase, Phase::RollingBack { tried: true, .. }), "{:?}", back.phase);
     let mut proven = Record { phase: Phase::Idle, ..record.clone() };
     proven.slots.b.state = SlotState::Proven;
     let (_, effect) = step(&proven, &on_trial, Event::Started);

@@ -104,7 +104,7 @@ class Piece:
         for file in (self.crate / "src").rglob("*.rs"):
             if str(file.relative_to(self.crate)) not in files:
                 file.unlink()
-        for folder in ("tests/records", "tests/hub", "config", "packaging", "systemd", "docs"):
+        for folder in ("tests/records", "tests/hub", "tests/integration", "config", "packaging", "systemd", "docs"):
             link = self.crate / folder
             if not link.is_symlink():
                 link.parent.mkdir(parents=True, exist_ok=True)

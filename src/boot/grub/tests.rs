@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use nix::mount::{MsFlags, mount, umount};
+
 use super::*;
 use crate::slot::{Armed, Slot};
 
@@ -78,7 +80,8 @@ fn what_grub_cannot_read_is_lost_and_rebuilt_in_place() {
     unsigned[0] = b'x';
     for content in [&b""[..], &block("")[..100], &[0; SIZE], &unsigned, &vec![0xff; 4096]] {
         let board = TestBoard::new(content);
-        assert!(matches!(board.grub.read(), Err(BootError::Lost(_))));
+        let place = board.path.display().to_string();
+        assert!(matches!(board.grub.read(), Err(BootError::Lost(said)) if said == place));
         assert!(matches!(board.grub.ready(), Err(BootError::Lost(_))));
         assert!(matches!(board.grub.write(&BootEnv::only(Slot::B)), Err(BootError::Lost(_))));
         assert_eq!(board.bytes(), content, "it was touched");
@@ -106,6 +109,10 @@ fn a_grubenv_that_still_holds_variables_or_lies_elsewhere_is_not_rebuilt() {
         assert!(error.to_string().contains(&format!("one is in {}", real.display())), "{error}");
     }
     assert_eq!(board.bytes(), b"");
+    let mut long = block("fwupdate_primary=A\n");
+    long.resize(SIZE + 1, b'#');
+    fs::write(&real, long).unwrap();
+    assert!(matches!(board.grub.read(), Err(BootError::Lost(_))), "GRUB could not read that one either");
 }
 
 #[test]
@@ -141,4 +148,40 @@ fn other_variables_without_room_are_kept_and_the_write_refused() {
     assert!(matches!(board.grub.ready(), Err(BootError::Full { .. })));
     assert!(matches!(board.grub.write(&BootEnv::only(Slot::A)), Err(BootError::Full { .. })));
     assert_eq!(board.bytes(), block(&text));
+}
+
+/// A tmpfs of its own; unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn at(folder: &Path) -> Option<Tmpfs> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a tmpfs");
+            return None;
+        }
+        fs::create_dir(folder).unwrap();
+        mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        Some(Tmpfs(folder.to_owned()))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        umount(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn another_file_systems_block_is_none_of_ours_and_a_read_only_one_is_not_made_anew() {
+    let board = TestBoard::new(&block("fwupdate_primary=A\n"));
+    let Some(esp) = Tmpfs::at(&board.path.with_file_name("esp")) else { return };
+    let grub = Grub::new(&esp.0.join("grubenv"));
+    assert!(matches!(grub.read(), Err(BootError::Lost(_))));
+    grub.rebuild(&BootEnv::only(Slot::B)).unwrap();
+    mount(None::<&str>, &esp.0, None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
+        .unwrap();
+    for error in [grub.write(&BootEnv::only(Slot::A)).unwrap_err(), grub.ready().unwrap_err()] {
+        assert!(error.to_string().contains("cannot open"), "{error}");
+    }
+    assert_eq!(grub.read().unwrap(), BootEnv::only(Slot::B));
 }

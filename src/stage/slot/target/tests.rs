@@ -107,6 +107,7 @@ fn a_slot_is_held_by_one_and_is_a_file_or_a_device() {
     let held = bench.target();
     assert!(bench.refused().contains("another program has locked it"), "{}", bench.refused());
     assert_eq!(held.is_direct(), open(&bench.path, O_DIRECT).is_ok());
+    assert!(!Bench::new(4095).target().is_direct(), "a transfer needs 4096 bytes");
     drop(held);
     let stands_on_it = Target::acquire(&bench.path, &[Identity::of(&bench.path).unwrap()]);
     assert!(stands_on_it.unwrap_err().to_string().contains("the running system stands on it"));
