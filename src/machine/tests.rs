@@ -10,6 +10,7 @@ use crate::slot::{BootEnv, Slot};
 
 mod explorer;
 mod start;
+mod step;
 
 /// What release 0.1.0 wrote: every later agent must be able to read it.
 const RELEASE_0_1: &str = include_str!("../../tests/records/0.1.0-trying.json");
@@ -60,6 +61,13 @@ fn the_previous_releases_phases_are_read_and_written_as_they_were() {
         assert_eq!(serde_json::to_value(&read).unwrap(), written);
         assert_eq!(read.plan().is_some(), written.get("plan").is_some());
         assert_eq!(read.plan_mut().is_some(), written.get("plan").is_some());
+        let name = written["name"].as_str().unwrap();
+        assert_eq!(read.name(), if name == "opening" { "preparing" } else { name });
+        assert_eq!(read.operation().is_some(), name != "idle");
+        assert_eq!(read.operation_mut().is_some(), name != "idle");
+        let unarmed = ["opening", "preparing", "staging", "holding"].contains(&name);
+        assert_eq!(read.can_cancel(), unarmed);
+        assert_eq!(read.must_be_saved(), unarmed || ["arming", "rebooting"].contains(&name));
     }
 }
 
@@ -143,6 +151,8 @@ fn a_commit_raises_the_floor_and_a_rollback_does_not_lower_it() {
     let image = ImageInfo { sha256: crate::manifest::Digest([7; 32]), ..plan().image.unwrap() };
     record.quarantine(&plan(), &failure, false);
     record.quarantine(&Plan { image: Some(image.clone()), ..plan() }, &failure, true);
+    record.quarantine(&plan(), &failure, true);
+    assert_eq!(record.quarantine.len(), 2, "each image once");
     let (next, _) = step(&record, &boot(Slot::B, plan().env_committed()), Event::Committed);
     assert_eq!(next.quarantine.iter().map(|entry| entry.sha256).collect::<Vec<_>>(), [image.sha256]);
     assert_eq!(next.floor, 4);
@@ -304,7 +314,11 @@ fn a_hub_that_refuses_the_old_slot_too_has_nothing_against_the_image() {
     other.history[0].error.as_mut().unwrap().evidence.as_mut().unwrap().check = Some("app".into());
     let operation = Operation::default();
     let busy = Record { phase: Phase::Opening { operation }, ..ended.clone() };
-    for kept in [acknowledged, other, busy] {
+    // The image in quarantine is another one, or is there for another reason.
+    let (mut another, mut unwell) = (ended.clone(), ended.clone());
+    another.quarantine[0].version = "9".into();
+    unwell.quarantine[0].failure.evidence = None;
+    for kept in [acknowledged, other, busy, another, unwell] {
         assert_eq!(step(&kept, &in_old_slot, Event::Denied).0, kept);
     }
 }
