@@ -25,6 +25,8 @@ fn a_signed_manifest_opens_and_knows_the_digest_of_its_exact_bytes() {
     assert_eq!(opened.digest(), Digest::of(&bytes));
     assert_eq!(format!("{:?}", opened.digest()), Digest::of(&bytes).to_string());
     assert_eq!((opened.compatible.as_str(), opened.image.size), ("board", 8192));
+    let chunking = &opened.image.chunking;
+    assert_eq!(chunking.group_max(), (chunking.group + chunking.max) as usize);
 }
 
 #[test]

@@ -139,6 +139,9 @@ mod tests {
         let mut found = vec![1; 12288];
         sink.read(&mut found, 8192).unwrap();
         assert!(found[..4096] == content.first(4096)[..] && found[4096..].iter().all(|byte| *byte == 0));
+        let mut first = vec![1; 16384];
+        sink.read(&mut first, 0).unwrap();
+        assert_eq!(sink.withheld.hash().unwrap().finalize(), Sha256::digest(&first));
         assert!(sink.release().unwrap());
         let mut whole = vec![1; 64 * 1024];
         sink.read(&mut whole, 0).unwrap();
