@@ -32,6 +32,14 @@ fn committing() -> Phase {
     Phase::Committing { plan: plan() }
 }
 
+/// Late phases of an operation whose target is the slot that was left.
+fn elsewhere() -> [Phase; 2] {
+    let plan = Plan { target: Slot::A, ..plan() };
+    let failure = Failure::new(Code::HealthCheckFailed, "the check failed");
+    let back = Phase::RollingBack { plan: plan.clone(), failure, tried: true, rebooted: None };
+    [back, Phase::Committing { plan }]
+}
+
 fn trying() -> Phase {
     record().phase
 }
@@ -85,6 +93,12 @@ fn a_trial_that_runs_gets_a_verdict() {
         assert_eq!(next.last().unwrap().id == plan().operation.id, !is_idle);
     }
     assert!(matches!(started(rolling_back(None), &on_trial).1, Some(Effect::Revert(_))));
+    // The operation was about the other slot: whatever it had come to, this one is judged for itself.
+    for phase in elsewhere() {
+        let (next, effect) = started(phase, &on_trial);
+        assert!(matches!(effect, Some(Effect::Check(found, _)) if found == Plan::unknown(Slot::B)));
+        assert_eq!(next.last().unwrap().id, plan().operation.id);
+    }
 }
 
 #[test]
@@ -245,6 +259,13 @@ fn a_slot_that_is_neither_primary_nor_on_trial_is_left_or_told_of() {
     for phase in [Phase::Idle, Phase::Unknown] {
         let (next, effect) = started(phase, &astray);
         assert_eq!((next.phase, effect), (Phase::Idle, None));
+    }
+    for phase in elsewhere() {
+        let (next, effect) = started(phase, &astray);
+        assert_eq!(
+            (ended(&next), effect),
+            (Some((Outcome::RolledBack, Some(Code::BootloaderFellBack))), None)
+        );
     }
     // The other slot runs, and the target is the primary: written again only if nothing was armed.
     let fell_back = boot(Slot::A, BootEnv::only(Slot::B));
