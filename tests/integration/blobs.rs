@@ -14,9 +14,10 @@ use crate::lease::Lease;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const NAME: &str = "fw.fwb";
+const ACCOUNT: &str = "devstoreaccount1";
 
 /// An Azurite of its own, until it is dropped.
-struct Blobs {
+pub struct Blobs {
     process: Child,
     dir: PathBuf,
     ca: PathBuf,
@@ -24,7 +25,7 @@ struct Blobs {
 }
 
 impl Blobs {
-    async fn start(world: &World) -> Blobs {
+    pub async fn start(world: &World) -> Blobs {
         run(&mut Command::new(Path::new(ROOT).join("tests/interop/node.sh")));
         let dir = world.scratch().join("blobs");
         fs::create_dir(&dir).unwrap();
@@ -32,7 +33,13 @@ impl Blobs {
         let said = File::create(dir.join("said")).unwrap();
         let mut command = Command::new("node");
         command.arg(modules().join("azurite/dist/src/blob/main.js"));
-        command.args(["--blobPort", "0", "--disableTelemetry", "--disableProductStyleUrl"]);
+        command.args([
+            "--blobPort",
+            "0",
+            "--disableTelemetry",
+            "--disableProductStyleUrl",
+            "--skipApiVersionCheck",
+        ]);
         command.arg("--cert").arg(cert).arg("--key").arg(key).arg("--location").arg(&dir);
         let process = command.stderr(said.try_clone().unwrap()).stdout(said).spawn().unwrap();
         let mut blobs = Blobs { process, dir, ca: world.hub.ca_path(), url: String::new() };
@@ -53,6 +60,20 @@ impl Blobs {
             }
         };
         tokio::time::timeout(LIMIT, ready).await.expect("Azurite did not start")
+    }
+
+    /// Name and port.
+    pub fn host(&self) -> &str {
+        self.url.strip_prefix("https://").unwrap()
+    }
+
+    /// With the account's published key.
+    pub fn connection_string(&self) -> String {
+        let key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+        let url = &self.url;
+        format!(
+            "DefaultEndpointsProtocol=https;AccountName={ACCOUNT};AccountKey={key};BlobEndpoint={url}/{ACCOUNT};"
+        )
     }
 
     fn said(&self) -> String {
@@ -113,7 +134,7 @@ async fn beside_a_store() -> (World, Blobs) {
     let setup = Setup { on: false, bootloader: Bootloader::Grub, ..Setup::default() };
     let mut world = World::with(setup).await;
     let blobs = Blobs::start(&world).await;
-    let host = blobs.url.strip_prefix("https://").unwrap();
+    let host = blobs.host();
     // Trust is the integrator's own file's alone.
     let file = world.gateway.settings_file();
     let settings = fs::read_to_string(&file).unwrap();

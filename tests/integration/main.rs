@@ -53,6 +53,8 @@ mod nothing;
 mod panics;
 /// The provisioning service assigns the hub, and another one later.
 mod provision;
+/// The page for Azure is a script.
+mod quickstart;
 /// An address that leads to another one.
 mod relay;
 /// Updates that must not stay.
