@@ -241,7 +241,7 @@ async fn the_page_leads_from_an_empty_account_to_completed() {
     let page = blocks("quickstart-azure.md");
     let command = script.bash(&self::script(&page, &paths(&world, &blobs)));
     let output =
-        tokio::time::timeout(LIMIT * 5, beside(&mut world, command)).await.expect("the page has no end");
+        tokio::time::timeout(LIMIT * 10, beside(&mut world, command)).await.expect("the page has no end");
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{said}\n{}", world.gateway.log());
