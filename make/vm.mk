@@ -31,12 +31,13 @@ packages-check: setup packages ## lintian, rpmlint, and the packages' life in a 
 vm-setup:
 	@tests/setup.sh vm
 
-vm: vm-setup deb ## real boots on both bootloaders: A to B to A, every failure, a bad environment, tries from inside the sandbox (as root; about an hour)
+vm: vm-setup deb ## real boots on both bootloaders: A to B to A, every failure, a bad environment, tries from inside the sandbox, a key in a TPM (as root; about an hour)
 	$(CARGO) build -q -p fwupdate-vm
 	for bootloader in $(BOOTLOADERS); do for what in story failures environment sandbox; do \
 	    $(VM) --bootloader $$bootloader $$what || exit 1; done; done
+	$(VM) --bootloader grub token
 
-vm-short: vm-setup deb ## on both bootloaders: A to B to A, replayed; a failed check; 6 power cuts; tries from inside the sandbox (as root)
+vm-short: vm-setup deb ## on both bootloaders: A to B to A, replayed; a failed check; 6 power cuts; a key in a TPM, and tries from inside the sandbox (as root)
 	tests/vm/short.sh
 
 vm-powercut: vm-setup deb ## VM_CUTS power cuts at random instants on each bootloader; the table goes to docs/crash-campaign.md

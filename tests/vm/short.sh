@@ -24,7 +24,7 @@ for bootloader in uboot grub; do
         part $bootloader "replay --prefixes 200 --boots 1"
         part $bootloader "power-cut --cuts 6"
         part $bootloader "failures check-fails"
-        test $bootloader = uboot || part $bootloader sandbox
+        test $bootloader = uboot || part $bootloader token
     } &
 done
 wait

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the Debian 12 root that all images of the virtual gateway are made from: systemd, an initial RAM disk
-# and the two newest cloud kernels, so that an update can change the kernel. Neither loop devices nor KVM are
-# used. As root, for mmdebstrap's mode "root".
+# and the two newest cloud kernels, so that an update can change the kernel; and what a key in a TPM needs (4 MB). Neither
+# loop devices nor KVM are used. As root, for mmdebstrap's mode "root".
 #
 #   base.sh OUT.tar
 set -eu
@@ -37,7 +37,7 @@ CFG
 
 mmdebstrap --quiet --format=tar --mode=root --variant=minbase --skip=cleanup/reproducible \
     --dpkgopt="$dir/dpkg.cfg" --aptopt='Apt::Install-Recommends "false"' \
-    --include="systemd systemd-sysv udev dbus kmod busybox initramfs-tools e2fsprogs zstd $(echo $kernels)" \
+    --include="systemd systemd-sysv udev dbus kmod busybox initramfs-tools e2fsprogs zstd libtpm2-pkcs11-1 $(echo $kernels)" \
     --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d"' \
     --essential-hook="copy-in $dir/initramfs-tools/modules $dir/initramfs-tools/scripts /etc/initramfs-tools" \
     --essential-hook='printf "MODULES=list\nBUSYBOX=y\nCOMPRESS=gzip\nFSTYPE=ext4\n" > "$1/etc/initramfs-tools/conf.d/gateway"' \

@@ -63,7 +63,7 @@ chroot "$root" systemctl --quiet mask dbus.service dbus.socket getty@tty1.servic
     systemd-modules-load.service systemd-network-generator.service systemd-journal-flush.service
 for rule in "$root"/usr/lib/udev/rules.d/*; do
     case ${rule##*/} in
-    50-udev-default.rules | 60-block.rules | 60-persistent-storage.rules | 80-net-setup-link.rules | 99-systemd.rules) ;;
+    50-udev-default.rules | 60-block.rules | 60-persistent-storage.rules | 60-tpm-udev.rules | 80-net-setup-link.rules | 99-systemd.rules) ;;
     *) rm "$rule" ;;
     esac
 done

@@ -18,11 +18,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::chip::Chip;
 use crate::disklog::{self, Loss};
 use crate::images::{Bootloader, call};
 
 /// Within this time a running shell takes up a command line.
 const TAKEN_UP: Duration = Duration::from_secs(15);
+/// Only a command that hangs takes so long, also on a host that does much else.
+const ANSWERED: Duration = Duration::from_secs(600);
 
 /// A disk and what was seen of its machine over all power cycles.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Machine {
     /// The disk as it is while the power is off.
     pub disk: PathBuf,
     dir: PathBuf,
+    /// A TPM, if it has one.
+    pub chip: Option<Chip>,
     console: watch::Sender<String>,
     running: Option<Running>,
 }
@@ -61,7 +66,7 @@ impl Machine {
             fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", dir.join("vars.fd"))?;
         }
         let (console, _) = watch::channel(String::new());
-        Ok(Machine { bootloader, disk, dir, console, running: None })
+        Ok(Machine { bootloader, disk, dir, chip: None, console, running: None })
     }
 
     pub async fn power_on(&mut self) -> Result<()> {
@@ -82,7 +87,8 @@ impl Machine {
                 .args([&self.disk, &overlay]),
         )?;
         self.console.send_modify(|text| text.push_str("\n[power on]\n"));
-        let emulator = Emulator { bootloader: self.bootloader, dir: self.dir.clone() };
+        let emulator =
+            Emulator { bootloader: self.bootloader, dir: self.dir.clone(), chip: self.chip.clone() };
         let (cut, is_cut) = oneshot::channel();
         let (told, work) = watch::channel(Work::default());
         let power = powered(emulator, bad, self.console.clone(), told, is_cut);
@@ -154,9 +160,7 @@ impl Machine {
         if !begun.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        timeout(Duration::from_secs(90), conversation)
-            .await
-            .with_context(|| format!("no answer to {line:?}"))?
+        timeout(ANSWERED, conversation).await.with_context(|| format!("no answer to {line:?}"))?
     }
 
     /// Waits until the machine has used `work` more of processor time, or for `patience`.
@@ -212,6 +216,7 @@ impl Machine {
 struct Emulator {
     bootloader: Bootloader,
     dir: PathBuf,
+    chip: Option<Chip>,
 }
 
 impl Emulator {
@@ -257,6 +262,7 @@ impl Emulator {
             "-device",
             "virtio-rng-pci",
         ]);
+        command.args(self.chip.iter().flat_map(Chip::arguments));
         // `powered` decides what becomes of a reset and of switching off.
         command
             .args(["-action", "reboot=shutdown,shutdown=pause", "-qmp"])
@@ -297,6 +303,10 @@ async fn powered(
 ) -> Result<()> {
     let (mut bad, mut before) = (bad, Duration::ZERO);
     for again in std::iter::once(false).chain(std::iter::repeat(true)) {
+        let chip = match &emulator.chip {
+            Some(chip) => Some(chip.power_on().await?),
+            None => None,
+        };
         let (mut child, control) = emulator.start(bad.take(), again)?;
         let pid = child.id().context("QEMU ended at once")?;
         told.send_replace(Work { pid, before });
@@ -307,6 +317,9 @@ async fn powered(
             end = ends(control, pid) => end?,
         };
         child.wait().await?;
+        if let Some(mut chip) = chip {
+            chip.wait().await?;
+        }
         // All that it said comes before what the next one says.
         kept.await?;
         match end {

@@ -3,6 +3,7 @@
 //! QEMU emulates the machine: U-Boot or OVMF and GRUB with our boot scripts, Debian's kernel, systemd, and the
 //! agent from its .deb. The hub is the stand-in, in this process. Everything that waits, waits for a condition.
 
+mod chip;
 mod disklog;
 mod environment;
 mod examine;
@@ -14,6 +15,7 @@ mod replay;
 mod sandbox;
 mod site;
 mod story;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +55,8 @@ enum What {
     Environment,
     /// Try, from inside the agent's sandbox, what a process that was taken over would try.
     Sandbox,
+    /// Log in by a key in a TPM, also after an update, and try from inside the sandbox which devices it opens.
+    Token,
     /// Replay every write of one update to prefixes, and examine the disk after each.
     Replay {
         #[arg(long, default_value_t = 1000)]
@@ -108,6 +112,7 @@ async fn run(args: Args) -> Result<()> {
         What::Story => story::run(&workshop).await,
         What::Failures { only } => failures::run(&workshop, &only).await,
         What::Sandbox => sandbox::run(&workshop).await,
+        What::Token => token::run(&workshop).await,
         What::Environment => environment::run(&workshop).await,
         What::Replay { prefixes, boots, seed } => replay::run(&workshop, prefixes, boots, seed).await,
         What::PowerCut { cuts, seed, table } => powercut::run(&workshop, cuts, seed, table.as_deref()).await,

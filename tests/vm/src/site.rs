@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fwupdate_hub::methods::Call;
-use fwupdate_hub::{Hub, Options};
+use fwupdate_hub::{Hub, Options, auth};
 use serde_json::{Value, json};
 
+use crate::chip::Chip;
 use crate::examine::{SLOT_A, SLOT_B};
 use crate::images::{Release, Spec, Workshop, digest};
 use crate::machine::Machine;
@@ -31,6 +32,15 @@ pub struct Site {
 impl Site {
     /// A gateway that runs `spec` from slot A, off; and its hub.
     pub async fn new(workshop: &Workshop, name: &str, spec: Spec) -> Result<Site> {
+        Site::build(workshop, name, spec, false).await
+    }
+
+    /// One whose key is in a TPM.
+    pub async fn with_chip(workshop: &Workshop, name: &str, spec: Spec) -> Result<Site> {
+        Site::build(workshop, name, spec, true).await
+    }
+
+    async fn build(workshop: &Workshop, name: &str, spec: Spec, has_chip: bool) -> Result<Site> {
         let dir = workshop.dir.join("run").join(format!("{}-{name}", workshop.bootloader.name()));
         fs::create_dir_all(&dir)?;
         let lock = fs::File::create(dir.with_extension("lock"))?;
@@ -48,12 +58,21 @@ impl Site {
         .await?;
         let data = dir.join("data");
         fs::create_dir_all(data.join("conf.d"))?;
-        write_secret(&data.join("connection-string"), &hub.add_device(DEVICE)?)?;
+        let (chip, connection) = match has_chip {
+            true => {
+                let (chip, certificate) = Chip::new(dir.join("chip"), DEVICE, &data).await?;
+                let [_, thumbprint] = auth::thumbprints(&certificate);
+                (Some(chip), hub.add_device_x509(DEVICE, &thumbprint)?)
+            }
+            false => (None, hub.add_device(DEVICE)?),
+        };
+        write_secret(&data.join("connection-string"), &connection)?;
         fs::write(data.join("ca.pem"), hub.ca_pem())?;
         fs::write(data.join("conf.d/hub.toml"), format!("cloud.port = {}\n", hub.mqtt_addr().port()))?;
         let disk = dir.join("disk.img");
         workshop.disk(&workshop.image(spec)?, &data, &disk)?;
-        let machine = Machine::new(workshop.bootloader, disk, dir)?;
+        let mut machine = Machine::new(workshop.bootloader, disk, dir)?;
+        machine.chip = chip;
         Ok(Site { hub, machine, _lock: lock })
     }
 
