@@ -171,6 +171,8 @@ fn a_lost_environment_names_no_unproven_slot() {
     assert_eq!(rebuilt(preparing(), Slot::B, [true, true]), (Slot::B, None));
     assert_eq!(rebuilt(trying(), Slot::A, [true, false]), (Slot::A, None));
     assert_eq!(rebuilt(rolling_back(None), Slot::B, [true, true]), (Slot::A, None));
+    let [other, _] = elsewhere();
+    assert_eq!(rebuilt(other, Slot::B, [true, false]), (Slot::A, Some(Slot::B)));
 }
 
 #[test]

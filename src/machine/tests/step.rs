@@ -117,7 +117,13 @@ fn a_plan_is_for_the_operation_that_was_opened_and_for_the_spare_slot() {
 #[test]
 fn an_operation_begins_when_none_runs() {
     let old = boot(Slot::A, BootEnv::only(Slot::A));
-    let idle = Record { phase: Phase::Idle, downloaded: 7, ..record() };
+    let times = Times { last_firmware_update: Some(OffsetDateTime::UNIX_EPOCH), ..Times::default() };
+    let idle = Record {
+        phase: Phase::Idle,
+        downloaded: 7,
+        times: Times { download_complete: Some(old.now), ..times.clone() },
+        ..record()
+    };
     let busy = Record { phase: staging(), ..record() };
     let operation = plan().operation;
     let desired = Desired::new(crate::manifest::Digest([5; 32]), None, ACCEPTED, "");
@@ -127,7 +133,7 @@ fn an_operation_begins_when_none_runs() {
     for event in [asked, wished] {
         let (next, effect) = step(&idle, &old, event.clone());
         assert_eq!((next.phase, effect), (opening(), Some(Effect::Open(operation.clone()))));
-        assert_eq!((next.downloaded, next.times.download_complete), (0, None));
+        assert_eq!((next.downloaded, &next.times), (0, &times));
         let remembered = matches!(event, Event::Desired { .. }).then(|| operation.id.clone());
         assert_eq!(next.desired.and_then(|desired| desired.operation), remembered);
         assert_eq!(step(&busy, &old, event), (busy.clone(), None));
