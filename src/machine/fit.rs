@@ -272,6 +272,13 @@ mod tests {
             let mut fitted = time;
             fit_time(&mut fitted);
             assert_eq!(fitted, nearest, "{time}");
+            let mut plan = Plan::unknown(crate::slot::Slot::B);
+            plan.operation.deadline = Some(time);
+            let mut phase =
+                Phase::Holding { plan, hold: super::super::Hold { approved: false, until: Some(time) } };
+            fit_phase(&mut phase);
+            let Phase::Holding { plan, hold } = phase else { panic!("{phase:?}") };
+            assert_eq!((plan.operation.deadline, hold.until), (Some(nearest), Some(nearest)));
         }
     }
 }

@@ -155,6 +155,7 @@ fn a_commit_raises_the_floor_and_a_rollback_does_not_lower_it() {
     assert_eq!(record.quarantine.len(), 2, "each image once");
     let (next, _) = step(&record, &boot(Slot::B, plan().env_committed()), Event::Committed);
     assert_eq!(next.quarantine.iter().map(|entry| entry.sha256).collect::<Vec<_>>(), [image.sha256]);
+    assert_eq!(plan().env_committed().fallback, Some(Slot::A), "what was left is as proven as before");
     assert_eq!(next.floor, 4);
     assert_eq!(next.last().unwrap().result, Outcome::Committed);
     assert_eq!(next.slots.b.state, SlotState::Proven);
