@@ -16,8 +16,10 @@ import argparse
 import base64
 import hashlib
 import hmac
+import io
 import json
 import os
+import re
 import sys
 import time
 import urllib.parse
@@ -189,7 +191,11 @@ def run(words):
     if name in STORE and "login" not in words and not given("PARSE_ONLY"):
         return get_default_cli().invoke(words)
     if name in ON_THE_HUB and real and not given("PARSE_ONLY"):
-        return get_default_cli().invoke(with_login(words))
+        said = io.StringIO()
+        status = get_default_cli().invoke(with_login(words), out_file=said)
+        # The stand-in's port is not 443, and a device's HostName has none.
+        print(re.sub(r"(HostName=[^:;]*):\d+", r"\1", said.getvalue()), end="")
+        return status
     options = parse_by_reference(name, words) if name in OPTIONS and not real else parse(words)
     if given("PARSE_ONLY"):
         return 0
