@@ -71,7 +71,10 @@ struct Script {
 
 impl Script {
     fn new(dir: &Path) -> Script {
-        run(&mut std::process::Command::new(Path::new(ROOT).join("tests/interop/az/venv.sh")));
+        // `az`, and the SDK of the page's program.
+        for made in ["tests/interop/az/venv.sh", "tests/interop/venv.sh"] {
+            run(&mut std::process::Command::new(Path::new(ROOT).join(made)));
+        }
         let dir = dir.to_owned();
         let path = |name: &str| dir.join(name).display().to_string();
         let variables = vec![

@@ -105,10 +105,12 @@ class Piece:
             if str(file.relative_to(self.crate)) not in files:
                 file.unlink()
         for folder in ("tests/records", "tests/hub", "tests/integration", "config", "packaging", "systemd", "docs"):
-            link = self.crate / folder
-            if not link.is_symlink():
+            link, target = self.crate / folder, ROOT / folder
+            # A checkout may have moved since.
+            if not link.is_symlink() or link.readlink() != target:
+                link.unlink(missing_ok=True)
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(ROOT / folder)
+                link.symlink_to(target)
 
 
 def environment():
